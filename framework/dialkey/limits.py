@@ -1,0 +1,50 @@
+"""Every limit on what strangers may send or make us hold, with its reason.
+
+One module, so that a reviewer sees all of them at once. Units are in the names. A protocol's own
+limits (how large a blob request is, say) stand here too when a stranger's bytes meet them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- identity -----------------------------------------------------------------------------------
+
+MAX_TICKET_CHARS: Final = 8192
+"""A ticket is typed, scanned or pasted; 32 addresses and 8 relays fit in 3,000 characters."""
+
+MAX_TICKET_ADDRESSES: Final = 256
+"""Far above the 32 that anyone dials; bounds what a hostile ticket makes us allocate."""
+
+# --- dialling -----------------------------------------------------------------------------------
+
+MAX_DIAL_ADDRESSES: Final = 32
+"""First-flight copies sent for one dial; iroh keeps 30 addresses of a remote."""
+
+# --- handshakes ---------------------------------------------------------------------------------
+
+MAX_HALF_OPEN_HANDSHAKES: Final = 256
+"""Handshakes in progress on one endpoint; each costs some 100 KiB and 2 ms until it ends."""
+
+MAX_HALF_OPEN_PER_ADDRESS: Final = 16
+"""Of those, from one IP address: a household behind one NAT, not a flood."""
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""An accepted handshake that has not completed by then is dropped."""
+
+# --- streams and datagrams ----------------------------------------------------------------------
+
+MAX_INCOMING_STREAMS: Final = 100
+"""Concurrent streams of each direction that a peer may open; iroh's own number."""
+
+STREAM_RECEIVE_WINDOW_BYTES: Final = 1_250_000
+"""Unread bytes held for one stream; iroh's own number (100 Mbit/s at 100 ms)."""
+
+CONNECTION_RECEIVE_WINDOW_BYTES: Final = 8 * STREAM_RECEIVE_WINDOW_BYTES
+"""Unread bytes held for one connection, whatever its number of streams."""
+
+SEND_HIGH_WATER_BYTES: Final = 1_000_000
+"""`SendStream.write` waits while more than this is queued and not yet sent on that stream."""
+
+MAX_DATAGRAM_QUEUE_BYTES: Final = 1_250_000
+"""Received datagrams not yet read; beyond it the oldest is dropped and counted."""
