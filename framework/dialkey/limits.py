@@ -48,3 +48,32 @@ SEND_HIGH_WATER_BYTES: Final = 1_000_000
 
 MAX_DATAGRAM_QUEUE_BYTES: Final = 1_250_000
 """Received datagrams not yet read; beyond it the oldest is dropped and counted."""
+
+# --- blobs --------------------------------------------------------------------------------------
+
+MAX_BLOB_REQUEST_BYTES: Final = 1 << 20
+"""The body of a blob request after its type byte; iroh's own number."""
+
+MAX_BLOB_RANGE_BOUNDARIES: Final = 1 << 18
+"""Boundaries in one request, over all its blobs: 131,072 holes, about 10 MiB once decoded."""
+
+MAX_BLOB_RANGE_ENTRIES: Final = 1 << 17
+"""Blobs with ranges of their own in one request: a directory of 100,000 half-received files."""
+
+MAX_OBSERVE_ITEM_BYTES: Final = 1 << 20
+"""One frame of an answer to Observe; iroh's own number."""
+
+MAX_HASH_SEQ_BYTES: Final = 32 << 20
+"""A hash sequence that we load whole: a million children; sendme's own number."""
+
+MAX_COLLECTION_ENTRIES: Final = MAX_HASH_SEQ_BYTES // 32 - 1
+"""Names in a collection; its first child is the list of names."""
+
+MAX_COLLECTION_METADATA_BYTES: Final = 64 << 20
+"""The list of names of a collection, which we hold in memory: 64 bytes each for a million."""
+
+MAX_COLLECTION_NAME_BYTES: Final = 4096
+"""A relative path of a received file; PATH_MAX of Linux."""
+
+MAX_COLLECTION_NAME_COMPONENTS: Final = 64
+"""Directories that one received name may create."""
