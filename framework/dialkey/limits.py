@@ -77,3 +77,14 @@ MAX_COLLECTION_NAME_BYTES: Final = 4096
 
 MAX_COLLECTION_NAME_COMPONENTS: Final = 64
 """Directories that one received name may create."""
+
+# --- addresses ----------------------------------------------------------------------------------
+
+MAX_RELAY_URL_BYTES: Final = 2048
+"""As long as browsers and proxies let a URL be; n0's own have 36 bytes."""
+
+MAX_CUSTOM_ADDRESS_BYTES: Final = 1024
+"""Registered custom transports use 6 and 32 bytes; iroh sets no limit."""
+
+MAX_SOCKET_ADDRESS_CHARS: Final = 128
+"""The longest sensible text, IPv6 with scope and port, has 58 characters."""

@@ -1,0 +1,55 @@
+"""Who an endpoint is and where it may be reached: keys, addresses, tickets and their encodings.
+
+All of this is values and pure functions; only `SecretKey.load`, `save` and `load_or_create` touch a
+disk. Malformed text raises `InvalidKey`, `InvalidAddress` or `InvalidTicket`, malformed bytes met
+while decoding raise `WireError`.
+"""
+
+from __future__ import annotations
+
+from dialkey.identity import base32, postcard
+from dialkey.identity.addresses import (
+    CustomAddr,
+    EndpointAddr,
+    IpAddr,
+    RelayAddr,
+    TransportAddr,
+    read_relay_url,
+    read_socket_addr,
+    read_transport_addr,
+    write_relay_url,
+    write_socket_addr,
+    write_transport_addr,
+)
+from dialkey.identity.keys import EndpointId, InvalidSignature, SecretKey, Signature
+from dialkey.identity.relay_url import RelayUrl
+from dialkey.identity.remote import HasAddr, Remote, parse_remote
+from dialkey.identity.tickets import EndpointTicket, decode_ticket, encode_ticket, ticket_kind
+
+__all__ = [
+    "CustomAddr",
+    "EndpointAddr",
+    "EndpointId",
+    "EndpointTicket",
+    "HasAddr",
+    "InvalidSignature",
+    "IpAddr",
+    "RelayAddr",
+    "RelayUrl",
+    "Remote",
+    "SecretKey",
+    "Signature",
+    "TransportAddr",
+    "base32",
+    "decode_ticket",
+    "encode_ticket",
+    "parse_remote",
+    "postcard",
+    "read_relay_url",
+    "read_socket_addr",
+    "read_transport_addr",
+    "ticket_kind",
+    "write_relay_url",
+    "write_socket_addr",
+    "write_transport_addr",
+]

@@ -1,0 +1,192 @@
+"""Tickets: an endpoint's address as one word that can be pasted, scanned or read out.
+
+A ticket is a kind in lower case followed directly by base32 of the payload. `encode_ticket` and
+`decode_ticket` do that for any kind, so that protocols can make tickets of their own;
+`EndpointTicket` is the kind that names an endpoint and nothing more.
+
+Source: discovery wire reference 4.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar, Final
+
+import attrs
+
+from dialkey.errors import InvalidTicket, WireError
+from dialkey.identity import base32
+from dialkey.identity.addresses import EndpointAddr
+from dialkey.identity.postcard import Reader, Writer
+from dialkey.limits import MAX_TICKET_ADDRESSES, MAX_TICKET_CHARS
+
+__all__ = ["EndpointTicket", "decode_ticket", "encode_ticket", "ticket_kind"]
+
+_KIND: Final = re.compile(r"[a-z]+")
+_SPACE: Final = re.compile(r"\s")
+
+# Only for messages: what a text of another kind is called. Nothing here decodes them.
+_KNOWN_KINDS: Final = ("endpoint", "blob", "doc", "services", "node")
+
+_LOOKALIKES: Final = {"0": "the letter o", "1": "the letter l or i", "8": "the letter b"}
+
+
+def ticket_kind(text: str) -> str | None:
+    """Guess the kind of a ticket from its beginning, for messages and inspection.
+
+    Returns:
+        A kind of the iroh ecosystem, or None. A kind is a guess: it is not checked that the rest
+        is a ticket.
+    """
+    text = text.strip()
+    return next((kind for kind in _KNOWN_KINDS if text.startswith(kind)), None)
+
+
+def encode_ticket(kind: str, payload: bytes) -> str:
+    """Give the text of a ticket.
+
+    Args:
+        kind: lower-case ASCII letters.
+        payload: the bytes that the kind defines.
+
+    Raises:
+        InvalidTicket: the text would be longer than `decode_ticket` accepts.
+    """
+    if not _KIND.fullmatch(kind):
+        raise ValueError("the kind of a ticket is made of lower-case ASCII letters")
+    text = kind + base32.encode(payload)
+    if len(text) > MAX_TICKET_CHARS:
+        raise InvalidTicket(
+            f"the ticket would have {len(text)} characters, more than {MAX_TICKET_CHARS}",
+            hint="name fewer addresses",
+        )
+    return text
+
+
+def decode_ticket(kind: str, text: str) -> bytes:
+    """Give the payload of a ticket of the kind expected.
+
+    White space around the text is removed first, because pasted text has it. All else is strict:
+    the kind in lower case, no separators, no padding; only the base32 part may be in any case.
+
+    Raises:
+        InvalidTicket: the text is no ticket, or one of another kind; the message says where it
+            looks wrong.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a ticket is parsed from str, not {type(text).__name__}")
+    text = text.strip()
+    if len(text) > MAX_TICKET_CHARS:
+        raise InvalidTicket(
+            f"the text has {len(text)} characters; a ticket has at most {MAX_TICKET_CHARS}"
+        )
+    if not text.startswith(kind):
+        raise _wrong_kind(kind, text)
+    if match := _SPACE.search(text):
+        raise InvalidTicket(
+            f"the ticket has white space at character {match.start() + 1}",
+            hint="paste it as one word, without line breaks",
+        )
+    body = text[len(kind) :]
+    try:
+        return base32.decode(body)
+    except base32.Base32Error as error:
+        raise _bad_body(kind, body, error) from None
+
+
+def _wrong_kind(kind: str, text: str) -> InvalidTicket:
+    article = "an" if kind[0] in "aeiou" else "a"
+    expected = f"{article} {kind} ticket begins with {kind!r}"
+    other = ticket_kind(text)
+    if not text:
+        return InvalidTicket("the text is empty where a ticket was expected", hint=expected)
+    if other is not None:
+        return InvalidTicket(
+            f"this looks like a ticket of kind {other!r} where {kind!r} was expected",
+            hint=expected,
+        )
+    if text[: len(kind)].lower() == kind:
+        return InvalidTicket(
+            "the beginning of the ticket is not in lower case", hint=f"begin it with {kind!r}"
+        )
+    if len(text) in (52, 64):
+        return InvalidTicket(
+            f"this may be an endpoint id rather than {article} {kind} ticket", hint=expected
+        )
+    return InvalidTicket(f"this is not {article} {kind} ticket", hint=expected)
+
+
+def _bad_body(kind: str, body: str, error: base32.Base32Error) -> InvalidTicket:
+    if error.position is None or (error.position == len(body) - 1 and error.hint):
+        return InvalidTicket(f"the ticket is incomplete: {error.message}", hint=error.hint)
+    character = body[error.position]
+    hint = "it is written with the letters a-z and the digits 2-7"
+    if character in _LOOKALIKES:
+        hint = f"{character} does not occur in tickets; it may be {_LOOKALIKES[character]}"
+    elif character == "=":
+        hint = "tickets have no padding: remove the equals signs"
+    return InvalidTicket(
+        f"the ticket has {character!r} at character {len(kind) + error.position + 1}", hint=hint
+    )
+
+
+@attrs.frozen
+class EndpointTicket:
+    """A ticket that names an endpoint and where it may be reached.
+
+    Args:
+        addr: the endpoint. Scope ids of its IPv6 addresses are not carried by the text.
+
+    Raises:
+        InvalidTicket: there are more addresses than a ticket may have.
+    """
+
+    KIND: ClassVar[str] = "endpoint"
+
+    addr: EndpointAddr
+    _text: str = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.addr.addrs) > MAX_TICKET_ADDRESSES:
+            raise InvalidTicket(f"a ticket has at most {MAX_TICKET_ADDRESSES} addresses")
+        object.__setattr__(self, "_text", encode_ticket(self.KIND, self.to_bytes()))
+
+    @classmethod
+    def parse(cls, text: str) -> EndpointTicket:
+        """Parse the text of a ticket; white space around it is removed first.
+
+        Raises:
+            InvalidTicket: the text is something else; message and hint say where it looks wrong.
+        """
+        return cls.from_bytes(decode_ticket(cls.KIND, text))
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> EndpointTicket:
+        """Decode the payload of a ticket; bytes after it are ignored, as in iroh.
+
+        Raises:
+            InvalidTicket: the payload is something else.
+        """
+        reader = Reader(payload)
+        try:
+            version = reader.varint(32)
+            if version != 0:
+                raise InvalidTicket(
+                    f"the ticket is of version {version}, which is not known",
+                    hint="it may be mistyped, or made by a newer release",
+                )
+            return cls(EndpointAddr.read(reader))
+        except WireError as error:
+            raise InvalidTicket(
+                f"the ticket cannot be read: {error.message}",
+                hint="it may be cut off or mistyped; copy it again",
+            ) from None
+
+    def to_bytes(self) -> bytes:
+        """Encode the payload."""
+        writer = Writer().varint(0)
+        self.addr.write(writer)
+        return bytes(writer)
+
+    def __str__(self) -> str:
+        return self._text
