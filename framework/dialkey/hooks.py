@@ -121,27 +121,32 @@ class Plugins:
 
     # --- registration ---------------------------------------------------------------------------
 
-    def register(self, plugin: object, name: str | None = None) -> str:
+    def register(self, plugin: object, name: str | None = None, *, late: bool = False) -> str:
         """Check a plugin against the hook specifications and add it.
 
         Args:
             plugin: an object or a module; registering it again changes nothing.
             name: what messages call it; by default the module's name or the object's class, with a
                 number where that is taken.
+            late: refuse hooks that are asked only while an endpoint binds, because it is bound.
 
         Returns:
             The name.
 
         Raises:
-            PluginError: it implements an unknown hook, with unknown arguments, or none at all.
+            PluginError: it implements an unknown hook, with unknown arguments, too late, or none
+                at all.
         """
         known = self.name_of(plugin)
         if known is not None:
             return known
-        name = self._free_name(
-            name or getattr(plugin, "__name__", None) or type(plugin).__qualname__
-        )
-        _validate(plugin, name)
+        name = self._free_name(name or getattr(plugin, "__name__", None) or type(plugin).__name__)
+        missed = BIND_ONLY.intersection(_validate(plugin, name))
+        if late and missed:
+            raise PluginError(
+                f"plugin {name!r} implements {min(missed)}, which is asked while an endpoint binds",
+                hint="pass it to Endpoint.bind(plugins=[…])",
+            )
         try:
             self._manager.register(plugin, name)
         except (pluggy.PluginValidationError, ValueError) as error:
@@ -191,6 +196,10 @@ class Plugins:
                 return name
         return None
 
+    def get(self, name: str) -> object:
+        """Return the plugin of that name, or None."""
+        return self._manager.get_plugin(name)
+
     def names(self) -> tuple[str, ...]:
         """Return the names of all plugins in the order of registration."""
         return tuple(self._order)
@@ -199,17 +208,21 @@ class Plugins:
         """Say whether any plugin implements a hook, to skip preparing its arguments."""
         return bool(self._implementations[hook])
 
-    def bind_only_hooks(self, plugin: object) -> tuple[str, ...]:
-        """Return the hooks of a plugin that are asked only while an endpoint binds."""
-        return tuple(
-            hook
-            for hook in sorted(BIND_ONLY)
-            if any(impl.plugin is plugin for impl in self._implementations[hook])
-        )
-
     def failures(self) -> Mapping[tuple[str, str], int]:
         """Return how often each (plugin, hook) failed since the start."""
         return dict(self._failures)
+
+    def count_failure(self, plugin: str, hook: str, error: BaseException) -> None:
+        """Log and count what went wrong in a plugin outside a call of this class."""
+        self._failures[plugin, hook] += 1
+        logger.error(
+            "plugin %r failed in hook %s: %s: %s",
+            plugin,
+            hook,
+            type(error).__name__,
+            error,
+            exc_info=error,
+        )
 
     # --- calls ----------------------------------------------------------------------------------
 
@@ -246,8 +259,8 @@ class Plugins:
                 value = await self._await_one(impl, arguments, must_succeed=must_succeed)
             except Exception as error:
                 if must_succeed:
-                    raise _failure(impl, hook, error) from error
-                self._count(impl, hook, error)
+                    raise _failure(impl.plugin_name, hook, error) from error
+                self.count_failure(impl.plugin_name, hook, error)
                 continue
             if value is not None:
                 answers.append(Answer(impl.plugin_name, value))
@@ -282,19 +295,30 @@ class Plugins:
                         f"a filter returns None or Refusal(…), not {type(value).__name__}"
                     )
             except Exception as error:
-                self._count(impl, hook, error)
+                self.count_failure(impl.plugin_name, hook, error)
                 return Refusal(reason=b"internal error")
             if value is not None:
                 return value
         return None
 
     def call_now(
-        self, hook: str, /, *, only: object | None = None, **arguments: object
+        self,
+        hook: str,
+        /,
+        *,
+        only: object | None = None,
+        may_await: bool = False,
+        **arguments: object,
     ) -> list[Answer]:
-        """Call a hook without an event loop; every plugin must succeed and return no awaitable.
+        """Call a hook without awaiting; every plugin must succeed.
+
+        Args:
+            only: call no plugin but this one.
+            may_await: hand awaitable results to the caller, who awaits them, instead of refusing.
+            arguments: all arguments of the hook, by name.
 
         Raises:
-            PluginError: a plugin raised or returned an awaitable.
+            PluginError: a plugin raised, or returned an awaitable that it may not.
         """
         answers: list[Answer] = []
         for impl in self._implementations[hook]:
@@ -302,14 +326,27 @@ class Plugins:
                 continue
             try:
                 value = _invoke(impl, arguments)
-                if inspect.isawaitable(value):
-                    _discard(value)
+                if inspect.isawaitable(value) and not may_await:
+                    discard(value)
                     raise TypeError("this hook must not return an awaitable")
             except Exception as error:
-                raise _failure(impl, hook, error) from error
+                raise _failure(impl.plugin_name, hook, error) from error
             if value is not None:
                 answers.append(Answer(impl.plugin_name, value))
         return answers
+
+    async def settle(self, hook: str, answer: Answer) -> object:
+        """Await the value of an answer that `call_now` handed over with `may_await`.
+
+        Raises:
+            PluginError: it raised or ran out of time.
+        """
+        if not inspect.isawaitable(answer.value):
+            return answer.value
+        try:
+            return await _within(answer.value, self._start_timeout_s)
+        except Exception as error:
+            raise _failure(answer.plugin, hook, error) from error
 
     def emit(self, event: object) -> None:
         """Hand an event to `dialkey_events` of every plugin, inside a running event loop.
@@ -321,12 +358,12 @@ class Plugins:
             try:
                 value = _invoke(impl, {"event": event})
             except Exception as error:
-                self._count(impl, hook, error)
+                self.count_failure(impl.plugin_name, hook, error)
                 continue
             if not inspect.isawaitable(value):
                 continue
             if len(self._pending) >= MAX_PENDING_EVENTS:
-                _discard(value)
+                discard(value)
                 self.dropped_events += 1
                 continue
             task = asyncio.create_task(self._observe(impl, value))
@@ -362,33 +399,13 @@ class Plugins:
         value = _invoke(impl, arguments)
         if not inspect.isawaitable(value):
             return value
-        deadline_s = self._start_timeout_s if must_succeed else self._call_timeout_s
-        timeout = asyncio.timeout(deadline_s)
-        try:
-            async with timeout:
-                return await value
-        except TimeoutError as error:
-            if timeout.expired():
-                raise TimeoutError(f"no answer within {deadline_s:g} s") from error
-            raise
+        return await _within(value, self._start_timeout_s if must_succeed else self._call_timeout_s)
 
     async def _observe(self, impl: pluggy.HookImpl, value: Awaitable[object]) -> None:
         try:
-            async with asyncio.timeout(self._call_timeout_s):
-                await value
+            await _within(value, self._call_timeout_s)
         except Exception as error:
-            self._count(impl, "dialkey_events", error)
-
-    def _count(self, impl: pluggy.HookImpl, hook: str, error: Exception) -> None:
-        self._failures[impl.plugin_name, hook] += 1
-        logger.error(
-            "plugin %r failed in hook %s: %s: %s",
-            impl.plugin_name,
-            hook,
-            type(error).__name__,
-            error,
-            exc_info=error,
-        )
+            self.count_failure(impl.plugin_name, "dialkey_events", error)
 
 
 def _invoke(impl: pluggy.HookImpl, arguments: Mapping[str, object]) -> object:
@@ -396,7 +413,18 @@ def _invoke(impl: pluggy.HookImpl, arguments: Mapping[str, object]) -> object:
     return result
 
 
-def _discard(value: Awaitable[object]) -> None:
+async def _within(value: Awaitable[object], deadline_s: float) -> object:
+    timeout = asyncio.timeout(deadline_s)
+    try:
+        async with timeout:
+            return await value
+    except TimeoutError as error:
+        if timeout.expired():
+            raise TimeoutError(f"no answer within {deadline_s:g} s") from error
+        raise
+
+
+def discard(value: object) -> None:
     """End an awaitable that nobody will await, without a warning about it."""
     if inspect.iscoroutine(value):
         value.close()
@@ -404,21 +432,21 @@ def _discard(value: Awaitable[object]) -> None:
         value.cancel()
 
 
-def _failure(impl: pluggy.HookImpl, hook: str, error: Exception) -> PluginError:
+def _failure(plugin: str, hook: str, error: Exception) -> PluginError:
     text = str(error)
     return PluginError(
-        f"plugin {impl.plugin_name!r} failed in hook {hook}: {type(error).__name__}"
+        f"plugin {plugin!r} failed in hook {hook}: {type(error).__name__}"
         + (f": {text}" if text else "")
     )
 
 
-def _validate(plugin: object, name: str) -> None:
-    """Check every hook that a plugin implements against the specifications."""
+def _validate(plugin: object, name: str) -> frozenset[str]:
+    """Check every hook that a plugin implements against the specifications; return them."""
     if inspect.isclass(plugin):
         raise PluginError(
             f"plugin {name!r} is a class", hint=f"pass an instance: {plugin.__name__}()"
         )
-    hooks = 0
+    hooks: set[str] = set()
     for attribute in dir(plugin):
         function = _function(plugin, attribute)
         if function is None:
@@ -439,12 +467,13 @@ def _validate(plugin: object, name: str) -> None:
                 hint="hooks may be asynchronous; use tryfirst or trylast to set the order",
             )
         _validate_arguments(name, hook, function)
-        hooks += 1
-    if hooks == 0:
+        hooks.add(hook)
+    if not hooks:
         raise PluginError(
             f"plugin {name!r} implements no hook",
             hint="a protocol handler goes to Router.accept(alpn, handler)",
         )
+    return frozenset(hooks)
 
 
 def _validate_arguments(name: str, hook: str, function: Callable[..., object]) -> None:

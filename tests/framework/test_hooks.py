@@ -92,6 +92,13 @@ def test_class_and_hookless_object_are_refused_with_advice() -> None:
         Plugins().register(object())
 
 
+def test_late_plugin_must_not_have_missed_its_hook() -> None:
+    late = plugin(dialkey_transports=lambda: None)
+    with pytest.raises(PluginError, match=r"dialkey_transports, which .*Endpoint.bind\(plugins="):
+        Plugins().register(late, "relay", late=True)
+    Plugins().register(late, "relay")
+
+
 def test_registering_twice_is_once_and_equal_names_get_numbers() -> None:
     class Both:
         @hookimpl
