@@ -32,6 +32,9 @@ MAX_HALF_OPEN_PER_ADDRESS: Final = 16
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """An accepted handshake that has not completed by then is dropped."""
 
+MAX_POST_HANDSHAKE_CRYPTO_BYTES: Final = 65_536
+"""TLS messages after the handshake: session tickets of some hundred bytes each, which we ignore."""
+
 # --- streams and datagrams ----------------------------------------------------------------------
 
 MAX_INCOMING_STREAMS: Final = 100

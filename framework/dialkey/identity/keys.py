@@ -248,6 +248,11 @@ class EndpointId:
         """Give the first five bytes as hex, for logs; not unique and not parsed anywhere."""
         return self._raw[:5].hex()
 
+    @property
+    def is_weak(self) -> bool:
+        """Whether the key has small order: anybody can sign for it, so it proves nothing."""
+        return _has_small_order(bytes(self))
+
     def verify(self, signature: Signature | bytes, message: bytes) -> None:
         """Check that the holder of this key signed `message`; return normally if so.
 

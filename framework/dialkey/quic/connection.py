@@ -1,0 +1,709 @@
+"""A QUIC connection, sans-IO: datagrams and `now` in, datagrams and events out.
+
+Who does what: `handshake` runs Initial and Handshake packets on aioquic and then disappears. This
+class owns everything after it: paths, streams, limits, closing, timers. `inbound` opens packets and
+applies their frames, `outbound` builds packets; both work on the state kept here.
+
+The life of a connection::
+
+    HANDSHAKE ──keys──► OPEN ──close()──► CLOSING ──3 PTO──► GONE
+        │                 ├──peer's close──► DRAINING ──3 PTO──► GONE
+        └──failure────────┴──idle, reset───────────────────────► GONE
+
+Sources: RFC 9000, RFC 9001, RFC 9002, RFC 9221, wire/quic.md.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import TextIO
+
+import attrs
+from aioquic.quic.logger import QuicLogger
+
+from dialkey import limits
+from dialkey.identity import EndpointId, SecretKey
+from dialkey.quic import codes, events, inbound, outbound
+from dialkey.quic.codes import TransportError
+from dialkey.quic.events import CloseReason, Event
+from dialkey.quic.handshake import Handshake, split_datagram
+from dialkey.quic.keys import PacketProtection
+from dialkey.quic.mtu import DEFAULT_MAX_BYTES
+from dialkey.quic.parameters import TransportParameters
+from dialkey.quic.path import MAX_LOCAL_CIDS, MAX_PEER_CIDS, Address, LocalCid, Path, PeerCid
+from dialkey.quic.recovery import Sent
+from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
+
+Send = Callable[[Address, bytes | memoryview, int], None]
+"""Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and
+their size. The buffer is only valid during the call."""
+
+MAX_EARLY_SHORT_PACKETS = 16
+"""1-RTT packets that overtook the handshake, kept until the keys are there."""
+
+
+class State(enum.Enum):
+    HANDSHAKE = enum.auto()
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    DRAINING = enum.auto()
+    GONE = enum.auto()
+
+
+@attrs.frozen
+class Config:
+    """What all connections of one endpoint share.
+
+    Attributes:
+        new_cid: makes a fresh connection id.
+        reset_token: derives the stateless-reset token of a connection id.
+        max_datagram: upper end of path MTU discovery, bytes of UDP payload.
+    """
+
+    secret_key: SecretKey
+    new_cid: Callable[[], bytes]
+    reset_token: Callable[[bytes], bytes]
+    idle_timeout_s: float = 30.0
+    keep_alive_s: float = 5.0
+    handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
+    initial_rtt_s: float = 0.333
+    max_datagram: int = DEFAULT_MAX_BYTES
+    stream_window: int = limits.STREAM_RECEIVE_WINDOW_BYTES
+    connection_window: int = limits.CONNECTION_RECEIVE_WINDOW_BYTES
+    max_streams: int = limits.MAX_INCOMING_STREAMS
+    quic_logger: QuicLogger | None = None
+    secrets_log_file: TextIO | None = None
+
+    def parameters(self) -> TransportParameters:
+        """Return the transport parameters that we announce."""
+        return TransportParameters(
+            max_idle_timeout_ms=int(self.idle_timeout_s * 1000),
+            max_udp_payload_size=1472,
+            initial_max_data=self.connection_window,
+            initial_max_stream_data_bidi_local=self.stream_window,
+            initial_max_stream_data_bidi_remote=self.stream_window,
+            initial_max_stream_data_uni=self.stream_window,
+            initial_max_streams_bidi=self.max_streams,
+            initial_max_streams_uni=self.max_streams,
+            active_connection_id_limit=MAX_PEER_CIDS,
+            max_datagram_frame_size=65535,
+        )
+
+
+class StreamLimits:
+    """How many streams of one direction each side may open, and has opened."""
+
+    __slots__ = ("accepted", "allowed", "finished", "next_local", "peer_allows", "update_pending")
+
+    def __init__(self, next_local: int, allowed: int) -> None:
+        self.next_local = next_local
+        self.peer_allows = 0
+        self.accepted = 0
+        self.finished = 0
+        self.allowed = allowed
+        self.update_pending = False
+
+
+class Connection:
+    """One connection. Use `client` or `server` to make it.
+
+    Call `receive` for each datagram, `flush` after calls that may have queued something, and
+    `on_timer` when `timer()` is due; then drain `events`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        handshake: Handshake,
+        *,
+        is_client: bool,
+        host_cid: bytes,
+        remote: Address,
+        now: float,
+    ) -> None:
+        self.config = config
+        self.handshake: Handshake | None = handshake
+        self.is_client = is_client
+        self.state = State.HANDSHAKE
+        self.events: deque[Event] = deque()
+        self.remote = remote
+        self.peer_id: EndpointId | None = None
+        self.alpn = b""
+        self.protection: PacketProtection | None = None
+        self.peer_parameters = TransportParameters()
+        self.confirmed = False
+        self.paths: dict[int, Path] = {}
+        self.cids: dict[bytes, tuple[int, int]] = {host_cid: (0, 0)}
+        self.host_cid = host_cid
+        self.idle_timeout_s = config.idle_timeout_s
+        self.created_at = now
+        self.close_reason: CloseReason | None = None
+
+        # streams
+        self.send_halves: dict[int, SendHalf] = {}
+        self.recv_halves: dict[int, RecvHalf] = {}
+        self.bidi = StreamLimits(0 if is_client else 1, config.max_streams)
+        self.uni = StreamLimits(2 if is_client else 3, config.max_streams)
+        self.ready: dict[int, deque[SendHalf]] = {}
+        self.waiting_for_data_limit: list[SendHalf] = []
+
+        # flow control of the connection
+        self.peer_max_data = 0
+        self.data_sent = 0
+        self.max_data = config.connection_window
+        self.data_received = 0
+        self.data_consumed = 0
+        self.max_data_pending = False
+        self.limit_updates: list[RecvHalf] = []
+        self.last_max_data_at = now
+
+        # other things to send
+        self.control: deque[outbound.Frame] = deque()
+        self.datagrams: deque[bytes] = deque()
+        self.datagrams_dropped = 0
+        self.ack_only_packets = 0
+
+        # counters
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.packets_received = 0
+        self.packets_undecryptable = 0
+        self.packets_duplicate = 0
+
+        # timers and closing
+        self._deadline: float | None = now + config.handshake_timeout_s
+        self._eliciting_sent_since_receipt = False
+        self._pacing_at: float | None = None
+        self._gone_at: float | None = None
+        self._close_datagrams: list[bytes] = []
+        self._close_answers = 0
+        self._close_answer_at = 1
+        self._early_short: list[tuple[bytes, Address]] = []
+        self._remote_fixed = False
+
+    # --- making one -----------------------------------------------------------------------------
+
+    @classmethod
+    def client(
+        cls, config: Config, *, expected_id: EndpointId, alpns: list[str], remote: Address, now: float
+    ) -> Connection:
+        """Begin a connection to the holder of a key.
+
+        Args:
+            expected_id: the only key that will do.
+            remote: where the first flight goes; the owner may send it to several real addresses.
+        """
+        host_cid = config.new_cid()
+        handshake = Handshake(
+            secret_key=config.secret_key,
+            alpns=alpns,
+            local_parameters=config.parameters(),
+            expected_id=expected_id,
+            is_client=True,
+            host_cid=host_cid,
+            reset_token=b"",
+            initial_rtt_s=config.initial_rtt_s,
+            quic_logger=config.quic_logger,
+            secrets_log_file=config.secrets_log_file,
+        )
+        connection = cls(
+            config, handshake, is_client=True, host_cid=host_cid, remote=remote, now=now
+        )
+        handshake.start(now)
+        return connection
+
+    @classmethod
+    def server(
+        cls,
+        config: Config,
+        *,
+        alpns: list[str],
+        remote: Address,
+        original_destination_cid: bytes,
+        retry_source_cid: bytes | None = None,
+        now: float,
+    ) -> Connection:
+        """Answer a client's first Initial; pass that datagram to `receive` next."""
+        host_cid = config.new_cid()
+        handshake = Handshake(
+            secret_key=config.secret_key,
+            alpns=alpns,
+            local_parameters=config.parameters(),
+            is_client=False,
+            host_cid=host_cid,
+            reset_token=config.reset_token(host_cid),
+            original_destination_cid=original_destination_cid,
+            retry_source_cid=retry_source_cid,
+            initial_rtt_s=config.initial_rtt_s,
+            quic_logger=config.quic_logger,
+            secrets_log_file=config.secrets_log_file,
+        )
+        return cls(config, handshake, is_client=False, host_cid=host_cid, remote=remote, now=now)
+
+    # --- datagrams in ---------------------------------------------------------------------------
+
+    def receive(self, data: memoryview, segment: int, remote: Address, now: float) -> None:
+        """Process datagrams from one address.
+
+        Args:
+            data: one or more datagrams behind each other, each `segment` bytes, the last may be
+                shorter. All begin with a short header, or there is only one.
+            remote: where they came from.
+        """
+        self.bytes_received += len(data)
+        if self.state is not State.OPEN and self.state is not State.HANDSHAKE:
+            self._close_answers += 1
+            return
+        try:
+            if data[0] & 0x80:
+                self._receive_long(bytes(data), remote, now)
+            else:
+                self._receive_short(data, segment, remote, now)
+        except TransportError as exc:
+            self._fail(exc, now)
+
+    def _receive_long(self, datagram: bytes, remote: Address, now: float) -> None:
+        handshake = self.handshake
+        if handshake is None:
+            return
+        if self.is_client:
+            if self._remote_fixed and remote != self.remote:
+                return
+        elif remote != self.remote:
+            # A copy of the first flight that took another way: the fastest way is path 0.
+            return
+        long_part, short_part = split_datagram(datagram)
+        if datagram[0] & 0x80:
+            authentic = handshake.receive(long_part, now)
+            failure = handshake.failure
+            if failure is not None:
+                cause = "peer" if failure.by_peer else "protocol"
+                self._end(
+                    CloseReason(
+                        cause,
+                        failure.error_code,
+                        failure.reason.encode("utf-8", "replace"),
+                        during_handshake=True,
+                    ),
+                    State.DRAINING if failure.by_peer else State.CLOSING,
+                    now,
+                )
+                return
+            if authentic:
+                self._heard(now)
+                if self.is_client and not self._remote_fixed:
+                    self.remote = remote
+                    self._remote_fixed = handshake.heard_handshake_packet
+            if self.protection is None and handshake.complete:
+                self._install_keys(handshake, now)
+        if short_part:
+            self._receive_short(memoryview(short_part), len(short_part), remote, now)
+
+    def _receive_short(self, data: memoryview, segment: int, remote: Address, now: float) -> None:
+        if self.protection is None:
+            if len(self._early_short) < MAX_EARLY_SHORT_PACKETS:
+                for at in range(0, len(data), segment):
+                    self._early_short.append((bytes(data[at : at + segment]), remote))
+            return
+        inbound.receive_packets(self, data, segment, remote, now)
+
+    def _install_keys(self, handshake: Handshake, now: float) -> None:
+        send, recv = handshake.send_secret, handshake.recv_secret
+        assert send is not None
+        assert recv is not None
+        self.protection = PacketProtection(send, recv)
+        self.peer_id = handshake.peer_id
+        self.alpn = handshake.alpn
+        peer = self.peer_parameters = handshake.peer_parameters
+        if peer.max_idle_timeout_ms:
+            self.idle_timeout_s = min(self.idle_timeout_s, peer.max_idle_timeout_ms / 1000)
+        self.peer_max_data = peer.initial_max_data
+        self.bidi.peer_allows = peer.initial_max_streams_bidi
+        self.uni.peer_allows = peer.initial_max_streams_uni
+        token = peer.stateless_reset_token
+        path = Path(
+            0,
+            self.remote,
+            peer_cid=PeerCid(0, handshake.peer_cid, token),
+            validated=True,
+            initial_rtt=handshake.rtt_sample_s or self.config.initial_rtt_s,
+            max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
+            on_acked=self._on_acked,
+            on_lost=self._on_lost,
+        )
+        path.recovery.max_ack_delay = peer.max_ack_delay_ms / 1000
+        path.local_cids.append(
+            LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid))
+        )
+        path.next_local_sequence = 1
+        self.paths[0] = path
+        self.state = State.OPEN
+        self._deadline = now + self.idle_timeout_s
+        self.events.append(events.HandshakeCompleted())
+        if token is not None:
+            self.events.append(events.PeerResetToken(token))
+        self.issue_cids(path)
+        if not self.is_client:
+            self.confirmed = True
+            self.control.append((codes.HANDSHAKE_DONE,))
+        early, self._early_short = self._early_short, []
+        for datagram, remote in early:
+            inbound.receive_packets(self, memoryview(datagram), len(datagram), remote, now)
+
+    def issue_cids(self, path: Path) -> None:
+        """Give the peer connection ids of ours until it holds enough."""
+        wanted = min(MAX_LOCAL_CIDS, self.peer_parameters.active_connection_id_limit)
+        while len(path.local_cids) < wanted:
+            cid = self.config.new_cid()
+            local = LocalCid(path.next_local_sequence, cid, self.config.reset_token(cid))
+            path.next_local_sequence += 1
+            path.local_cids.append(local)
+            self.cids[cid] = (path.id, local.sequence)
+            self.events.append(events.CidIssued(cid))
+            self.control.append((codes.NEW_CONNECTION_ID, path, local))
+
+    def handshake_confirmed(self) -> None:
+        """Note HANDSHAKE_DONE."""
+        self.confirmed = True
+        if self.handshake is not None:
+            self.handshake.confirm()
+            self.handshake = None
+
+    def receive_stateless_reset(self, now: float) -> None:
+        """Note that the peer has forgotten this connection."""
+        if self.state is State.OPEN:
+            self._end(CloseReason("reset"), State.GONE, now)
+
+    def refuse_in_handshake(self, error_code: int, reason: str) -> None:
+        """Turn a client away before its handshake is complete."""
+        if self.handshake is not None and self.state is State.HANDSHAKE:
+            self.handshake.close(error_code, reason, is_application=False)
+
+    # --- datagrams out --------------------------------------------------------------------------
+
+    def flush(self, now: float, send: Send, scratch: outbound.Scratch) -> None:
+        """Hand everything that may leave now to `send`."""
+        if self.state is State.GONE:
+            return
+        if self.state in (State.CLOSING, State.DRAINING):
+            self._flush_close(now, send)
+            return
+        handshake = self.handshake
+        if handshake is not None:
+            for datagram in handshake.transmit(now):
+                self.bytes_sent += len(datagram)
+                send(self.remote, datagram, len(datagram))
+            if self.confirmed and not self.is_client:
+                self.handshake = None
+        if self.protection is not None:
+            self._pacing_at = None
+            for path in self.paths.values():
+                outbound.flush_path(self, path, now, send, scratch)
+
+    def pace(self, at: float) -> None:
+        """Note that the pacer allows more at `at`."""
+        if self._pacing_at is None or at < self._pacing_at:
+            self._pacing_at = at
+
+    def sent_eliciting(self, now: float) -> None:
+        """Note that something was sent that the peer must answer."""
+        if not self._eliciting_sent_since_receipt:
+            self._eliciting_sent_since_receipt = True
+            self._deadline = now + self._idle_period()
+
+    # --- timers ---------------------------------------------------------------------------------
+
+    def timer(self) -> float | None:
+        """Return when `on_timer` is due, or None when the connection is gone."""
+        if self.state is State.GONE:
+            return None
+        if self._gone_at is not None:
+            return self._gone_at
+        at = self._deadline
+        assert at is not None
+        if self._pacing_at is not None and self._pacing_at < at:
+            at = self._pacing_at
+        if self.handshake is not None:
+            other = self.handshake.timer()
+            if other is not None and other < at:
+                at = other
+        for path in self.paths.values():
+            if path.ack_at is not None and path.ack_at < at:
+                at = path.ack_at
+            other = path.recovery.timer()
+            if other is not None and other < at:
+                at = other
+            other = path.last_activity + self.config.keep_alive_s
+            if other < at:
+                at = other
+            if path.challenge is not None:
+                at = min(at, path.challenge.next_at, path.challenge.deadline)
+        return at
+
+    def on_timer(self, now: float) -> None:
+        """Do what is due; call `flush` afterwards."""
+        if self._gone_at is not None:
+            if now >= self._gone_at:
+                self._gone()
+            return
+        if self._deadline is not None and now >= self._deadline:
+            cause = "idle" if self.state is State.OPEN else "handshake"
+            reason = CloseReason(cause, during_handshake=self.state is State.HANDSHAKE)
+            self._end(reason, State.GONE, now)
+            return
+        if self.handshake is not None:
+            at = self.handshake.timer()
+            if at is not None and now >= at:
+                self.handshake.handle_timer(now)
+        for path in self.paths.values():
+            self._on_path_timer(path, now)
+
+    def _on_path_timer(self, path: Path, now: float) -> None:
+        at = path.recovery.timer()
+        if at is not None and now >= at and path.recovery.on_timeout(now):
+            path.probes_pending = 2 if path.recovery.pto_count > 1 else 1
+        if now >= path.last_activity + self.config.keep_alive_s:
+            path.ping_pending = True
+            path.last_activity = now
+        challenge = path.challenge
+        if challenge is not None and now >= challenge.deadline:
+            path.challenge = None
+            if path.previous_remote is not None:
+                # Nobody answers at the new address: go back to the one that was good.
+                previous, path.previous_remote = path.previous_remote, None
+                path.remote = previous
+                path.validated = True
+                self.remote = previous
+
+    def _heard(self, now: float) -> None:
+        self._deadline = now + (
+            self._idle_period() if self.state is State.OPEN else self.config.handshake_timeout_s
+        )
+        self._eliciting_sent_since_receipt = False
+
+    heard = _heard
+
+    def _idle_period(self) -> float:
+        path = next(iter(self.paths.values()), None)
+        return max(self.idle_timeout_s, 3 * path.recovery.pto if path is not None else 0.0)
+
+    # --- closing --------------------------------------------------------------------------------
+
+    def close(self, error_code: int, reason: bytes, now: float) -> None:
+        """Close at once, with the application's code and reason. What was not sent is lost."""
+        if self.state in (State.OPEN, State.HANDSHAKE):
+            self._end(
+                CloseReason("local", error_code, reason, is_application=True), State.CLOSING, now
+            )
+
+    def _fail(self, exc: TransportError, now: float) -> None:
+        during = self.state is State.HANDSHAKE
+        reason = exc.reason.encode("utf-8", "replace")
+        self._end(
+            CloseReason("protocol", exc.error_code, reason, during_handshake=during),
+            State.CLOSING,
+            now,
+        )
+
+    def peer_closed(
+        self, error_code: int, reason: bytes, *, is_application: bool, now: float
+    ) -> None:
+        """Note the peer's CONNECTION_CLOSE."""
+        self._end(
+            CloseReason("peer", error_code, reason, is_application=is_application),
+            State.DRAINING,
+            now,
+        )
+
+    def _end(self, reason: CloseReason, state: State, now: float) -> None:
+        if self.close_reason is not None:
+            return
+        self.close_reason = reason
+        handshake = self.handshake
+        if state is State.CLOSING:
+            if handshake is not None and not self.confirmed and handshake.failure is None:
+                text = reason.reason.decode("utf-8", "replace")
+                handshake.close(reason.error_code, text, is_application=reason.is_application)
+            if handshake is not None:
+                self._close_datagrams.extend(handshake.transmit(now))
+        if state is not State.GONE and self.protection is not None:
+            # Entering the draining state answers once, so that the peer need not ask again.
+            answer = reason if state is State.CLOSING else CloseReason("local")
+            for path in self.paths.values():
+                self._close_datagrams.append(outbound.build_close(self, path, answer))
+                break
+        path0 = next(iter(self.paths.values()), None)
+        pto = path0.recovery.pto if path0 is not None else 3 * self.config.initial_rtt_s
+        self.events.append(events.Closed(reason))
+        self.handshake = None
+        self.state = state
+        if state is State.GONE:
+            self.state = State.CLOSING
+            self._gone()
+        else:
+            self._gone_at = now + 3 * pto
+            self._close_answers = 1
+
+    def _flush_close(self, now: float, send: Send) -> None:
+        # The first time at once; then for the 1st, 2nd, 4th, 8th … packet that still arrives.
+        if self._close_answers >= self._close_answer_at:
+            self._close_answer_at *= 2
+            for datagram in self._close_datagrams:
+                send(self.remote, datagram, len(datagram))
+            if self.state is State.DRAINING:
+                self._close_datagrams = []
+
+    def _gone(self) -> None:
+        if self.state is not State.GONE:
+            self.state = State.GONE
+            self._gone_at = None
+            self._deadline = None
+            self._close_datagrams = []
+            self.paths.clear()
+            self.events.append(events.Drained())
+
+    # --- streams --------------------------------------------------------------------------------
+
+    def open_stream(self, *, unidirectional: bool) -> tuple[SendHalf, RecvHalf | None] | None:
+        """Open a stream; None while the peer allows no more (StreamsAvailable follows)."""
+        kind = self.uni if unidirectional else self.bidi
+        if kind.next_local >> 2 >= kind.peer_allows:
+            return None
+        stream_id = kind.next_local
+        kind.next_local += 4
+        peer = self.peer_parameters
+        limit = (
+            peer.initial_max_stream_data_uni
+            if unidirectional
+            else peer.initial_max_stream_data_bidi_remote
+        )
+        send = self.send_halves[stream_id] = SendHalf(stream_id, limit)
+        recv = None
+        if not unidirectional:
+            recv = self.recv_halves[stream_id] = RecvHalf(stream_id, self.config.stream_window)
+        return send, recv
+
+    def wake(self, half: SendHalf) -> None:
+        """Put a half that may have something to send into the send queue."""
+        if not half.in_queue and half.wants_to_send:
+            half.in_queue = True
+            queue = self.ready.get(half.priority)
+            if queue is None:
+                queue = self.ready[half.priority] = deque()
+                self.ready = dict(sorted(self.ready.items(), reverse=True))
+            queue.append(half)
+
+    def consumed(self, half: RecvHalf, length: int, now: float) -> None:
+        """Note that the application took `length` bytes: limits may rise, the half may be over."""
+        self.credit(length)
+        if half.final_size is None and 2 * (half.limit - half.consumed) < half.window:
+            self.queue_limit_update(half)
+        if half.finished:
+            self.forget_recv(half)
+
+    def credit(self, length: int) -> None:
+        """Give `length` bytes back to the connection's window."""
+        self.data_consumed += length
+        if 2 * (self.max_data - self.data_consumed) < self.config.connection_window:
+            self.max_data_pending = True
+
+    def queue_limit_update(self, half: RecvHalf) -> None:
+        if not half.update_pending:
+            half.update_pending = True
+            self.limit_updates.append(half)
+
+    def stop(self, half: RecvHalf, code: int) -> None:
+        """Ask the peer to stop sending on a stream; what has arrived unread is dropped."""
+        self.credit(half.stop(code))
+        if half.stop_pending:
+            half.stop_pending = False
+            self.control.append((codes.STOP_SENDING, half))
+        if half.finished:
+            self.forget_recv(half)
+
+    def reset(self, half: SendHalf, code: int) -> None:
+        """Abandon what we send on a stream."""
+        half.reset(code)
+        self.wake(half)
+
+    def forget_recv(self, half: RecvHalf) -> None:
+        if self.recv_halves.pop(half.id, None) is not None and half.id not in self.send_halves:
+            self._stream_over(half.id)
+
+    def forget_send(self, half: SendHalf) -> None:
+        if self.send_halves.pop(half.id, None) is not None and half.id not in self.recv_halves:
+            self._stream_over(half.id)
+
+    def _stream_over(self, stream_id: int) -> None:
+        if is_client_initiated(stream_id) == self.is_client:
+            return
+        kind = self.uni if is_unidirectional(stream_id) else self.bidi
+        kind.finished += 1
+        room = kind.allowed - kind.accepted
+        if 2 * room <= self.config.max_streams and not kind.update_pending:
+            kind.update_pending = True
+            frame = codes.MAX_STREAMS_UNI if kind is self.uni else codes.MAX_STREAMS_BIDI
+            self.control.append((frame,))
+
+    # --- datagrams of the application -----------------------------------------------------------
+
+    @property
+    def max_datagram_payload(self) -> int | None:
+        """Return the largest application datagram that fits now; None if the peer takes none."""
+        if not self.peer_parameters.max_datagram_frame_size:
+            return None
+        path = next(iter(self.paths.values()), None)
+        size = path.mtu.current if path is not None else 1200
+        room = size - outbound.PACKET_OVERHEAD - 3
+        return min(room, self.peer_parameters.max_datagram_frame_size - 3)
+
+    def send_datagram(self, data: bytes) -> None:
+        """Queue an application datagram; the oldest is dropped when too many wait."""
+        self.datagrams.append(data)
+        while sum(map(len, self.datagrams)) > limits.MAX_DATAGRAM_QUEUE_BYTES:
+            self.datagrams.popleft()
+            self.datagrams_dropped += 1
+
+    # --- addresses and keys ---------------------------------------------------------------------
+
+    def network_changed(self, now: float) -> None:
+        """Look at every path anew: this machine's addresses or routes may have changed."""
+        for path in self.paths.values():
+            path.recovery.pto_count = 0
+            path.ping_pending = True
+            # A new connection id, so that the new address is not linked with the old one.
+            self.rotate_cid(path)
+
+    def rotate_cid(self, path: Path) -> None:
+        if path.peer_cids.rotate():
+            self.announce_retirements(path)
+
+    def announce_retirements(self, path: Path) -> None:
+        """Queue RETIRE_CONNECTION_ID frames and publish the reset token now in force."""
+        while path.peer_cids.retirements:
+            sequence = path.peer_cids.retirements.popleft()
+            self.control.append((codes.RETIRE_CONNECTION_ID, path, sequence))
+        active = path.peer_cids.active
+        if active is not None and active.reset_token is not None:
+            self.events.append(events.PeerResetToken(active.reset_token))
+
+    def update_keys(self, now: float) -> bool:
+        """Start a key update; False when one is under way or the handshake is not confirmed."""
+        if self.protection is None or not self.confirmed:
+            return False
+        return self.protection.initiate_update(now, self.key_keep_s)
+
+    @property
+    def key_keep_s(self) -> float:
+        """How long keys of an earlier phase stay usable: three times the slowest path's PTO."""
+        return 3 * max((p.recovery.pto for p in self.paths.values()), default=1.0)
+
+    # --- the fate of what was sent --------------------------------------------------------------
+
+    def _on_acked(self, path: Path, record: Sent) -> None:
+        outbound.on_acked(self, path, record)
+
+    def _on_lost(self, path: Path, record: Sent) -> None:
+        outbound.on_lost(self, path, record)

@@ -1,0 +1,539 @@
+"""Opening 1-RTT packets and applying their frames to a connection.
+
+Packets come in batches, as the kernel hands them over. Header protection is removed for a whole batch
+by one call of the cipher; then each packet is opened and its frames applied, STREAM frames first among
+the tests because nearly all frames are that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cryptography.exceptions import InvalidTag
+
+from dialkey import limits
+from dialkey.quic import codes, events
+from dialkey.quic.codes import CID_LENGTH, TransportError
+from dialkey.quic.keys import KeyUpdateRefused
+from dialkey.quic.path import MAX_PENDING_RESPONSES, Address, Path, PeerCid
+from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
+from dialkey.quic.wire import VARINT_MAX, read_ack_body, read_bytes, read_varint
+
+if TYPE_CHECKING:
+    from dialkey.quic.connection import Connection, StreamLimits
+
+_NUMBER_AT = 1 + CID_LENGTH
+_SAMPLE_AT = _NUMBER_AT + 4
+_MIN_PACKET = _SAMPLE_AT + 16
+_NON_PROBING = 1
+_ELICITING = 2
+
+ACK_EVERY = 2
+"""Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000 13.2.2);
+a flush follows each batch read from the socket, so under load one covers the whole batch."""
+MAX_ACK_DELAY_S = 0.025
+
+
+def receive_packets(
+    c: Connection, data: memoryview, segment: int, remote: Address, now: float
+) -> None:
+    """Open all packets of a batch from one address.
+
+    Raises:
+        TransportError: the peer broke a rule.
+    """
+    protection = c.protection
+    assert protection is not None
+    end = len(data)
+    # A last piece too short to be a packet is left out.
+    starts = [at for at in range(0, end, segment) if min(segment, end - at) >= _MIN_PACKET]
+    if not starts:
+        c.packets_undecryptable += 1
+        return
+    samples = b"".join([data[at + _SAMPLE_AT : at + _MIN_PACKET] for at in starts])
+    masks = protection.recv_header.masks(samples)
+    mask_at = 0
+    for at in starts:
+        cid = bytes(data[at + 1 : at + _NUMBER_AT])
+        place = c.cids.get(cid)
+        path = c.paths.get(place[0]) if place is not None else None
+        if path is not None and not (data[at] & 0x80):
+            packet = data[at : min(at + segment, end)]
+            _receive_packet(c, path, cid, packet, masks[mask_at : mask_at + 5], remote, now)
+            if c.close_reason is not None:
+                return
+        mask_at += 16
+
+
+def _receive_packet(
+    c: Connection,
+    path: Path,
+    cid: bytes,
+    packet: memoryview,
+    mask: bytes,
+    remote: Address,
+    now: float,
+) -> None:
+    if c.is_client and remote is not path.remote and remote != path.remote:
+        # A client follows no server to another address (RFC 9000 section 9).
+        return
+    first = packet[0] ^ (mask[0] & 0x1F)
+    length = (first & 3) + 1
+    body = _NUMBER_AT + length
+    truncated = 0
+    for i in range(length):
+        truncated = truncated << 8 | (packet[_NUMBER_AT + i] ^ mask[1 + i])
+    received = path.received
+    number = _expand(truncated, 8 * length, received.largest + 1)
+    if number in received:
+        c.packets_duplicate += 1
+        return
+    aad = bytes((first,)) + cid + truncated.to_bytes(length, "big")
+    plain = _open(c, path, first, number, packet[body:], aad, now)
+    if plain is None:
+        c.packets_undecryptable += 1
+        return
+    if first & 0x18:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "reserved bits must be zero")
+    if not plain:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "a packet without frames")
+    newest = number > received.largest
+    received.add(number)
+    c.packets_received += 1
+    if newest:
+        path.largest_received_time = now
+    if not path.validated:
+        path.bytes_received += len(packet)
+    c.heard(now)
+    kind = _apply_frames(c, path, plain, remote, now)
+    if kind & _ELICITING:
+        path.last_activity = now
+        path.ack_pending += 1
+        if path.ack_at is None:
+            srtt = path.recovery.srtt
+            path.ack_at = now + min(MAX_ACK_DELAY_S, max(0.001, srtt / 4))
+    if remote is not path.remote and remote != path.remote and newest and kind & _NON_PROBING:
+        _follow(c, path, remote, len(packet), now)
+
+
+def _expand(truncated: int, bits: int, expected: int) -> int:
+    """Return the packet number nearest to `expected` with these low bits (RFC 9000 appendix A.3)."""
+    window = 1 << bits
+    half = window >> 1
+    number = (expected & ~(window - 1)) | truncated
+    if number <= expected - half and number < VARINT_MAX + 1 - window:
+        return number + window
+    if number > expected + half and number >= window:
+        return number - window
+    return number
+
+
+def _open(
+    c: Connection, path: Path, first: int, number: int, body: memoryview, aad: bytes, now: float
+) -> bytes | None:
+    protection = c.protection
+    assert protection is not None
+    nonce_low = path.id << 64 | number
+    if first >> 2 & 1 == protection.recv_phase:
+        try:
+            key = protection.recv
+            plain = key.decrypt((key.iv ^ nonce_low).to_bytes(12, "big"), body, aad)
+        except InvalidTag:
+            return None
+        if protection.awaits_confirmation:
+            protection.confirm_update()
+        return plain
+    if not c.confirmed:
+        return None
+    try:
+        return protection.open_other_phase(nonce_low, body, aad, now, c.key_keep_s)
+    except InvalidTag:
+        return None
+    except KeyUpdateRefused as exc:
+        raise TransportError(codes.KEY_UPDATE_ERROR, str(exc)) from exc
+
+
+def _follow(c: Connection, path: Path, remote: Address, size: int, now: float) -> None:
+    """Follow a client that sends from another address (RFC 9000 section 9.3)."""
+    previous = path.remote
+    same_host = getattr(previous, "ip", None) is not None and getattr(
+        previous, "ip", None
+    ) == getattr(remote, "ip", None)
+    path.migrate(remote, same_host=same_host, initial_rtt=c.config.initial_rtt_s)
+    path.bytes_received = size
+    c.remote = remote
+    path.start_challenge(now)
+    c.rotate_cid(path)
+    c.events.append(events.PathMigrated(path.id, previous, remote))
+
+
+def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now: float) -> int:
+    """Apply all frames of a packet; return the flags _NON_PROBING and _ELICITING."""
+    pos = 0
+    end = len(plain)
+    kind = 0
+    while pos < end:
+        frame = plain[pos]
+        if frame & 0xF8 == codes.STREAM:
+            kind = _NON_PROBING | _ELICITING
+            stream_id, pos = read_varint(plain, pos + 1)
+            offset = 0
+            if frame & 4:
+                offset, pos = read_varint(plain, pos)
+            if frame & 2:
+                length, pos = read_varint(plain, pos)
+                stop = pos + length
+                if stop > end:
+                    raise TransportError(codes.FRAME_ENCODING_ERROR, "cut off", codes.STREAM)
+            else:
+                stop = end
+            _on_stream(c, stream_id, offset, plain[pos:stop], bool(frame & 1))
+            pos = stop
+        elif frame == codes.PADDING:
+            kind |= 0
+            pos += 1
+            while pos < end and plain[pos] == 0:
+                pos += 1
+        elif frame == codes.ACK or frame == codes.ACK_ECN:
+            kind |= _NON_PROBING
+            pos = _on_ack(c, path, plain, pos + 1, frame == codes.ACK_ECN, now)
+        elif frame == codes.PING:
+            kind |= _NON_PROBING | _ELICITING
+            pos += 1
+        else:
+            frame, pos = read_varint(plain, pos)
+            handler = _HANDLERS.get(frame)
+            if handler is None:
+                raise TransportError(codes.FRAME_ENCODING_ERROR, "unknown frame type", frame)
+            probing = frame in (codes.PATH_CHALLENGE, codes.PATH_RESPONSE, codes.NEW_CONNECTION_ID)
+            if frame != codes.CONNECTION_CLOSE and frame != codes.APPLICATION_CLOSE:
+                kind |= _ELICITING
+            if not probing:
+                kind |= _NON_PROBING
+            pos = handler(c, path, plain, pos, frame, remote, now)
+            if c.close_reason is not None:
+                return kind
+    return kind
+
+
+# --- acknowledgements ---------------------------------------------------------------------------
+
+
+def _on_ack(c: Connection, path: Path, data: bytes, pos: int, ecn: bool, now: float) -> int:
+    ranges, delay_us, pos = read_ack_body(data, pos)
+    if ecn:
+        for _ in range(3):
+            _, pos = read_varint(data, pos)
+    if ranges[0][1] > path.next_number:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "an unsent packet was acknowledged")
+    exponent = c.peer_parameters.ack_delay_exponent
+    delay_s = (delay_us >> 3 << exponent) / 1e6
+    path.recovery.on_ack(ranges, delay_s, now)
+    return pos
+
+
+# --- streams ------------------------------------------------------------------------------------
+
+
+def _on_stream(c: Connection, stream_id: int, offset: int, data: bytes, fin: bool) -> None:
+    half = c.recv_halves.get(stream_id)
+    if half is None:
+        half = _find_recv(c, stream_id, codes.STREAM)
+        if half is None:
+            return
+    if offset + len(data) > VARINT_MAX:
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "offset too large", codes.STREAM)
+    gained = half.on_data(offset, data, fin)
+    if gained:
+        _count_received(c, half, gained)
+    if half.watched and half.readable:
+        half.watched = False
+        c.events.append(events.Readable(half))
+    elif half.discarding and half.finished:
+        c.forget_recv(half)
+
+
+def _count_received(c: Connection, half: RecvHalf, gained: int) -> None:
+    c.data_received += gained
+    if c.data_received > c.max_data:
+        raise TransportError(codes.FLOW_CONTROL_ERROR, "over the connection's limit", codes.STREAM)
+    if half.discarding:
+        c.credit(gained)
+
+
+def _find_recv(c: Connection, stream_id: int, frame: int) -> RecvHalf | None:
+    """Return the receiving half of a stream, opened now if it is new; None if it is over."""
+    if is_client_initiated(stream_id) == c.is_client:
+        kind = c.uni if is_unidirectional(stream_id) else c.bidi
+        if is_unidirectional(stream_id):
+            raise TransportError(codes.STREAM_STATE_ERROR, "data on a stream of ours", frame)
+        if stream_id >= kind.next_local:
+            raise TransportError(codes.STREAM_STATE_ERROR, "a stream never opened", frame)
+        return None
+    _accept_up_to(c, stream_id, frame)
+    return c.recv_halves.get(stream_id)
+
+
+def _find_send(c: Connection, stream_id: int, frame: int) -> SendHalf | None:
+    """Return the sending half of a stream; None if it is over."""
+    half = c.send_halves.get(stream_id)
+    if half is not None:
+        return half
+    if is_client_initiated(stream_id) == c.is_client:
+        kind = c.uni if is_unidirectional(stream_id) else c.bidi
+        if stream_id >= kind.next_local:
+            raise TransportError(codes.STREAM_STATE_ERROR, "a stream never opened", frame)
+        return None
+    if is_unidirectional(stream_id):
+        raise TransportError(codes.STREAM_STATE_ERROR, "the peer's own direction", frame)
+    _accept_up_to(c, stream_id, frame)
+    return c.send_halves.get(stream_id)
+
+
+def _accept_up_to(c: Connection, stream_id: int, frame: int) -> None:
+    """Open the peer's streams up to this one: lower ones are opened with it (RFC 9000 section 3.2)."""
+    unidirectional = is_unidirectional(stream_id)
+    kind: StreamLimits = c.uni if unidirectional else c.bidi
+    index = stream_id >> 2
+    if index < kind.accepted:
+        return
+    if index >= kind.allowed:
+        raise TransportError(codes.STREAM_LIMIT_ERROR, "too many streams", frame)
+    for i in range(kind.accepted, index + 1):
+        each = i << 2 | (stream_id & 3)
+        recv = c.recv_halves[each] = RecvHalf(each, c.config.stream_window)
+        send = None
+        if not unidirectional:
+            limit = c.peer_parameters.initial_max_stream_data_bidi_local
+            send = c.send_halves[each] = SendHalf(each, limit)
+        c.events.append(events.StreamOpened(send, recv))
+    kind.accepted = index + 1
+
+
+def _on_reset_stream(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    stream_id, pos = read_varint(data, pos)
+    code, pos = read_varint(data, pos)
+    final_size, pos = read_varint(data, pos)
+    half = c.recv_halves.get(stream_id) or _find_recv(c, stream_id, frame)
+    if half is None:
+        return pos
+    unread = half.received - half.consumed
+    was_discarding = half.discarding
+    gained = half.on_reset(code, final_size)
+    if gained:
+        _count_received(c, half, gained)
+    if half.reset_code is not None and not was_discarding:
+        # What arrived unread will not be read.
+        c.credit(unread)
+        half.consumed = half.received
+    if half.watched:
+        half.watched = False
+        c.events.append(events.Readable(half))
+    if half.finished:
+        c.forget_recv(half)
+    return pos
+
+
+def _on_stop_sending(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    stream_id, pos = read_varint(data, pos)
+    code, pos = read_varint(data, pos)
+    half = _find_send(c, stream_id, frame)
+    if half is not None and half.stopped_code is None and not half.closed:
+        half.stopped_code = code
+        c.reset(half, code)
+        if half.watched:
+            half.watched = False
+            c.events.append(events.Writable(half))
+    return pos
+
+
+def _on_max_stream_data(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    stream_id, pos = read_varint(data, pos)
+    limit, pos = read_varint(data, pos)
+    half = _find_send(c, stream_id, frame)
+    if half is not None and limit > half.limit:
+        half.limit = limit
+        c.wake(half)
+    return pos
+
+
+def _on_max_data(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    limit, pos = read_varint(data, pos)
+    if limit > c.peer_max_data:
+        c.peer_max_data = limit
+        waiting, c.waiting_for_data_limit = c.waiting_for_data_limit, []
+        for half in waiting:
+            c.wake(half)
+    return pos
+
+
+def _on_max_streams(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    limit, pos = read_varint(data, pos)
+    if limit > codes.MAX_STREAM_COUNT:
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "too many streams", frame)
+    unidirectional = frame == codes.MAX_STREAMS_UNI
+    kind = c.uni if unidirectional else c.bidi
+    if limit > kind.peer_allows:
+        kind.peer_allows = limit
+        c.events.append(events.StreamsAvailable(unidirectional))
+    return pos
+
+
+def _on_blocked(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    """Read past a ..._BLOCKED frame: limits rise by consumption, not on request."""
+    if frame == codes.STREAM_DATA_BLOCKED:
+        stream_id, pos = read_varint(data, pos)
+        if stream_id not in c.recv_halves:
+            _find_recv(c, stream_id, frame)
+    _, pos = read_varint(data, pos)
+    return pos
+
+
+def _on_datagram(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    length = len(data) - pos
+    if frame == codes.DATAGRAM_WITH_LENGTH:
+        length, pos = read_varint(data, pos)
+    payload, pos = read_bytes(data, pos, length)
+    c.events.append(events.DatagramReceived(payload))
+    return pos
+
+
+# --- the connection itself ----------------------------------------------------------------------
+
+
+def _on_crypto(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    """Read past a CRYPTO frame: session tickets, which we never asked for (wire/quic.md 1.8)."""
+    offset, pos = read_varint(data, pos)
+    length, pos = read_varint(data, pos)
+    if offset + length > limits.MAX_POST_HANDSHAKE_CRYPTO_BYTES:
+        raise TransportError(codes.CRYPTO_BUFFER_EXCEEDED, "too much after the handshake", frame)
+    _, pos = read_bytes(data, pos, length)
+    return pos
+
+
+def _on_new_token(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    length, pos = read_varint(data, pos)
+    if not c.is_client or not length:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "a token out of place", frame)
+    _, pos = read_bytes(data, pos, length)
+    return pos
+
+
+def _on_new_connection_id(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    sequence, pos = read_varint(data, pos)
+    retire_prior_to, pos = read_varint(data, pos)
+    if pos >= len(data):
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "cut off", frame)
+    length = data[pos]
+    if not 1 <= length <= 20:
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "a connection id's length", frame)
+    cid, pos = read_bytes(data, pos + 1, length)
+    token, pos = read_bytes(data, pos, codes.RESET_TOKEN_LENGTH)
+    path.peer_cids.add(PeerCid(sequence, cid, token), retire_prior_to)
+    if path.peer_cids.retirements:
+        c.announce_retirements(path)
+    return pos
+
+
+def _on_retire_connection_id(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    sequence, pos = read_varint(data, pos)
+    if sequence >= path.next_local_sequence:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "an id never issued was retired", frame)
+    for index, local in enumerate(path.local_cids):
+        if local.sequence == sequence:
+            del path.local_cids[index]
+            del c.cids[local.cid]
+            c.events.append(events.CidRetired(local.cid))
+            c.issue_cids(path)
+            break
+    return pos
+
+
+def _on_path_challenge(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    token, pos = read_bytes(data, pos, 8)
+    if len(path.responses) < MAX_PENDING_RESPONSES:
+        path.responses.append((token, remote))
+    return pos
+
+
+def _on_path_response(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    token, pos = read_bytes(data, pos, 8)
+    challenge = path.challenge
+    if challenge is not None and token in challenge.tokens:
+        path.challenge = None
+        path.validated = True
+        path.previous_remote = None
+        c.events.append(events.PathValidated(path.id, path.remote))
+    return pos
+
+
+def _on_close(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    code, pos = read_varint(data, pos)
+    if frame == codes.CONNECTION_CLOSE:
+        _, pos = read_varint(data, pos)
+    length, pos = read_varint(data, pos)
+    reason, pos = read_bytes(data, pos, length)
+    c.peer_closed(code, reason, is_application=frame == codes.APPLICATION_CLOSE, now=now)
+    return pos
+
+
+def _on_handshake_done(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    if not c.is_client:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "HANDSHAKE_DONE from a client", frame)
+    c.handshake_confirmed()
+    return pos
+
+
+_HANDLERS = {
+    codes.RESET_STREAM: _on_reset_stream,
+    codes.STOP_SENDING: _on_stop_sending,
+    codes.CRYPTO: _on_crypto,
+    codes.NEW_TOKEN: _on_new_token,
+    codes.MAX_DATA: _on_max_data,
+    codes.MAX_STREAM_DATA: _on_max_stream_data,
+    codes.MAX_STREAMS_BIDI: _on_max_streams,
+    codes.MAX_STREAMS_UNI: _on_max_streams,
+    codes.DATA_BLOCKED: _on_blocked,
+    codes.STREAM_DATA_BLOCKED: _on_blocked,
+    codes.STREAMS_BLOCKED_BIDI: _on_blocked,
+    codes.STREAMS_BLOCKED_UNI: _on_blocked,
+    codes.NEW_CONNECTION_ID: _on_new_connection_id,
+    codes.RETIRE_CONNECTION_ID: _on_retire_connection_id,
+    codes.PATH_CHALLENGE: _on_path_challenge,
+    codes.PATH_RESPONSE: _on_path_response,
+    codes.CONNECTION_CLOSE: _on_close,
+    codes.APPLICATION_CLOSE: _on_close,
+    codes.HANDSHAKE_DONE: _on_handshake_done,
+    codes.DATAGRAM: _on_datagram,
+    codes.DATAGRAM_WITH_LENGTH: _on_datagram,
+}

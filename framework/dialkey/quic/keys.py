@@ -1,0 +1,201 @@
+"""Protection of 1-RTT packets: keys, nonces per path, header masks, key update.
+
+Sources: RFC 9001 sections 5 and 6, wire/quic.md sections 3.4 and 3.13. One set of keys serves all
+paths; only the nonce differs: path id and packet number, XORed into the IV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from aioquic.quic.crypto import derive_key_iv_hp
+from aioquic.tls import CipherSuite, cipher_suite_hash, hkdf_expand_label
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+
+from dialkey.quic.handshake import TrafficSecret
+
+TAG_LENGTH = 16
+SAMPLE_LENGTH = 16
+
+SEND_LIMIT_PACKETS = {
+    CipherSuite.AES_128_GCM_SHA256: 1 << 22,
+    CipherSuite.AES_256_GCM_SHA384: 1 << 22,
+    CipherSuite.CHACHA20_POLY1305_SHA256: 1 << 40,
+}
+"""Packets sealed under one key before we update it: half of RFC 9001 section 6.6."""
+
+Bytes = bytes | bytearray | memoryview
+
+
+class Aead(Protocol):
+    """What cryptography's AEAD classes offer; `encrypt_into` writes into a buffer and spares a copy."""
+
+    def encrypt(self, nonce: Bytes, data: Bytes, associated_data: Bytes | None) -> bytes: ...
+
+    def decrypt(self, nonce: Bytes, data: Bytes, associated_data: Bytes | None) -> bytes: ...
+
+
+class PacketKey:
+    """One direction's AEAD key of one key phase."""
+
+    __slots__ = ("_suite", "aead", "decrypt", "encrypt", "encrypt_into", "iv", "secret")
+
+    def __init__(self, traffic: TrafficSecret) -> None:
+        key, iv, _ = derive_key_iv_hp(
+            cipher_suite=traffic.cipher_suite, secret=traffic.secret, version=1
+        )
+        chacha = traffic.cipher_suite == CipherSuite.CHACHA20_POLY1305_SHA256
+        self.aead: AESGCM | ChaCha20Poly1305 = ChaCha20Poly1305(key) if chacha else AESGCM(key)
+        self.encrypt = self.aead.encrypt
+        self.decrypt = self.aead.decrypt
+        self.encrypt_into: Callable[[bytes, Bytes, bytes, memoryview], int] = getattr(
+            self.aead, "encrypt_into", self._encrypt_and_copy
+        )
+        self.iv = int.from_bytes(iv, "big")
+        self.secret = traffic.secret
+        self._suite = traffic.cipher_suite
+
+    def _encrypt_and_copy(self, nonce: bytes, data: Bytes, aad: bytes, out: memoryview) -> int:
+        out[:] = self.aead.encrypt(nonce, data, aad)
+        return len(out)
+
+    def next(self) -> PacketKey:
+        """Return the key of the next phase."""
+        algorithm = cipher_suite_hash(self._suite)
+        secret = hkdf_expand_label(
+            algorithm, self.secret, b"quic ku", b"", algorithm.digest_size
+        )
+        return PacketKey(TrafficSecret(self._suite, secret))
+
+
+class HeaderKey:
+    """One direction's header-protection key; it outlives key updates."""
+
+    __slots__ = ("masks",)
+
+    def __init__(self, traffic: TrafficSecret) -> None:
+        _, _, key = derive_key_iv_hp(
+            cipher_suite=traffic.cipher_suite, secret=traffic.secret, version=1
+        )
+        if traffic.cipher_suite == CipherSuite.CHACHA20_POLY1305_SHA256:
+
+            def masks(samples: bytes) -> bytes:
+                return b"".join(
+                    Cipher(algorithms.ChaCha20(key, samples[at : at + SAMPLE_LENGTH]), mode=None)
+                    .encryptor()
+                    .update(bytes(SAMPLE_LENGTH))
+                    for at in range(0, len(samples), SAMPLE_LENGTH)
+                )
+
+            self.masks: Callable[[bytes], bytes] = masks
+        else:
+            # ECB here is the raw block function that RFC 9001 section 5.4.3 asks for; one call masks
+            # a whole burst.
+            self.masks = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update
+
+
+class KeyUpdateRefused(Exception):
+    """The peer changed its key phase in a way that RFC 9001 section 6 forbids."""
+
+
+class PacketProtection:
+    """The 1-RTT keys of one connection, with key updates in both roles.
+
+    Attributes:
+        send_phase: key phase bit of what we send.
+        recv_phase: key phase bit of what we currently expect.
+    """
+
+    __slots__ = (
+        "_limit",
+        "_next_recv",
+        "_previous_recv",
+        "_previous_until",
+        "_sealed",
+        "_update_unacknowledged",
+        "recv",
+        "recv_header",
+        "recv_phase",
+        "send",
+        "send_header",
+        "send_phase",
+        "updates",
+    )
+
+    def __init__(self, send: TrafficSecret, recv: TrafficSecret) -> None:
+        self.send = PacketKey(send)
+        self.send_header = HeaderKey(send)
+        self.recv = PacketKey(recv)
+        self.recv_header = HeaderKey(recv)
+        self.send_phase = 0
+        self.recv_phase = 0
+        self.updates = 0
+        self._limit = SEND_LIMIT_PACKETS[send.cipher_suite]
+        self._sealed = 0
+        self._next_recv: PacketKey | None = None
+        self._previous_recv: PacketKey | None = None
+        self._previous_until = 0.0
+        # True from our own update until a packet of the new phase arrives.
+        self._update_unacknowledged = False
+
+    def count_sealed(self, packets: int) -> bool:
+        """Count packets sealed; return whether the key is due for an update."""
+        self._sealed += packets
+        return self._sealed >= self._limit and not self._update_unacknowledged
+
+    def initiate_update(self, now: float, keep_s: float) -> bool:
+        """Start a key update; False while an earlier one is not yet confirmed by the peer."""
+        if self._update_unacknowledged:
+            return False
+        self._turn(now, keep_s)
+        self._update_unacknowledged = True
+        return True
+
+    def open_other_phase(
+        self, nonce_low: int, data: Bytes, aad: bytes, now: float, keep_s: float
+    ) -> bytes:
+        """Open a packet whose key phase bit differs from `recv_phase`.
+
+        It is either late, of the previous phase, or the first of a key update by the peer.
+
+        Raises:
+            InvalidTag: it is neither.
+        """
+        # After our own update the peer goes on in the old phase until it has seen it.
+        keep_previous = now < self._previous_until or self._update_unacknowledged
+        if self._previous_recv is not None and keep_previous:
+            try:
+                key = self._previous_recv
+                return key.decrypt((key.iv ^ nonce_low).to_bytes(12, "big"), data, aad)
+            except InvalidTag:
+                pass
+        if self._next_recv is None:
+            self._next_recv = self.recv.next()
+        key = self._next_recv
+        plain = key.decrypt((key.iv ^ nonce_low).to_bytes(12, "big"), data, aad)
+        if self._update_unacknowledged:
+            raise KeyUpdateRefused("a second key update before the first was acknowledged")
+        self._turn(now, keep_s)
+        return plain
+
+    def confirm_update(self) -> None:
+        """Note that a packet of the current receive phase arrived."""
+        self._update_unacknowledged = False
+
+    @property
+    def awaits_confirmation(self) -> bool:
+        return self._update_unacknowledged
+
+    def _turn(self, now: float, keep_s: float) -> None:
+        self._previous_recv = self.recv
+        self._previous_until = now + keep_s
+        self.recv = self._next_recv or self.recv.next()
+        self._next_recv = None
+        self.recv_phase ^= 1
+        self.send = self.send.next()
+        self.send_phase ^= 1
+        self._sealed = 0
+        self.updates += 1

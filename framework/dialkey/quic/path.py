@@ -1,0 +1,236 @@
+"""One path of a connection: its addresses, packet numbers, connection ids, recovery and size.
+
+A path id names a path (wire/quic.md section 3.3); the address it leads to may change (migration). A
+connection without the multipath extension has exactly the path with id 0. What an address *is* is not
+known here: any hashable value will do.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Final
+
+import attrs
+
+from dialkey.quic import codes
+from dialkey.quic.codes import TransportError
+from dialkey.quic.mtu import MtuDiscovery
+from dialkey.quic.received import ReceivedPackets
+from dialkey.quic.recovery import Recovery, Sent
+
+Address = Hashable
+
+MAX_PEER_CIDS: Final = 8
+"""Connection ids of the peer that we hold for one path; announced as active_connection_id_limit."""
+MAX_LOCAL_CIDS: Final = 5
+"""Connection ids of ours that we issue for one path, if the peer's limit allows: iroh holds five."""
+MAX_PENDING_RESPONSES: Final = 32
+MAX_PENDING_RETIREMENTS: Final = 100
+CHALLENGE_STEP_S: Final = 2.0
+
+
+@attrs.frozen
+class PeerCid:
+    """A connection id that the peer gave us to address it with."""
+
+    sequence: int
+    cid: bytes
+    reset_token: bytes | None = attrs.field(default=None, repr=False)
+
+
+class PeerCids:
+    """The peer's connection ids for one path: one in use, the others spare."""
+
+    __slots__ = ("_retire_prior_to", "_seen", "active", "retirements", "spare")
+
+    def __init__(self, active: PeerCid | None) -> None:
+        self.active = active
+        self.spare: list[PeerCid] = []
+        self.retirements: deque[int] = deque()
+        self._retire_prior_to = 0
+        self._seen = {active.sequence} if active is not None else set()
+
+    def add(self, new: PeerCid, retire_prior_to: int) -> bool:
+        """Take a NEW_CONNECTION_ID in; return whether the active one changed.
+
+        Raises:
+            TransportError: more ids than we allow, or a contradiction.
+        """
+        if retire_prior_to > new.sequence:
+            raise TransportError(codes.PROTOCOL_VIOLATION, "retire_prior_to beyond the sequence")
+        held = [self.active, *self.spare] if self.active is not None else self.spare
+        for other in held:
+            if other.sequence == new.sequence and other.cid != new.cid:
+                raise TransportError(codes.PROTOCOL_VIOLATION, "one sequence, two ids")
+            if other.cid == new.cid and other.sequence != new.sequence:
+                raise TransportError(codes.PROTOCOL_VIOLATION, "one id, two sequences")
+        if new.sequence not in self._seen:
+            self._seen.add(new.sequence)
+            if new.sequence < self._retire_prior_to:
+                self._retire(new.sequence)
+            elif self.active is None:
+                self.active = new
+            else:
+                self.spare.append(new)
+        changed = False
+        if retire_prior_to > self._retire_prior_to:
+            self._retire_prior_to = retire_prior_to
+            self._seen = {s for s in self._seen if s >= retire_prior_to}
+            gone = [c for c in self.spare if c.sequence < retire_prior_to]
+            self.spare = [c for c in self.spare if c.sequence >= retire_prior_to]
+            for cid in gone:
+                self._retire(cid.sequence)
+            if self.active is not None and self.active.sequence < retire_prior_to:
+                changed = self.rotate()
+        if len(self.spare) + (self.active is not None) > MAX_PEER_CIDS:
+            raise TransportError(codes.CONNECTION_ID_LIMIT_ERROR, "too many connection ids")
+        return changed
+
+    def rotate(self) -> bool:
+        """Use another id from now on and retire the one in use; False if there is no spare."""
+        if not self.spare:
+            return False
+        if self.active is not None:
+            self._retire(self.active.sequence)
+        self.active = self.spare.pop(0)
+        return True
+
+    def _retire(self, sequence: int) -> None:
+        if len(self.retirements) >= MAX_PENDING_RETIREMENTS:
+            raise TransportError(codes.CONNECTION_ID_LIMIT_ERROR, "too many retired ids")
+        self.retirements.append(sequence)
+
+
+@attrs.define
+class LocalCid:
+    """A connection id that we gave the peer."""
+
+    sequence: int
+    cid: bytes
+    reset_token: bytes = attrs.field(repr=False)
+
+
+@attrs.define
+class Challenge:
+    """PATH_CHALLENGEs sent to one address and not yet answered."""
+
+    tokens: list[bytes]
+    next_at: float
+    deadline: float
+    tries: int = 0
+
+
+class Path:
+    """State of one path id.
+
+    Attributes:
+        remote: where datagrams of this path go.
+        validated: whether `remote` has proved that it receives (RFC 9000 section 8).
+        previous_remote: where the path led before a migration, until the new address is validated.
+    """
+
+    __slots__ = (
+        "ack_at",
+        "ack_pending",
+        "bytes_received",
+        "bytes_sent",
+        "challenge",
+        "id",
+        "largest_received_time",
+        "last_activity",
+        "local_cids",
+        "mtu",
+        "next_local_sequence",
+        "next_number",
+        "peer_cids",
+        "ping_pending",
+        "previous_remote",
+        "probes_pending",
+        "received",
+        "recovery",
+        "remote",
+        "responses",
+        "validated",
+    )
+
+    def __init__(
+        self,
+        path_id: int,
+        remote: Address,
+        *,
+        peer_cid: PeerCid | None,
+        validated: bool,
+        initial_rtt: float,
+        max_datagram: int,
+        on_acked: Callable[[Path, Sent], None],
+        on_lost: Callable[[Path, Sent], None],
+    ) -> None:
+        self.id = path_id
+        self.remote = remote
+        self.previous_remote: Address | None = None
+        self.validated = validated
+        self.mtu = MtuDiscovery(max_datagram)
+        self.recovery = Recovery(
+            max_datagram=self.mtu.current,
+            initial_rtt=initial_rtt,
+            on_acked=partial(on_acked, self),
+            on_lost=partial(on_lost, self),
+        )
+        self.received = ReceivedPackets()
+        self.largest_received_time = 0.0
+        self.ack_pending = 0
+        self.ack_at: float | None = None
+        self.next_number = 0
+        self.peer_cids = PeerCids(peer_cid)
+        self.local_cids: list[LocalCid] = []
+        self.next_local_sequence = 0
+        self.responses: deque[tuple[bytes, Address]] = deque()
+        self.challenge: Challenge | None = None
+        self.probes_pending = 0
+        self.ping_pending = False
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self.last_activity = 0.0
+
+    def start_challenge(self, now: float) -> None:
+        """Begin to validate `remote`."""
+        timeout = 3 * max(self.recovery.pto, 0.3)
+        self.challenge = Challenge([], now, now + timeout)
+
+    def new_challenge_token(self, now: float) -> bytes:
+        """Return the data of the next PATH_CHALLENGE and schedule the one after it."""
+        challenge = self.challenge
+        assert challenge is not None
+        token = os.urandom(8)
+        challenge.tokens.append(token)
+        step = min(self.recovery.pto * (1 << challenge.tries), CHALLENGE_STEP_S)
+        challenge.tries += 1
+        challenge.next_at = now + step
+        return token
+
+    def amplification_room(self) -> int:
+        """Return how many bytes may go to an address that is not validated (RFC 9000 section 8.1)."""
+        return 3 * self.bytes_received - self.bytes_sent
+
+    def migrate(self, remote: Address, *, same_host: bool, initial_rtt: float) -> None:
+        """Follow the peer to `remote`; it is to be validated before much is sent there."""
+        if self.validated:
+            self.previous_remote = self.remote
+        self.remote = remote
+        self.validated = False
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        if not same_host:
+            # Another network: nothing learnt about the old one holds.
+            recovery = self.recovery
+            recovery.srtt = initial_rtt
+            recovery.variance = initial_rtt / 2
+            recovery.first_rtt_time = None
+            recovery.min_rtt = float("inf")
+            in_flight = recovery.cc.in_flight
+            self.mtu = MtuDiscovery(self.mtu.maximum)
+            recovery.cc = type(recovery.cc)(self.mtu.current)
+            recovery.cc.in_flight = in_flight

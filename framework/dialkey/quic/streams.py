@@ -1,0 +1,414 @@
+"""The two halves of a stream: what waits to be sent, and what was received and not yet read.
+
+Sans-IO. Data to send is kept by reference until the peer has acknowledged it; received data is kept as
+the pieces in which it came. Limits follow what the application *consumed*, never what arrived, so a
+reader that stalls stops the sender (RFC 9000 section 4.1).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+
+from dialkey.quic import codes
+from dialkey.quic.codes import TransportError
+
+Bytes = bytes | memoryview
+
+MAX_GAPS = 4096
+"""Separate pieces held for one stream. A full window of small packets, every second one lost, needs
+some 500; a peer that makes more wants our memory."""
+
+SMALL_PIECE_BYTES = 128
+"""Pieces shorter than this are joined while they wait: objects must not outweigh their payload."""
+
+LOW_WATER_BYTES = 256 * 1024
+"""A waiting writer is woken when this much is still queued, so that the path never runs dry."""
+
+
+def is_client_initiated(stream_id: int) -> bool:
+    return not stream_id & 1
+
+
+def is_unidirectional(stream_id: int) -> bool:
+    return bool(stream_id & 2)
+
+
+class SendHalf:
+    """The sending part of a stream.
+
+    States: open → (finished | reset) → closed, where closed means that the peer has acknowledged
+    everything or our reset.
+
+    Attributes:
+        offset: next byte that was never sent.
+        queued: bytes written and never sent.
+        limit: highest offset that the peer allows.
+        stopped_code: the code of a STOP_SENDING, or None.
+        watched: whether a Writable event is wanted when `queued` falls to `low_water`, the peer stops
+            the stream, or has everything.
+    """
+
+    __slots__ = (
+        "_acked",
+        "_head",
+        "_queue",
+        "blocked_at",
+        "closed",
+        "fin",
+        "fin_acked",
+        "fin_sent",
+        "id",
+        "in_queue",
+        "limit",
+        "low_water",
+        "offset",
+        "priority",
+        "queued",
+        "reset_acked",
+        "reset_code",
+        "reset_pending",
+        "retransmit",
+        "retransmit_bytes",
+        "stopped_code",
+        "watched",
+    )
+
+    def __init__(self, stream_id: int, limit: int) -> None:
+        self.id = stream_id
+        self.limit = limit
+        self.offset = 0
+        self.queued = 0
+        self.priority = 0
+        self.fin = False
+        self.fin_sent = False
+        self.fin_acked = False
+        self.reset_code: int | None = None
+        self.reset_pending = False
+        self.reset_acked = False
+        self.stopped_code: int | None = None
+        self.closed = False
+        self.blocked_at = -1
+        self.in_queue = False
+        self.watched = False
+        self.low_water = LOW_WATER_BYTES
+        self.retransmit: deque[tuple[int, Bytes, bool]] = deque()
+        self.retransmit_bytes = 0
+        self._queue: deque[Bytes] = deque()
+        self._head = 0
+        self._acked = 0
+
+    # --- the application's side -----------------------------------------------------------------
+
+    def write(self, data: Bytes) -> None:
+        """Queue `data` (kept by reference; it must not change)."""
+        if data:
+            self._queue.append(data)
+            self.queued += len(data)
+
+    def finish(self) -> None:
+        self.fin = True
+
+    def reset(self, code: int) -> None:
+        """Drop what is queued and abandon the stream with `code`; no effect when it is over."""
+        if self.closed or self.reset_code is not None:
+            return
+        self.reset_code = code
+        self.reset_pending = True
+        self._queue.clear()
+        self._head = 0
+        self.queued = 0
+        self.retransmit.clear()
+        self.retransmit_bytes = 0
+
+    # --- the connection's side ------------------------------------------------------------------
+
+    @property
+    def wants_to_send(self) -> bool:
+        """Whether something could be sent now, flow control of the stream considered."""
+        if self.reset_code is not None:
+            return self.reset_pending
+        if self.retransmit:
+            return True
+        if self.queued:
+            return self.offset < self.limit
+        return self.fin and not self.fin_sent
+
+    def take(self, want: int) -> Bytes:
+        """Remove up to `want` queued bytes, contiguous; the caller advances `offset`."""
+        queue = self._queue
+        head = self._head
+        first = queue[0]
+        available = len(first) - head
+        if available > want:
+            self._head = head + want
+            self.queued -= want
+            return memoryview(first)[head : head + want]
+        queue.popleft()
+        self._head = 0
+        piece: Bytes = memoryview(first)[head:] if head else first
+        if available == want or not queue:
+            self.queued -= available
+            return piece
+        pieces = [piece]
+        got = available
+        while got < want and queue:
+            first = queue[0]
+            if len(first) > want - got:
+                self._head = want - got
+                pieces.append(memoryview(first)[: want - got])
+                got = want
+            else:
+                pieces.append(first)
+                got += len(first)
+                queue.popleft()
+        self.queued -= got
+        return b"".join(pieces)
+
+    def on_acked(self, length: int, fin: bool) -> None:
+        """Note that the peer has `length` more bytes (each byte is reported once)."""
+        self._acked += length
+        if fin:
+            self.fin_acked = True
+        if self.fin_acked and self._acked == self.offset:
+            self.closed = True
+
+    def on_lost(self, offset: int, data: Bytes, fin: bool) -> None:
+        """Queue a piece for sending again."""
+        if self.reset_code is None:
+            self.retransmit.append((offset, data, fin))
+            self.retransmit_bytes += len(data)
+
+    def on_reset_acked(self) -> None:
+        self.reset_acked = True
+        self.closed = True
+
+
+class RecvHalf:
+    """The receiving part of a stream.
+
+    Attributes:
+        received: highest offset that has arrived (counts against the connection's limit).
+        consumed: bytes that the application has taken.
+        limit: highest offset that we allow.
+        window: how far `limit` may run ahead of `consumed`.
+        final_size: the length of the stream, once the peer has told it.
+        reset_code: the code of a RESET_STREAM, or None.
+    """
+
+    __slots__ = (
+        "_pieces",
+        "_segments",
+        "buffered",
+        "consumed",
+        "ended",
+        "final_size",
+        "id",
+        "limit",
+        "next_offset",
+        "received",
+        "reset_code",
+        "stop_code",
+        "stop_pending",
+        "update_pending",
+        "watched",
+        "window",
+    )
+
+    def __init__(self, stream_id: int, window: int) -> None:
+        self.id = stream_id
+        self.window = window
+        self.limit = window
+        self.received = 0
+        self.consumed = 0
+        self.next_offset = 0
+        self.buffered = 0
+        self.final_size: int | None = None
+        self.reset_code: int | None = None
+        self.stop_code: int | None = None
+        self.stop_pending = False
+        self.update_pending = False
+        self.ended = False
+        self.watched = False
+        # In order, ready to be read.
+        self._pieces: deque[Bytes] = deque()
+        # Out of order: (offset, data), sorted, not overlapping, all beyond next_offset.
+        self._segments: list[tuple[int, Bytes]] = []
+
+    # --- the connection's side ------------------------------------------------------------------
+
+    def on_data(self, offset: int, data: Bytes, fin: bool) -> int:
+        """Take a piece in; return by how much it raised the highest offset.
+
+        Raises:
+            TransportError: it breaks flow control or contradicts the final size.
+        """
+        end = offset + len(data)
+        if self.final_size is not None:
+            if end > self.final_size or (fin and end != self.final_size):
+                raise TransportError(codes.FINAL_SIZE_ERROR, "data beyond the end", codes.STREAM)
+        elif fin:
+            if end < self.received:
+                raise TransportError(codes.FINAL_SIZE_ERROR, "an end before data", codes.STREAM)
+            self.final_size = end
+        if end > self.limit:
+            raise TransportError(codes.FLOW_CONTROL_ERROR, "over the stream's limit", codes.STREAM)
+        gained = end - self.received
+        if gained > 0:
+            self.received = end
+        else:
+            gained = 0
+        if self.discarding:
+            # Nobody will read it. It counts as consumed, so that the connection's window moves on.
+            self.consumed += gained
+            return gained
+        if offset == self.next_offset and not self._segments:
+            if data:
+                self._append(data)
+        elif end > self.next_offset:
+            self._insert(offset, data)
+        return gained
+
+    def _append(self, data: Bytes) -> None:
+        pieces = self._pieces
+        self.buffered += len(data)
+        self.next_offset += len(data)
+        if len(data) < SMALL_PIECE_BYTES and pieces and len(pieces[-1]) < 8 * SMALL_PIECE_BYTES:
+            pieces[-1] = bytes(pieces[-1]) + data
+        else:
+            pieces.append(data)
+
+    @property
+    def discarding(self) -> bool:
+        """Whether nobody will read what arrives."""
+        return self.stop_code is not None or self.reset_code is not None
+
+    def _insert(self, offset: int, data: Bytes) -> None:
+        if offset < self.next_offset:
+            data = data[self.next_offset - offset :]
+            offset = self.next_offset
+        segments = self._segments
+        end = offset + len(data)
+        index = bisect_left(segments, offset, key=_segment_offset)
+        if index > 0:
+            before_offset, before = segments[index - 1]
+            before_end = before_offset + len(before)
+            if before_end > offset:
+                data = data[before_end - offset :]
+                offset = before_end
+        while data and index < len(segments):
+            after_offset, after = segments[index]
+            if after_offset >= end:
+                break
+            # Keep what is held already: the part before it goes in now, the rest is looked at next.
+            if after_offset > offset:
+                segments.insert(index, (offset, data[: after_offset - offset]))
+                index += 1
+            after_end = after_offset + len(after)
+            data = data[max(0, after_end - offset) :]
+            offset = after_end
+            index += 1
+        if data:
+            segments.insert(index, (offset, data))
+        if len(segments) > MAX_GAPS:
+            raise TransportError(codes.INTERNAL_ERROR, "a stream in too many pieces", codes.STREAM)
+        self._join()
+
+    def _join(self) -> None:
+        segments = self._segments
+        count = 0
+        for offset, data in segments:
+            if offset != self.next_offset:
+                break
+            self._append(data)
+            count += 1
+        if count:
+            del segments[:count]
+
+    def on_reset(self, code: int, final_size: int) -> int:
+        """Take a RESET_STREAM in; return by how much it raised the highest offset."""
+        if self.final_size is not None and final_size != self.final_size:
+            raise TransportError(codes.FINAL_SIZE_ERROR, "two final sizes", codes.RESET_STREAM)
+        if final_size < self.received:
+            raise TransportError(codes.FINAL_SIZE_ERROR, "an end before data", codes.RESET_STREAM)
+        if final_size > self.limit:
+            raise TransportError(codes.FLOW_CONTROL_ERROR, "over the limit", codes.RESET_STREAM)
+        gained = final_size - self.received
+        self.received = final_size
+        self.final_size = final_size
+        if self.reset_code is None and not self._all_arrived:
+            self.reset_code = code
+            self._drop()
+        return gained
+
+    @property
+    def _all_arrived(self) -> bool:
+        return self.final_size is not None and self.next_offset == self.final_size
+
+    def _drop(self) -> None:
+        self._pieces.clear()
+        self._segments.clear()
+        self.buffered = 0
+
+    @property
+    def readable(self) -> bool:
+        """Whether a reader would not have to wait."""
+        return bool(self._pieces) or self.reset_code is not None or self.at_end
+
+    @property
+    def at_end(self) -> bool:
+        """Whether everything was read, or nothing more will be."""
+        return self.final_size is not None and self.consumed >= self.final_size
+
+    @property
+    def finished(self) -> bool:
+        """Whether the connection may forget this half: nothing more can arrive or be read."""
+        if self.discarding:
+            return self.final_size is not None and self.received == self.final_size
+        return self.at_end
+
+    # --- the application's side -----------------------------------------------------------------
+
+    def read(self, maximum: int) -> bytes:
+        """Take up to `maximum` bytes that arrived in order; empty when there are none."""
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        first = pieces[0]
+        if len(first) > maximum:
+            pieces[0] = memoryview(first)[maximum:]
+            taken = bytes(memoryview(first)[:maximum])
+        elif len(pieces) == 1 or len(first) == maximum:
+            pieces.popleft()
+            taken = bytes(first)
+        else:
+            parts = []
+            left = maximum
+            while pieces and left:
+                piece = pieces[0]
+                if len(piece) > left:
+                    parts.append(memoryview(piece)[:left])
+                    pieces[0] = memoryview(piece)[left:]
+                    left = 0
+                else:
+                    parts.append(pieces.popleft())
+                    left -= len(piece)
+            taken = b"".join(parts)
+        self.buffered -= len(taken)
+        self.consumed += len(taken)
+        return taken
+
+    def stop(self, code: int) -> int:
+        """Ask the peer to stop; return how many bytes that frees from the connection's window."""
+        if self.stop_code is not None or self.reset_code is not None or self.at_end:
+            return 0
+        self.stop_code = code
+        self.stop_pending = not self._all_arrived
+        freed = self.received - self.consumed
+        self.consumed = self.received
+        self._drop()
+        return freed
+
+
+def _segment_offset(segment: tuple[int, Bytes]) -> int:
+    return segment[0]
