@@ -158,7 +158,11 @@ def _to_unicode(label: str) -> str:
     if not label.startswith("xn--"):
         return label
     decoded = label[4:].encode("ascii").decode("punycode")
-    if decoded.isascii() or idna.uts46_remap(decoded, False) != decoded:
+    if (
+        decoded.isascii()
+        or decoded.encode("punycode") != label[4:].encode("ascii")
+        or idna.uts46_remap(decoded, False) != decoded
+    ):
         raise InvalidAddress("the host of a relay URL has a malformed xn-- label")
     return decoded
 

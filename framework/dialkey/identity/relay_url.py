@@ -6,6 +6,11 @@ parser without a base URL, reshaped: because nothing can follow a fragment and a
 ``#``, the text is first cut into scheme, middle, query and fragment, and each part then has a
 function of its own. There is no restriction on the scheme at this layer.
 
+Where iroh's parser departs from the standard we follow it: ``^`` stays as it is in paths, ``..``
+does not remove a drive letter, ``file`` paths lose empty segments at their front. Not followed are
+its other habits with drive letters in ``file`` URLs and with ``@`` or a backslash behind the host
+of unknown schemes: no relay has such a URL.
+
 Source: discovery wire reference 2.3; https://url.spec.whatwg.org, 3 and 4.
 """
 
@@ -33,7 +38,7 @@ _SPECIAL_PORTS: Final[dict[str, int | None]] = {
 _CONTROL_OR_SPACE: Final = "".join(map(chr, range(0x21)))
 _REMOVED: Final = str.maketrans("", "", "\t\n\r")
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
-_DRIVE: Final = re.compile(r"[A-Za-z][:|]")
+_DRIVE_LETTER: Final = re.compile(r"[A-Za-z][:|]")
 _SINGLE_DOT: Final = frozenset({".", "%2e"})
 _DOUBLE_DOT: Final = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
 
@@ -41,8 +46,8 @@ _DOUBLE_DOT: Final = frozenset({"..", ".%2e", "%2e.", "%2e%2e"})
 _FRAGMENT_SET: Final = frozenset(' "<>`')
 _QUERY_SET: Final = frozenset(' "#<>')
 _SPECIAL_QUERY_SET: Final = _QUERY_SET | {"'"}
-_PATH_SET: Final = _QUERY_SET | frozenset("?^`{}")
-_USERINFO_SET: Final = _PATH_SET | frozenset("/:;=@[\\]|")
+_PATH_SET: Final = _QUERY_SET | frozenset("?`{}")
+_USERINFO_SET: Final = _PATH_SET | frozenset("/:;=@[\\]^|")
 _NOTHING: Final[frozenset[str]] = frozenset()
 
 
@@ -97,7 +102,7 @@ def _parse(text: str) -> _Url:
         if path.startswith("//"):
             path = "/." + path  # otherwise the path would read as an authority
     else:
-        path = _opaque_path(rest, followed=bool(has_query or has_fragment))
+        path = _encode(rest, _NOTHING)
 
     result = scheme + ":"
     if authority is not None:
@@ -140,9 +145,7 @@ def _file_parts(rest: str) -> tuple[_Authority, str]:
     host = ""
     if rest.startswith("//"):
         written, _, path = rest[2:].partition("/")
-        if _DRIVE.fullmatch(written):
-            path = rest[2:]
-        elif written:
+        if written:
             host = hostname.parse_special(written)
             host = "" if host == "localhost" else host
     else:
@@ -184,27 +187,18 @@ def _normal_path(segments: list[str], *, is_file: bool = False) -> str:
     for index, segment in enumerate(segments):
         folded = segment.lower()
         if folded in _DOUBLE_DOT:
-            keeps_drive = is_file and len(result) == 1 and re.fullmatch("[A-Za-z]:", result[0])
-            if result and not keeps_drive:
+            if result and not _DRIVE_LETTER.fullmatch(result[-1]):
                 result.pop()
             if index == last:
                 result.append("")
         elif folded in _SINGLE_DOT:
             if index == last:
                 result.append("")
-        elif is_file and not result and _DRIVE.fullmatch(segment):
-            result.append(segment[0] + ":")
         else:
             result.append(_encode(segment, _PATH_SET))
-    return "/" + "/".join(result)
-
-
-def _opaque_path(text: str, *, followed: bool) -> str:
-    encoded = _encode(text, _NOTHING)
-    if followed and encoded.endswith(" "):
-        # Otherwise removing query and fragment later would change the path.
-        encoded = encoded[:-1] + "%20"
-    return encoded
+    path = "/".join(result)
+    # The standard keeps empty segments at the front of file URLs; iroh's parser drops them.
+    return "/" + (path.lstrip("/") if is_file else path)
 
 
 def _normalise(text: str) -> _Url:
