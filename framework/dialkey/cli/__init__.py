@@ -1,0 +1,42 @@
+"""The command line: `dialkey` and ``python -m dialkey``.
+
+The framework brings what needs no protocol (``key``, ``ticket``); every other subcommand comes from
+a plugin through the hook `dialkey_commands`, which gets the `CommandLine`. For such plugins this
+module is the public toolbox: option types that all commands share, `Output` for people and for
+programs, `guard` and `run` that turn exceptions into one line and an exit code.
+
+Nothing heavy is imported before a command runs: ``dialkey --help`` must answer within 0.3 s.
+"""
+
+from __future__ import annotations
+
+from dialkey.cli.app import CommandLine, build, main
+from dialkey.cli.exits import ExitCode, explain
+from dialkey.cli.options import (
+    BindOption,
+    JsonOption,
+    Options,
+    PresetOption,
+    SecretKeyOption,
+)
+from dialkey.cli.output import Output, Progress, format_bytes, format_rate
+from dialkey.cli.running import guard, run
+
+__all__ = [
+    "BindOption",
+    "CommandLine",
+    "ExitCode",
+    "JsonOption",
+    "Options",
+    "Output",
+    "PresetOption",
+    "Progress",
+    "SecretKeyOption",
+    "build",
+    "explain",
+    "format_bytes",
+    "format_rate",
+    "guard",
+    "main",
+    "run",
+]

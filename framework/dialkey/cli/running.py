@@ -1,0 +1,109 @@
+"""Running a command: the event loop, signals, and exceptions that become one line and a code."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Final, cast
+
+import typer
+
+from dialkey.cli.exits import ExitCode, explain
+from dialkey.cli.output import Output
+
+__all__ = ["guard", "is_debugging", "run", "set_up_logging"]
+
+
+# typer shows these by itself, with the usage of the command. It has no public name for their base
+# class, which lives in click or in a copy of it inside typer, depending on typer's version.
+_USAGE_ERRORS: Final = cast(
+    type[Exception],
+    next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException"),
+)
+
+
+def is_debugging() -> bool:
+    """Say whether DIALKEY_DEBUG asks for tracebacks and debug logs."""
+    return os.environ.get("DIALKEY_DEBUG", "") not in ("", "0")
+
+
+def set_up_logging() -> None:
+    """Show the log of dialkey on standard error: errors as one line each, all when debugging."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine())
+    if is_debugging():
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log = logging.getLogger("dialkey")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.DEBUG if is_debugging() else logging.ERROR)
+    log.propagate = False
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = " ".join(record.getMessage().split())
+        if record.exc_info and record.exc_info[1] is not None:
+            cause = record.exc_info[1]
+            if str(cause) not in text:
+                text += f": {type(cause).__name__}: {' '.join(str(cause).split())}"
+        return f"dialkey: {text}"
+
+
+@contextlib.contextmanager
+def guard(output: Output) -> Iterator[None]:
+    """Turn what a command raises into one line on standard error and its exit code.
+
+    With ``--json`` the error is a JSON line on standard output, too.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    except (typer.Exit, typer.Abort, _USAGE_ERRORS, BrokenPipeError):
+        raise
+    except Exception as error:
+        code, line = explain(error)
+        if is_debugging():
+            traceback.print_exception(error, file=output.stderr)
+        if output.json:
+            name = getattr(error, "code", type(error).__name__)
+            output.result("error", None, code=name, message=line, exit_code=int(code))
+        print(f"dialkey: {line}", file=output.stderr, flush=True)
+        raise typer.Exit(code) from None
+
+
+def run(output: Output, work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run a command's coroutine to its end in a new event loop, inside a `guard`.
+
+    Ctrl-C and SIGTERM cancel it, so that its ``async with`` blocks end in order; a second Ctrl-C
+    does not wait for them.
+    """
+    import asyncio
+
+    terminated = False
+
+    async def with_signals() -> None:
+        task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            if task is not None:
+                task.cancel()
+
+        with contextlib.suppress(NotImplementedError):  # event loops of Windows
+            loop.add_signal_handler(signal.SIGTERM, terminate)
+        await work()
+
+    with guard(output):
+        try:
+            asyncio.run(with_signals())
+        except asyncio.CancelledError:
+            if terminated:
+                raise typer.Exit(ExitCode.TERMINATED) from None
+            raise
