@@ -91,3 +91,59 @@ MAX_CUSTOM_ADDRESS_BYTES: Final = 1024
 
 MAX_SOCKET_ADDRESS_CHARS: Final = 128
 """The longest sensible text, IPv6 with scope and port, has 58 characters."""
+
+# --- relay --------------------------------------------------------------------------------------
+
+MAX_RELAY_PAYLOAD_BYTES: Final = 65_536
+"""A relay frame after its type: the wire format's own number."""
+
+MAX_RELAY_MESSAGE_BYTES: Final = MAX_RELAY_PAYLOAD_BYTES + 8
+"""A WebSocket message: one relay frame whose type may be written in up to eight bytes."""
+
+MAX_RELAY_REQUEST_HEAD_BYTES: Final = 16_384
+"""Request line and headers; a token is part of them."""
+
+MAX_RELAY_HEADERS: Final = 64
+"""Header lines of one request or response; iroh's own client reads 25."""
+
+MAX_RELAY_TOKEN_CHARS: Final = 4096
+"""An access token; a signed grant has about 200 characters."""
+
+MAX_RELAY_DENIAL_BYTES: Final = 4096
+"""The reason in a denial, which goes to a log."""
+
+MAX_RELAY_HEALTH_BYTES: Final = 4096
+"""The text in a health frame, which goes to a log."""
+
+RELAY_HTTP_TIMEOUT_S: Final = 30.0
+"""From accepting a TCP connection to the end of its WebSocket upgrade; iroh's own number."""
+
+RELAY_HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""From the upgrade to the proof of the key; real servers set none, which holds sockets for ever."""
+
+RELAY_ADMISSION_TIMEOUT_S: Final = 8.0
+"""For the access rules, which may ask a server elsewhere; below the client's 10 s for all."""
+
+RELAY_WRITE_TIMEOUT_S: Final = 2.0
+"""A client that takes no byte for so long while frames wait is disconnected; iroh's own number."""
+
+MAX_RELAY_QUEUE_FRAMES: Final = 512
+"""Frames waiting for one slow client; iroh's own number."""
+
+MAX_RELAY_QUEUE_BYTES: Final = 2 << 20
+"""Of those, bytes: 100 Mbit/s over a round trip of 160 ms."""
+
+MAX_RELAY_QUEUES_BYTES: Final = 512 << 20
+"""Bytes waiting for all clients of one relay process together."""
+
+MAX_RELAY_CONTROL_FRAMES: Final = 512
+"""Pongs and notices waiting for one client that does not read."""
+
+MAX_RELAY_CORRESPONDENTS: Final = 4096
+"""Endpoints that are told when a client leaves; the ones it wrote to last."""
+
+MAX_RELAY_CONNECTIONS_PER_ID: Final = 8
+"""Connections of one endpoint id at a time; beyond it the oldest inactive one is ended."""
+
+MAX_RELAY_UNAUTHENTICATED: Final = 4096
+"""Connections of one relay process that have not proven a key yet."""
