@@ -1,0 +1,64 @@
+# Everything goes through these targets. Each sets up .venv first when it is missing or older than
+# pyproject.toml; nothing but make and Python 3.11+ has to be there.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.ready
+DEVELOPMENT := $(VENV)/.ready-dev
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
+
+# Extra arguments: make test ARGS="-k router", make demo ARGS="--size 500"
+ARGS ?=
+
+.PHONY: help demo test lint types check clean
+
+help:
+	@echo "make demo    set up and send a real file from one key to another on this machine"
+	@echo "make test    set up and run all tests"
+	@echo "make check   make test, then ruff and mypy --strict"
+	@echo "make lint    ruff alone        make types   mypy alone        make clean   remove .venv"
+
+demo: $(RUNTIME)
+	@$(BIN)/dialkey demo $(ARGS)
+
+test: $(DEVELOPMENT)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEVELOPMENT)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEVELOPMENT)
+	$(BIN)/mypy
+
+check: test lint types
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/python:
+ifeq ($(PYTHON),)
+	@echo "Python 3.11 or newer was not found; set PYTHON=/path/to/python3" >&2; exit 1
+else
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv $(VENV)
+endif
+
+# pip before 25.1 knows no dependency groups, and every Python here may bring an older one.
+$(RUNTIME): pyproject.toml | $(BIN)/python
+	@echo "Installing dialkey and what it needs ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(DEVELOPMENT): $(RUNTIME)
+	@echo "Installing what the tests need ..."
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
