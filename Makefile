@@ -54,6 +54,7 @@ endif
 # pip before 25.1 knows no dependency groups, and every Python here may bring an older one.
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	@echo "Installing dialkey and what it needs ..."
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@$(BIN)/python -m pip install --quiet --editable .
 	@touch $@

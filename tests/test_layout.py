@@ -1,0 +1,244 @@
+"""The rules of the house: who may import whom, and what no file may contain."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+import pytest
+
+ROOT: Final = Path(__file__).parents[1]
+
+FLOORS: Final = (
+    ("errors", "limits"),
+    ("identity", "hooks", "hookspecs"),
+    ("quic",),
+    ("network",),
+    ("endpoint",),
+    ("router", "presets"),
+    ("testing",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+"""From the ground up. Rooms of one floor may know each other. The hooks are below the endpoint,
+which calls them; they know it by type alone."""
+
+PUBLIC: Final = frozenset(
+    {
+        "dialkey",
+        "dialkey.cli",
+        "dialkey.endpoint",
+        "dialkey.errors",
+        "dialkey.hooks",
+        "dialkey.identity",
+        "dialkey.identity.base32",
+        "dialkey.identity.postcard",
+        "dialkey.limits",
+        "dialkey.network",
+        "dialkey.presets",
+        "dialkey.router",
+        "dialkey.testing",
+    }
+)
+"""What protocols, plugins and applications may import; `dialkey.quic` is nobody's but ours."""
+
+NOT_SANS_IO: Final = frozenset({"asyncio", "select", "selectors", "socket", "time"})
+SANS_IO: Final = ("framework/dialkey/quic", "framework/dialkey/identity")
+
+
+@attrs.frozen
+class Import:
+    """One imported module; `name` is what is taken from it, or None for the module itself."""
+
+    file: Path
+    line: int
+    module: str
+    name: str | None
+
+    def __str__(self) -> str:
+        what = f"{self.module}.{self.name}" if self.name else self.module
+        return f"{self.file.relative_to(ROOT)}:{self.line} imports {what}"
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+
+
+def imports_of(file: Path, *, at_run_time: bool = False) -> Iterator[Import]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    pending: list[ast.AST] = [tree]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(file, node.lineno, alias.name, None)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: relative import; write the full name"
+            for alias in node.names:
+                yield Import(file, node.lineno, node.module or "", alias.name)
+        elif at_run_time and isinstance(node, ast.If) and _is_type_checking(node.test):
+            pending.extend(node.orelse)
+        else:
+            pending.extend(ast.iter_child_nodes(node))
+
+
+def _is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def complain(found: list[Import], rule: str) -> None:
+    assert not found, "\n".join([rule, *map(str, found)])
+
+
+def test_framework_knows_no_protocol_and_no_plugin() -> None:
+    complain(
+        [
+            found
+            for file in python_files("framework")
+            for found in imports_of(file)
+            if found.module.startswith("dialkey_")
+        ],
+        "the framework must not import protocols or plugins",
+    )
+
+
+def _room(module: str, name: str | None) -> str | None:
+    """Return the room of `dialkey` that an import enters, or None for another package."""
+    parts = module.split(".")
+    if parts[0] != "dialkey":
+        return None
+    if len(parts) > 1:
+        return parts[1]
+    is_room = name is not None and any(name in floor for floor in FLOORS)
+    return name if is_room else "__init__"
+
+
+def _floor(room: str) -> int:
+    for number, floor in enumerate(FLOORS):
+        if room in floor:
+            return number
+    raise AssertionError(f"dialkey.{room} stands on no floor; give it one in FLOORS")
+
+
+def _lazily_exported(file: Path, found: Import) -> bool:
+    """The package's own `__init__` may be asked for names by commands, when they run."""
+    return found.module == "dialkey" and file.is_relative_to(ROOT / "framework/dialkey/cli")
+
+
+def test_upper_floors_import_lower_ones_never_the_other_way() -> None:
+    package = ROOT / "framework" / "dialkey"
+    wrong = []
+    for file in python_files("framework"):
+        here = file.relative_to(package).parts[0].removesuffix(".py")
+        for found in imports_of(file, at_run_time=True):
+            there = _room(found.module, found.name)
+            if there is None or there == here or _lazily_exported(file, found):
+                continue
+            if _floor(there) > _floor(here):
+                wrong.append(found)
+    complain(wrong, "an upper floor imports lower ones, never the other way")
+
+
+def _distributions() -> list[Path]:
+    return sorted(
+        path
+        for folder in ("protocols", "plugins")
+        for path in (ROOT / folder).glob("dialkey_*")
+        if path.is_dir()
+    )
+
+
+@pytest.mark.parametrize("package", _distributions(), ids=lambda path: path.name)
+def test_protocols_and_plugins_import_only_public_names(package: Path) -> None:
+    wrong = []
+    for file in sorted(package.rglob("*.py")):
+        for found in imports_of(file):
+            if found.module.split(".")[0] == "dialkey":
+                if not _is_public(found):
+                    wrong.append(found)
+            elif found.module.startswith("dialkey_") and not _within(found.module, package.name):
+                wrong.append(found)
+    complain(wrong, f"{package.name} may import public names of dialkey, and no other plugin")
+
+
+def _within(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
+
+
+def _is_public(found: Import) -> bool:
+    if found.name is None:
+        return found.module in PUBLIC
+    if f"{found.module}.{found.name}" in PUBLIC:
+        return True
+    if found.module not in PUBLIC or found.name.startswith("_"):
+        return False
+    module = importlib.import_module(found.module)
+    return found.name in getattr(module, "__all__", dir(module))
+
+
+def test_the_cores_know_no_sockets_and_no_clocks() -> None:
+    complain(
+        [
+            found
+            for file in python_files(*SANS_IO)
+            for found in imports_of(file, at_run_time=True)
+            if found.module.split(".")[0] in NOT_SANS_IO
+        ],
+        "a sans-IO core gets bytes, events and the time as arguments",
+    )
+
+
+FORBIDDEN: Final = {
+    "a path of somebody's machine": re.compile(r"(?<![\w.])/(?:work|root|Users)/\w"),
+    "a note to oneself": re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b"),
+}
+TEXT: Final = frozenset({"", ".cfg", ".md", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml", ".yml"})
+FOLDERS: Final = (
+    ".ci",
+    "benchmarks",
+    "cookbook",
+    "docs",
+    "framework",
+    "plugins",
+    "protocols",
+    "tests",
+)
+
+
+def text_files() -> list[Path]:
+    files = [path for path in ROOT.iterdir() if path.is_file()]
+    for folder in FOLDERS:
+        files.extend(path for path in (ROOT / folder).rglob("*") if path.is_file())
+    return sorted(path for path in files if path.suffix in TEXT and "__pycache__" not in path.parts)
+
+
+@pytest.mark.parametrize("what", FORBIDDEN)
+def test_no_file_contains(what: str) -> None:
+    found = []
+    for file in text_files():
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if FORBIDDEN[what].search(line):
+                found.append(f"{file.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert not found, "\n".join([what, *found])
+
+
+def test_every_package_is_in_the_wheel_and_typed() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    on_disk = [
+        f"{path.parent.name}/{path.name}"
+        for path in _distributions()
+        if (path / "__init__.py").is_file()
+    ]
+    assert sorted(packages) == sorted(["framework/dialkey", *on_disk])
+    for package in packages:
+        assert (ROOT / package / "py.typed").is_file(), f"{package} has no py.typed"
