@@ -174,6 +174,10 @@ class IpAddr(_Ordered):
             ) from None
         return cls(ip, port, scope)
 
+    # Written out rather than generated: hashing an ipaddress object formats it as text first.
+    def __hash__(self) -> int:
+        return hash((int(self.ip), self.port, self.scope_id))
+
     def _sort_key(self) -> _SortKey:
         return (_TAG_IP, self.ip.version, int(self.ip), self.port, self.scope_id)
 
@@ -202,6 +206,13 @@ def _socket_address_hint(text: str) -> str:
     return "write it as 192.0.2.1:443 or [2001:db8::1]:443; host names are not resolved here"
 
 
+def _opaque_bytes(data: bytes | bytearray | memoryview) -> bytes:
+    # `bytes(5)` would be five zero bytes.
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(f"the data of a custom address is bytes, not {type(data).__name__}")
+    return bytes(data)
+
+
 @attrs.frozen(order=False)
 class CustomAddr(_Ordered):
     """An address of a transport that is neither IP nor relay (Tor, Bluetooth …).
@@ -215,7 +226,7 @@ class CustomAddr(_Ordered):
     """
 
     id: int
-    data: bytes = attrs.field(converter=bytes)
+    data: bytes = attrs.field(converter=_opaque_bytes)
 
     def __attrs_post_init__(self) -> None:
         if not 0 <= self.id < 1 << 64:
@@ -351,7 +362,14 @@ def read_transport_addr(reader: Reader) -> TransportAddr:
 
 
 def _sorted_set(addrs: Iterable[TransportAddr]) -> tuple[TransportAddr, ...]:
-    return tuple(sorted(set(addrs)))
+    unique = set(addrs)
+    for addr in unique:
+        if not isinstance(addr, _Ordered):
+            raise TypeError(
+                "addresses are RelayAddr, IpAddr or CustomAddr, "
+                f"not {type(addr).__name__}; parse text first"
+            )
+    return tuple(sorted(unique))
 
 
 @attrs.frozen

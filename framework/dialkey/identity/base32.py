@@ -19,6 +19,7 @@ Source: discovery wire reference 1.3.
 from __future__ import annotations
 
 import base64
+import re
 from typing import Final
 
 import attrs
@@ -56,7 +57,7 @@ class Base32Error(InvalidInput):
 @attrs.frozen
 class _Alphabet:
     name: str
-    characters: str
+    foreign: re.Pattern[str]
     encode_table: dict[int, int]
     decode_table: dict[int, int]
 
@@ -66,7 +67,7 @@ class _Alphabet:
         # b32encode writes upper-case RFC 4648, so that is what we encode from.
         return cls(
             name,
-            characters,
+            re.compile(f"[^{characters}]"),
             str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", characters),
             str.maketrans(characters, "0123456789abcdefghijklmnopqrstuv"),
         )
@@ -85,12 +86,11 @@ def _encode(data: bytes, alphabet: _Alphabet) -> str:
 
 
 def _decode(text: str, alphabet: _Alphabet) -> bytes:
-    for position, character in enumerate(text):
-        if character not in alphabet.characters:
-            raise Base32Error(
-                f"character {position + 1} is not in the {alphabet.name} alphabet",
-                position=position,
-            )
+    if match := alphabet.foreign.search(text):
+        raise Base32Error(
+            f"character {match.start() + 1} is not in the {alphabet.name} alphabet",
+            position=match.start(),
+        )
     if len(text) % 8 in _IMPOSSIBLE_REMAINDERS:
         raise Base32Error(
             f"{len(text)} characters are not a possible length of {alphabet.name}",

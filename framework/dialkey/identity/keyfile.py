@@ -64,20 +64,13 @@ def read(path: str | Path) -> str:
         raise KeyFileMissing(f"there is no key file {path}") from None
     except (OSError, ValueError) as error:
         raise _failed("open", path, error) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError(f"the key file {path} is not a regular file")
-        if os.name == "posix" and status.st_mode & _OTHERS:
-            raise InvalidKey(
-                f"the key file {path} can be read or changed by others "
-                f"(mode {stat.S_IMODE(status.st_mode):04o})",
-                hint=f"run: chmod 600 {path}; if others have used this machine, make a new key",
-            )
-        try:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise _failed("read", path, error) from error
+    try:
+        _check_file(path, os.fstat(descriptor))
+        data = os.read(descriptor, _MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise _failed("read", path, error) from error
+    finally:
+        os.close(descriptor)
     if len(data) > _MAX_FILE_BYTES:
         raise InvalidKey(f"the file {path} is too large to be a key file")
     try:
@@ -87,6 +80,17 @@ def read(path: str | Path) -> str:
             f"the file {path} does not hold a secret key",
             hint="a key file holds one line of 64 hex digits",
         ) from None
+
+
+def _check_file(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise StorageError(f"the key file {path} is not a regular file")
+    if os.name == "posix" and status.st_mode & _OTHERS:
+        raise InvalidKey(
+            f"the key file {path} can be read or changed by others "
+            f"(mode {stat.S_IMODE(status.st_mode):04o})",
+            hint=f"run: chmod 600 {path}; if others have used this machine, make a new key",
+        )
 
 
 def make_parent(path: str | Path) -> None:

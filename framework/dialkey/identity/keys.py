@@ -52,6 +52,11 @@ _LOWER_HEX: Final = re.compile(r"[0-9a-f]*")
 _HEX_CHARS: Final = 64
 _BASE32_CHARS: Final = 52
 
+# What things are called in messages.
+_ID: Final = "an endpoint id"
+_SECRET: Final = "a secret key"
+_SIGNATURE: Final = "a signature"
+
 
 class InvalidSignature(WireError):
     """A signature does not fit key and message, or is of a form that proves nothing."""
@@ -90,11 +95,17 @@ def _exact_bytes(data: bytes | bytearray | memoryview, length: int, what: str) -
 
 
 def _signature_bytes(data: bytes | bytearray | memoryview) -> bytes:
-    return _exact_bytes(data, 64, "a signature")
+    return _exact_bytes(data, 64, _SIGNATURE)
 
 
 def _id_bytes(data: bytes | bytearray | memoryview) -> bytes:
-    return _exact_bytes(data, 32, "an endpoint id")
+    return _exact_bytes(data, 32, _ID)
+
+
+def _length_hint(text: str, what: str) -> str | None:
+    if what == _ID and text.startswith("endpoint"):
+        return "this looks like a ticket: EndpointTicket.parse reads it"
+    return "part of it may be missing" if len(text) < _HEX_CHARS else None
 
 
 def _key_text_to_bytes(text: str, what: str) -> bytes:
@@ -117,13 +128,13 @@ def _key_text_to_bytes(text: str, what: str) -> bytes:
         raise InvalidKey(
             f"{what} has {_HEX_CHARS} characters (hex) or {_BASE32_CHARS} (base32), "
             f"not {len(text)}",
-            hint="part of it may be missing" if len(text) < _HEX_CHARS else None,
+            hint=_length_hint(text, what),
         )
     try:
         return base32.decode(text)
     except base32.Base32Error as error:
         hint = error.hint
-        if error.position is not None and text[error.position] in "189":
+        if what == _ID and error.position is not None and text[error.position] in "189":
             hint = "z-base-32, as in DNS names, has its own parser: EndpointId.from_z32"
         raise InvalidKey(f"{what} is not base32: {error.message}", hint=hint) from None
 
@@ -198,7 +209,7 @@ class EndpointId:
         Raises:
             InvalidKey: the text is neither, or not a key.
         """
-        return cls(_key_text_to_bytes(text, "an endpoint id"))
+        return cls(_key_text_to_bytes(text, _ID))
 
     @classmethod
     def from_z32(cls, text: str) -> EndpointId:
@@ -251,7 +262,7 @@ class EndpointId:
     @property
     def is_weak(self) -> bool:
         """Whether the key has small order: anybody can sign for it, so it proves nothing."""
-        return _has_small_order(bytes(self))
+        return _has_small_order(self._raw)
 
     def verify(self, signature: Signature | bytes, message: bytes) -> None:
         """Check that the holder of this key signed `message`; return normally if so.
@@ -266,7 +277,7 @@ class EndpointId:
         if len(raw) != 64:
             raise InvalidSignature(f"a signature has 64 bytes, not {len(raw)}")
         r = raw[:32]
-        if _has_small_order(self._raw):
+        if self.is_weak:
             raise InvalidSignature("the key has small order: anybody can sign for it")
         if int.from_bytes(raw[32:], "little") >= _L:
             raise InvalidSignature("the signature is not in its reduced form")
@@ -339,7 +350,7 @@ class SecretKey:
     _seed: bytes
 
     def __init__(self, seed: bytes | bytearray | memoryview) -> None:
-        raw = _exact_bytes(seed, 32, "a secret key")
+        raw = _exact_bytes(seed, 32, _SECRET)
         key = Ed25519PrivateKey.from_private_bytes(raw)
         object.__setattr__(self, "_seed", raw)
         object.__setattr__(self, "_key", key)
@@ -359,7 +370,7 @@ class SecretKey:
         Raises:
             InvalidKey: the text is neither.
         """
-        return cls(_key_text_to_bytes(text, "a secret key"))
+        return cls(_key_text_to_bytes(text, _SECRET))
 
     @classmethod
     def load(cls, path: str | Path) -> SecretKey:

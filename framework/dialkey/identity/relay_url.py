@@ -17,6 +17,7 @@ Source: discovery wire reference 2.3; https://url.spec.whatwg.org, 3 and 4.
 from __future__ import annotations
 
 import re
+from functools import total_ordering
 from typing import Final
 
 import attrs
@@ -116,7 +117,9 @@ def _parse(text: str) -> _Url:
         result += "#" + _encode(fragment, _FRAGMENT_SET)
     host = authority.host if authority is not None else None
     port = authority.port if authority is not None else None
-    return _Url(scheme, host or None, port or _SPECIAL_PORTS.get(scheme), path, result)
+    if port is None:
+        port = _SPECIAL_PORTS.get(scheme)
+    return _Url(scheme, host or None, port, path, result)
 
 
 def _special_parts(scheme: str, rest: str) -> tuple[_Authority, str]:
@@ -134,7 +137,7 @@ def _special_parts(scheme: str, rest: str) -> tuple[_Authority, str]:
 def _other_parts(rest: str) -> tuple[_Authority, str]:
     written, slash, path = rest.partition("/")
     credentials, host, port = _split_authority(written)
-    if not host and (credentials or port is not None or written):
+    if written and not host:
         raise InvalidAddress("a relay URL has a user or a port but no host name")
     parsed = hostname.parse_opaque(host)
     return _Authority(credentials, parsed, port), _normal_path(path.split("/")) if slash else ""
@@ -215,6 +218,7 @@ def _normalise(text: str) -> _Url:
     return url
 
 
+@total_ordering
 @attrs.frozen(repr=False, eq=False, order=False, init=False)
 class RelayUrl:
     """The URL of a relay, always in normal form.
@@ -270,10 +274,14 @@ class RelayUrl:
         return f"RelayUrl({self._url.text!r})"
 
     def __eq__(self, other: object) -> bool:
-        return str(self) == str(other) if isinstance(other, RelayUrl) else NotImplemented
+        if not isinstance(other, RelayUrl):
+            return NotImplemented
+        return self._url.text == other._url.text
 
     def __hash__(self) -> int:
         return hash(self._url.text)
 
     def __lt__(self, other: RelayUrl) -> bool:
-        return str(self) < str(other) if isinstance(other, RelayUrl) else NotImplemented
+        if not isinstance(other, RelayUrl):
+            return NotImplemented
+        return self._url.text < other._url.text
