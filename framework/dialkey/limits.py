@@ -29,11 +29,17 @@ MAX_HALF_OPEN_HANDSHAKES: Final = 256
 MAX_HALF_OPEN_PER_ADDRESS: Final = 16
 """Of those, from one IP address: a household behind one NAT, not a flood."""
 
+RETRY_ABOVE_HALF_OPEN: Final = 64
+"""From so many half-open handshakes on, a client must first prove its address (Retry)."""
+
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """An accepted handshake that has not completed by then is dropped."""
 
 MAX_POST_HANDSHAKE_CRYPTO_BYTES: Final = 65_536
 """TLS messages after the handshake: session tickets of some hundred bytes each, which we ignore."""
+
+MAX_PENDING_ACCEPTS: Final = 1024
+"""Connections that nobody has accepted yet; beyond it new ones are closed as refused."""
 
 # --- streams and datagrams ----------------------------------------------------------------------
 
@@ -118,7 +124,10 @@ MAX_RELAY_HEALTH_BYTES: Final = 4096
 RELAY_HTTP_TIMEOUT_S: Final = 30.0
 """From accepting a TCP connection to the end of its WebSocket upgrade; iroh's own number."""
 
-RELAY_HANDSHAKE_TIMEOUT_S: Final = 10.0
+RELAY_RETRY_ABOVE_HALF_OPEN: Final = 64
+"""From so many half-open handshakes on, a client must first prove its address (Retry)."""
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
 """From the upgrade to the proof of the key; real servers set none, which holds sockets for ever."""
 
 RELAY_ADMISSION_TIMEOUT_S: Final = 8.0
@@ -147,3 +156,47 @@ MAX_RELAY_CONNECTIONS_PER_ID: Final = 8
 
 MAX_RELAY_UNAUTHENTICATED: Final = 4096
 """Connections of one relay process that have not proven a key yet."""
+
+# --- gossip -------------------------------------------------------------------------------------
+
+MAX_GOSSIP_PEER_DATA_BYTES: Final = 512
+"""Hearsay about where a third endpoint is, kept and passed on; iroh sets no limit of its own."""
+
+MAX_GOSSIP_OWN_DATA_BYTES: Final = 470
+"""What we say of ourselves: eight of these fit in one shuffle of iroh's 4,096 bytes."""
+
+MAX_GOSSIP_PEER_ADDRESSES: Final = 16
+"""Socket addresses taken from one such hearsay; iroh endpoints announce fewer than ten."""
+
+MAX_GOSSIP_NODES: Final = 32
+"""Peers taken from one shuffle; iroh sends at most eight."""
+
+MAX_GOSSIP_WALK_HOPS: Final = 6
+"""Longest random walk that we continue, whatever a message asks for; iroh's own number."""
+
+MAX_GOSSIP_CACHE_BYTES: Final = 16 << 20
+"""Payloads of one topic held for neighbours that ask: 4,096 messages of the largest size."""
+
+MAX_GOSSIP_MESSAGE_IDS: Final = 1 << 17
+"""Ids of one topic remembered against duplicates: 1,400 messages a second for 90 seconds."""
+
+MAX_GOSSIP_ANNOUNCED_IDS: Final = 4096
+"""Ids that one neighbour announced and nobody delivered yet; beyond it new ones are ignored."""
+
+MAX_GOSSIP_DIALS: Final = 16
+"""Dials under way at once: a message can name any endpoint id and so make us dial it."""
+
+MAX_GOSSIP_PENDING_PEERS: Final = 256
+"""Peers that wait to be dialled, for the same reason."""
+
+MAX_GOSSIP_LANE_BYTES: Final = 1 << 20
+"""Frames of one topic waiting for one peer; beyond it the peer is too slow and is let go."""
+
+MAX_GOSSIP_BAD_STREAMS: Final = 8
+"""Malformed streams that one connection may bring before it is closed."""
+
+MAX_GOSSIP_TICKET_PEERS: Final = 16
+"""Bootstrap peers in a topic ticket; four are plenty, and each costs some 100 characters."""
+
+MAX_GOSSIP_AUTHORS: Final = 4096
+"""Authors of signed messages whose sequence numbers are remembered; the quietest goes first."""

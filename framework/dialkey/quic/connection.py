@@ -595,7 +595,7 @@ class Connection:
                 self.ready = dict(sorted(self.ready.items(), reverse=True))
             queue.append(half)
 
-    def consumed(self, half: RecvHalf, length: int, now: float) -> None:
+    def consumed(self, half: RecvHalf, length: int) -> None:
         """Note that the application took `length` bytes: limits may rise, the half may be over."""
         self.credit(length)
         if half.final_size is None and 2 * (half.limit - half.consumed) < half.window:

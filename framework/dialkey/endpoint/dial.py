@@ -1,0 +1,201 @@
+"""Dialling: one handshake, started over every known address at once.
+
+The first flight goes to all addresses; the first that brings an authentic answer becomes the path. So
+no address can hold up or abort a dial, and the dial is over when all have failed or the time is up.
+Source: wire/quic.md section 6.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+from dialkey import limits
+from dialkey.endpoint.connection import Connection
+from dialkey.endpoint.lookup import AddressLookup
+from dialkey.errors import DialError, DialTimeout, ResolveError
+from dialkey.identity import EndpointAddr, TransportAddr
+from dialkey.network.transport import PathAddress
+from dialkey.quic.connection import Connection as Core
+
+if TYPE_CHECKING:
+    from dialkey.endpoint.endpoint import Endpoint
+
+logger = logging.getLogger("dialkey.endpoint.dial")
+
+_REFUSALS_TO_GIVE_UP: Final = 2
+"""So often must each address have been refused before a dial ends early: a restart takes a moment."""
+
+
+class Candidate:
+    """One address that is being tried."""
+
+    __slots__ = ("address", "refused", "sent", "trouble")
+
+    def __init__(self, address: PathAddress) -> None:
+        self.address = address
+        self.sent = 0
+        self.refused = 0
+        self.trouble = ""
+
+    def __str__(self) -> str:
+        if self.trouble:
+            return f"{self.address}: {self.trouble}"
+        if not self.sent:
+            return f"{self.address}: nothing was sent"
+        return f"{self.address}: no answer to {self.sent} datagrams"
+
+
+class AllAddresses:
+    """The path address of a dial before anyone has answered: it stands for all candidates."""
+
+    def __init__(self) -> None:
+        self.candidates: dict[PathAddress, Candidate] = {}
+        self.notes: list[str] = []
+        self.gave_up: asyncio.Future[None] | None = None
+        self.lookups_pending = 0
+
+    def add(self, address: PathAddress) -> bool:
+        """Add an address; False if it is known or there are too many."""
+        if address in self.candidates or len(self.candidates) >= limits.MAX_DIAL_ADDRESSES:
+            return False
+        self.candidates[address] = Candidate(address)
+        return True
+
+    def on_unreachable(self, address: PathAddress, reason: str) -> None:
+        """Note what the network said of an address."""
+        candidate = self.candidates.get(address)
+        if candidate is None:
+            return
+        candidate.refused += 1
+        candidate.trouble = reason
+        self.check_hopeless()
+
+    def check_hopeless(self) -> None:
+        """End the dial early when nothing is left to hope for."""
+        if self.lookups_pending or self.gave_up is None or self.gave_up.done():
+            return
+        if all(c.refused >= _REFUSALS_TO_GIVE_UP for c in self.candidates.values()):
+            self.gave_up.set_result(None)
+
+    def attempts(self) -> list[str]:
+        """Return one line for each address."""
+        return [*map(str, self.candidates.values()), *self.notes]
+
+
+class Dial:
+    """One call of `Endpoint.connect`."""
+
+    def __init__(self, endpoint: Endpoint, remote: EndpointAddr, alpn: str) -> None:
+        self._endpoint = endpoint
+        self._id = remote.id
+        self._addrs = remote.addrs
+        self._alpn = alpn
+        self.target = AllAddresses()
+        self._connection: Connection | None = None
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
+
+    async def run(self, timeout_s: float) -> Connection:
+        """Connect.
+
+        Raises:
+            ResolveError, DialError, DialTimeout, HandshakeError, ConnectionClosedByPeer
+        """
+        loop = asyncio.get_running_loop()
+        self.target.gave_up = loop.create_future()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._run()
+        except TimeoutError:
+            raise DialTimeout(
+                f"nobody answered within {timeout_s:g} s",
+                attempts=self.target.attempts(),
+                endpoint_id=self._id,
+                hint="is the other side running and online?",
+            ) from None
+        except BaseException:
+            if self._connection is not None:
+                self._connection.close()
+            raise
+        finally:
+            for task in self._lookups:
+                task.cancel()
+            self._endpoint.dial_over(self)
+
+    async def _run(self) -> Connection:
+        self._add(self._addrs)
+        for lookup in self._endpoint.address_lookups:
+            task = asyncio.create_task(self._look_up(lookup), name=f"dialkey-lookup-{lookup.name}")
+            self.target.lookups_pending += 1
+            self._lookups.add(task)
+        while not self.target.candidates and self.target.lookups_pending:
+            self._news.clear()
+            await self._news.wait()
+        if not self.target.candidates:
+            raise ResolveError(
+                "no address is known for this endpoint",
+                endpoint_id=self._id,
+                hint="; ".join(self.target.notes)
+                or "dial its ticket, which carries addresses, or enable an address lookup",
+            )
+        endpoint = self._endpoint
+        core = Core.client(
+            endpoint.quic_config,
+            expected_id=self._id,
+            alpns=[self._alpn],
+            remote=self.target,
+            now=endpoint.now(),
+        )
+        connection = self._connection = Connection(endpoint, core)
+        connection.expect(self._id)
+        endpoint.demux.route(core.host_cid, connection)
+        endpoint.flush_soon(connection)
+        handshake = asyncio.ensure_future(connection.handshake_done())
+        gave_up = self.target.gave_up
+        assert gave_up is not None
+        try:
+            await asyncio.wait([handshake, gave_up], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not handshake.done():
+                handshake.cancel()
+                await asyncio.wait([handshake])
+        if handshake.cancelled():
+            raise DialError(
+                "no address of this endpoint answers",
+                attempts=self.target.attempts(),
+                endpoint_id=self._id,
+                hint="is the other side running?",
+            )
+        handshake.result()
+        return connection
+
+    def _add(self, addrs: Iterable[TransportAddr]) -> None:
+        for addr in addrs:
+            found = self._endpoint.path_addresses(self._id, addr)
+            if not found:
+                note = f"{addr}: no transport of this endpoint leads there"
+                if note not in self.target.notes:
+                    self.target.notes.append(note)
+            new = [each for each in found if self.target.add(each)]
+            if new and self._connection is not None:
+                self._endpoint.flush_soon(self._connection)
+        self._news.set()
+
+    async def _look_up(self, lookup: AddressLookup) -> None:
+        try:
+            async with aclosing(lookup.resolve(self._id)) as results:
+                async for addrs in results:
+                    self._add(addrs)
+        except Exception as error:
+            # A lookup that fails is one way less; the dial goes on with the others.
+            logger.info("lookup %s of %s failed: %s", lookup.name, self._id.short(), error)
+            self.target.notes.append(f"lookup {lookup.name}: {error}")
+        finally:
+            self.target.lookups_pending -= 1
+            self.target.check_hopeless()
+            self._news.set()
+

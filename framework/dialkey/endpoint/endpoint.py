@@ -1,0 +1,563 @@
+"""The endpoint: one key, its sockets, and all its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Final, TextIO
+
+from aioquic.quic.logger import QuicFileLogger
+
+from dialkey import limits
+from dialkey.endpoint.connection import Connection
+from dialkey.endpoint.demux import Demux
+from dialkey.endpoint.dial import AllAddresses, Dial
+from dialkey.endpoint.lookup import AddressLookup, StaticLookup
+from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Refused
+from dialkey.hooks import Plugins
+from dialkey.identity import (
+    EndpointAddr,
+    EndpointId,
+    EndpointTicket,
+    IpAddr,
+    Remote,
+    SecretKey,
+    TransportAddr,
+    parse_remote,
+)
+from dialkey.network.transport import PathAddress, Transport
+from dialkey.network.udp import UdpTransport
+from dialkey.presets import Preset, minimal
+from dialkey.quic.connection import Config
+from dialkey.quic.mtu import DEFAULT_MAX_BYTES
+from dialkey.quic.outbound import Scratch
+
+logger = logging.getLogger("dialkey.endpoint")
+
+DIAL_TIMEOUT_S: Final = 30.0
+CLOSE_TIMEOUT_S: Final = 3.0
+"""How long `Endpoint.close` waits for peers to confirm; a peer that is gone never will."""
+
+Bind = str | IpAddr | Sequence[str | IpAddr]
+
+
+class _Binding:
+    """What `Endpoint.bind` returns: awaitable, and an asynchronous context manager."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+
+    def __await__(self) -> Generator[object, None, Endpoint]:
+        return self._endpoint._start().__await__()
+
+    async def __aenter__(self) -> Endpoint:
+        return await self._endpoint._start()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._endpoint.close()
+
+
+class Endpoint:
+    """A key that dials and can be dialled.
+
+    Made by `bind`, which is both awaitable and an asynchronous context manager. It belongs to the
+    event loop in which it was bound; a process can have many, in one loop or in several.
+    """
+
+    def __init__(self) -> None:
+        raise TypeError("use Endpoint.bind()")
+
+    @classmethod
+    def bind(
+        cls,
+        *,
+        secret_key: SecretKey | None = None,
+        preset: Preset = minimal,
+        plugins: Iterable[object] = (),
+        address_lookups: Iterable[AddressLookup] = (),
+        transports: Iterable[Transport] | None = None,
+        bind: Bind = (),
+        alpns: Iterable[str | bytes] = (),
+        entry_points: bool = True,
+        idle_timeout_s: float = 30.0,
+        keep_alive_s: float = 5.0,
+        max_datagram_bytes: int = DEFAULT_MAX_BYTES,
+        qlog_dir: str | Path | None = None,
+        key_log_file: TextIO | None = None,
+    ) -> _Binding:
+        """Open an endpoint.
+
+        Args:
+            secret_key: who we are; a fresh key if None.
+            preset: defaults, see `dialkey.presets`.
+            plugins: objects with hooks, see `dialkey.hooks`.
+            address_lookups: further ways to find and publish addresses.
+            transports: what carries datagrams, in place of UDP; plugins add theirs in any case.
+            bind: local addresses for UDP, such as "127.0.0.1:0"; all addresses, any port, if empty.
+            alpns: protocols to accept; a `Router` sets them itself.
+            entry_points: load the plugins of installed distributions (entry point group "dialkey").
+            idle_timeout_s: a connection from which nothing comes for so long is lost; the peer's
+                value counts too, if it is smaller.
+            keep_alive_s: a quiet connection is pinged this often.
+            max_datagram_bytes: upper end of path MTU discovery, UDP payload.
+            qlog_dir: write a qlog file of each handshake into this directory.
+            key_log_file: write TLS secrets there (NSS format), to decrypt captures. Who reads it
+                reads everything.
+
+        Raises:
+            BindError: a socket cannot be opened. PluginError: a plugin failed to start.
+        """
+        self = object.__new__(cls)
+        self._secret_key = secret_key if secret_key is not None else SecretKey.generate()
+        self._id = self._secret_key.id
+        self._preset = preset
+        self._given_plugins = [*preset.plugins, *plugins]
+        self._entry_points = entry_points
+        self.plugins = Plugins()
+        self._udp: UdpTransport | None = None
+        if transports is None:
+            self._udp = UdpTransport(_parse_bind(bind))
+            self._transports: list[Transport] = [self._udp]
+        else:
+            self._transports = list(transports)
+        self.static_lookup = StaticLookup()
+        self._lookups: list[AddressLookup] = [self.static_lookup, *address_lookups]
+        self._alpns = [_alpn_text(alpn) for alpn in alpns]
+        self._reset_static_key = hashlib.blake2b(
+            bytes(self._secret_key), person=b"dialkey static"
+        ).digest()
+        self.demux = Demux(self, self._reset_static_key)
+        self.quic_config = Config(
+            secret_key=self._secret_key,
+            new_cid=self.demux.new_cid,
+            reset_token=self.demux.reset_token,
+            idle_timeout_s=idle_timeout_s,
+            keep_alive_s=keep_alive_s,
+            max_datagram=max_datagram_bytes,
+            quic_logger=QuicFileLogger(str(qlog_dir)) if qlog_dir is not None else None,
+            secrets_log_file=key_log_file,
+        )
+        self._scratch = Scratch()
+        self._connections: set[Connection] = set()
+        self._dirty: dict[Connection, None] = {}
+        self._touched: dict[Connection, None] = {}
+        self._flush_scheduled = False
+        self._dials: set[Dial] = set()
+        self._accepted: deque[Connection] = deque()
+        self._accept_waiters: deque[asyncio.Future[None]] = deque()
+        self._handshakes: set[asyncio.Task[None]] = set()
+        self._state = "new"
+        self._closing: asyncio.Task[None] | None = None
+        return _Binding(self)
+
+    def __repr__(self) -> str:
+        return f"<Endpoint {self._id.short()} {self._state}>"
+
+    # --- life cycle -----------------------------------------------------------------------------
+
+    async def _start(self) -> Endpoint:
+        if self._state != "new":
+            raise LocalError("this endpoint was bound already; call Endpoint.bind() again")
+        self._loop = asyncio.get_running_loop()
+        self._state = "starting"
+        started: list[Transport] = []
+        try:
+            for plugin in self._given_plugins:
+                self.plugins.register(plugin)
+            if self._entry_points:
+                self.plugins.load_entry_points()
+            for answer in await self.plugins.collect("dialkey_transports", endpoint=self):
+                self._transports.append(answer.value)  # type: ignore[arg-type]
+            for answer in await self.plugins.collect("dialkey_address_lookups", endpoint=self):
+                self._lookups.append(answer.value)  # type: ignore[arg-type]
+            for transport in self._transports:
+                started.append(transport)
+                await transport.start(_Inlet(self, transport))
+            self._state = "open"
+            await self.plugins.call("dialkey_endpoint_started", must_succeed=True, endpoint=self)
+        except BaseException:
+            self._state = "closed"
+            await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
+            for transport in started:
+                await transport.close()
+            await self.plugins.close()
+            raise
+        return self
+
+    async def __aenter__(self) -> Endpoint:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections with code 0 and free everything. Idempotent.
+
+        Waits, at most some seconds, until peers have confirmed. When cancelled, the closing goes on.
+        """
+        if self._state in ("new", "closed"):
+            self._state = "closed"
+            return
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        self._state = "closing"
+        self._wake_acceptors()
+        await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
+        self.demux.close()
+        for task in list(self._handshakes):
+            task.cancel()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+        self._flush_all()
+        if connections:
+            waits = [asyncio.ensure_future(each.drained()) for each in connections]
+            _, pending = await asyncio.wait(waits, timeout=CLOSE_TIMEOUT_S)
+            for each in pending:
+                each.cancel()
+        for connection in list(self._connections):
+            if connection.timer is not None:
+                connection.timer.cancel()
+        self._connections.clear()
+        for lookup in self._lookups:
+            await lookup.close()
+        for transport in self._transports:
+            await transport.close()
+        await self.plugins.close()
+        self._state = "closed"
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise EndpointClosed(
+                "this endpoint is closed" if self._state != "new" else "this endpoint is not bound",
+                hint="use it inside `async with Endpoint.bind()`",
+            )
+
+    # --- who and where --------------------------------------------------------------------------
+
+    @property
+    def id(self) -> EndpointId:
+        """Our public key: what others dial."""
+        return self._id
+
+    @property
+    def secret_key(self) -> SecretKey:
+        """Our secret key, for plugins that prove who we are."""
+        return self._secret_key
+
+    def addr(self) -> EndpointAddr:
+        """Return our id with every address at which we may be reached, as known now."""
+        addrs: list[TransportAddr] = []
+        for transport in self._transports:
+            addrs.extend(transport.local_addrs())
+        return EndpointAddr(self._id, addrs)
+
+    def ticket(self) -> EndpointTicket:
+        """Return a text that contains `addr()`: give it to those who shall dial us."""
+        return EndpointTicket(self.addr())
+
+    def bound_addrs(self) -> list[IpAddr]:
+        """Return the addresses to which our UDP sockets are bound."""
+        return self._udp.bound if self._udp is not None else []
+
+    @property
+    def connections(self) -> frozenset[Connection]:
+        """All connections that are not over, also those still in their handshake."""
+        return frozenset(self._connections)
+
+    @property
+    def address_lookups(self) -> tuple[AddressLookup, ...]:
+        """All ways to find addresses."""
+        return tuple(self._lookups)
+
+    def add_addr(self, addr: EndpointAddr) -> None:
+        """Remember where an endpoint is, for later dials by its id alone."""
+        self.static_lookup.add(addr)
+
+    def network_changed(self) -> None:
+        """Tell that this machine's network may have changed: every path is looked at anew.
+
+        Phones that know better than any heuristics call this.
+        """
+        for transport in self._transports:
+            transport.network_changed()
+        now = self.now()
+        for connection in self._connections:
+            connection.core.network_changed(now)
+            self.flush_soon(connection)
+
+    # --- dialling -------------------------------------------------------------------------------
+
+    async def connect(
+        self, remote: Remote, alpn: str | bytes, *, timeout: float = DIAL_TIMEOUT_S
+    ) -> Connection:
+        """Dial an endpoint over all its addresses at once.
+
+        Args:
+            remote: a ticket, an `EndpointAddr`, an `EndpointId`, or one of them as text.
+            alpn: the protocol; ASCII.
+            timeout: seconds for everything: finding addresses, dialling, the handshake.
+
+        Returns:
+            A connection whose peer has proved the key that was dialled.
+
+        Raises:
+            InvalidTicket, InvalidKey: `remote` is no good.
+            ResolveError: no address is known or found.
+            DialError, DialTimeout: nobody answered; `attempts` says what happened at each address.
+            WrongKey, AlpnMismatch, Refused, HandshakeError: somebody answered, but not as needed.
+            EndpointClosed: this endpoint was closed.
+        """
+        self._check_open()
+        addr = parse_remote(remote)
+        protocol = _alpn_text(alpn)
+        if addr.id == self._id:
+            raise InvalidInput("this is our own key", hint="dial another endpoint")
+        refusal = await self.plugins.refusal(
+            "dialkey_before_connect", endpoint=self, remote=addr, alpn=protocol.encode()
+        )
+        if refusal is not None:
+            raise Refused(
+                f"a plugin here forbids this dial: {refusal.reason.decode('utf-8', 'replace')}",
+                endpoint_id=addr.id,
+            )
+        dial = Dial(self, addr, protocol)
+        self._dials.add(dial)
+        connection = await dial.run(timeout)
+        await self._after_handshake(connection)
+        return connection
+
+    def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
+        """Return the path addresses, of any transport, that lead to an address."""
+        return [each for t in self._transports for each in t.path_addresses(id, addr)]
+
+    def dial_over(self, dial: Dial) -> None:
+        self._dials.discard(dial)
+
+    async def _after_handshake(self, connection: Connection) -> None:
+        if not self.plugins.has("dialkey_after_handshake"):
+            return
+        refusal = await self.plugins.refusal("dialkey_after_handshake", connection=connection)
+        if refusal is not None:
+            connection.close(refusal.code, refusal.reason)
+            reason = refusal.reason.decode("utf-8", "replace")
+            raise Refused(
+                f"a plugin here refused the connection: {reason}", endpoint_id=connection.remote_id
+            )
+
+    # --- accepting ------------------------------------------------------------------------------
+
+    @property
+    def alpns(self) -> list[str]:
+        """The protocols that are accepted."""
+        return self._alpns
+
+    def set_alpns(self, alpns: Iterable[str | bytes]) -> None:
+        """Set the protocols to accept; with none, whoever dials is refused."""
+        self._alpns = [_alpn_text(alpn) for alpn in alpns]
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether anyone may connect."""
+        return bool(self._alpns) and self._state == "open"
+
+    async def accept(self) -> Connection | None:
+        """Wait for the next connection that somebody made to us; None when the endpoint is closed.
+
+        Its peer has proved a key, filters have passed it. Cancellation loses no connection.
+        """
+        while not self._accepted:
+            if self._state != "open":
+                return None
+            waiter = self._loop.create_future()
+            self._accept_waiters.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._accept_waiters:
+                    self._accept_waiters.remove(waiter)
+        return self._accepted.popleft()
+
+    async def __aiter__(self) -> AsyncIterator[Connection]:
+        while (connection := await self.accept()) is not None:
+            yield connection
+
+    def _wake_acceptors(self) -> None:
+        for waiter in self._accept_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def on_handshake(self, connection: Connection) -> None:
+        """Let a connection whose handshake is complete in."""
+        self.demux.handshake_over(connection)
+        if connection.is_client:
+            return
+        if self.plugins.has("dialkey_after_handshake"):
+            task = asyncio.create_task(self._admit(connection), name="dialkey-after-handshake")
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+        else:
+            self._let_in(connection)
+
+    async def _admit(self, connection: Connection) -> None:
+        try:
+            await self._after_handshake(connection)
+        except Refused as refusal:
+            logger.info("%s", refusal)
+            return
+        self._let_in(connection)
+
+    def _let_in(self, connection: Connection) -> None:
+        if len(self._accepted) >= limits.MAX_PENDING_ACCEPTS:
+            self.demux.counts["refused_not_accepted"] += 1
+            connection.close(0, b"busy")
+            return
+        self._accepted.append(connection)
+        self._wake_acceptors()
+
+    def on_closed(self, connection: Connection) -> None:
+        """Note that a connection is over; it lingers in the routes until it is drained."""
+        self.demux.handshake_over(connection)
+
+    # --- driving the machines -------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def touched(self, connection: Connection) -> None:
+        """Note that a connection received something; it is served at the end of the batch."""
+        self._touched[connection] = None
+        if connection.core.events:
+            connection.process_events()
+
+    def flush_soon(self, connection: Connection) -> None:
+        """Send what a connection has, when the current callbacks are done."""
+        self._dirty[connection] = None
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush_all)
+
+    def end_of_batch(self) -> None:
+        """Answer everything that was received."""
+        touched, self._touched = self._touched, {}
+        now = self.now()
+        for connection in touched:
+            self._dirty.pop(connection, None)
+            self._flush(connection, now)
+
+    def _flush_all(self) -> None:
+        self._flush_scheduled = False
+        dirty, self._dirty = self._dirty, {}
+        now = self.now()
+        for connection in dirty:
+            self._flush(connection, now)
+
+    def _flush(self, connection: Connection, now: float) -> None:
+        core = connection.core
+        if any(transport.is_blocked for transport in self._transports):
+            # What the sockets do not take would only be lost; `on_writable` resumes.
+            self._dirty[connection] = None
+        else:
+            core.flush(now, self._send, self._scratch)
+        if core.events:
+            connection.process_events()
+        at = core.timer()
+        if at is None:
+            self._connections.discard(connection)
+            if connection.timer is not None:
+                connection.timer.cancel()
+                connection.timer = None
+            return
+        self._connections.add(connection)
+        timer = connection.timer
+        # An earlier timer stays: it fires in vain and sets the right one, which is cheaper than
+        # cancelling one for each packet.
+        if timer is not None:
+            if connection.timer_at <= at:
+                return
+            timer.cancel()
+        connection.timer_at = at
+        connection.timer = self._loop.call_at(at, self._on_timer, connection)
+
+    def _on_timer(self, connection: Connection) -> None:
+        connection.timer = None
+        now = self.now()
+        at = connection.core.timer()
+        if at is not None and at <= now:
+            connection.core.on_timer(now)
+        self._flush(connection, now)
+
+    def _send(self, remote: PathAddress, data: bytes | memoryview, segment: int) -> None:
+        if isinstance(remote, AllAddresses):
+            for candidate in remote.candidates.values():
+                candidate.sent += -(-len(data) // segment)
+                self._send(candidate.address, data, segment)
+            return
+        for transport in self._transports:
+            if transport.owns(remote):
+                transport.send(remote, data, segment)
+                return
+
+    def on_writable(self) -> None:
+        if self._dirty:
+            self._flush_all()
+
+    def on_unreachable(self, remote: PathAddress, reason: str) -> None:
+        for dial in self._dials:
+            dial.target.on_unreachable(remote, reason)
+
+    def on_too_large(self, remote: PathAddress, max_datagram_bytes: int) -> None:
+        for connection in self._connections:
+            for path in connection.core.paths.values():
+                if path.remote == remote:
+                    path.mtu.on_too_large(max_datagram_bytes + 1)
+
+
+class _Inlet:
+    """What one transport of an endpoint talks to."""
+
+    def __init__(self, endpoint: Endpoint, transport: Transport) -> None:
+        self._endpoint = endpoint
+        self._transport = transport
+
+    def on_datagrams(self, data: memoryview, segment_bytes: int, remote: PathAddress) -> None:
+        self._endpoint.demux.receive(self._transport, data, segment_bytes, remote)
+
+    def on_batch_end(self) -> None:
+        self._endpoint.end_of_batch()
+
+    def on_unreachable(self, remote: PathAddress, reason: str) -> None:
+        self._endpoint.on_unreachable(remote, reason)
+
+    def on_too_large(self, remote: PathAddress, max_datagram_bytes: int) -> None:
+        self._endpoint.on_too_large(remote, max_datagram_bytes)
+
+    def on_writable(self) -> None:
+        self._endpoint.on_writable()
+
+    def on_addresses_changed(self) -> None:
+        self._endpoint.network_changed()
+
+
+def _alpn_text(alpn: str | bytes) -> str:
+    try:
+        text = alpn if isinstance(alpn, str) else alpn.decode("ascii")
+        encoded = text.encode("ascii")
+    except (UnicodeDecodeError, UnicodeEncodeError):
+        raise InvalidInput(f"an ALPN is ASCII, {alpn!r} is not") from None
+    if not 1 <= len(encoded) <= 255:
+        raise InvalidInput(f"an ALPN has 1 to 255 bytes, not {len(encoded)}")
+    return text
+
+
+def _parse_bind(bind: Bind) -> list[IpAddr]:
+    entries: Sequence[str | IpAddr] = [bind] if isinstance(bind, str | IpAddr) else bind
+    return [each if isinstance(each, IpAddr) else IpAddr.parse(each) for each in entries]
+

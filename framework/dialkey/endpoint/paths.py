@@ -1,0 +1,155 @@
+"""What an application sees of a connection's paths and traffic."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Final
+
+import attrs
+
+from dialkey.identity import IpAddr
+from dialkey.network.transport import PathAddress
+
+MAX_PENDING_PATH_EVENTS: Final = 64
+"""Path events kept for one slow reader; older ones are dropped and reported as `PathsLagged`."""
+
+
+@attrs.frozen
+class PathInfo:
+    """A snapshot of one path.
+
+    Attributes:
+        id: the path's number within its connection.
+        remote: where it leads.
+        kind: "direct", "relay" or "custom".
+        is_selected: whether application data goes this way.
+        rtt_s: smoothed round-trip time, seconds.
+        lost_packets: packets taken for lost so far.
+        sent_packets: packets sent so far.
+        mtu_bytes: the datagram size in use, bytes of UDP payload.
+        congestion_window_bytes: bytes that may be in flight.
+    """
+
+    id: int
+    remote: PathAddress
+    kind: str
+    is_selected: bool
+    rtt_s: float
+    lost_packets: int
+    sent_packets: int
+    mtu_bytes: int
+    congestion_window_bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.remote} ({self.rtt_s * 1000:.1f} ms)"
+
+
+@attrs.frozen
+class ConnectionStats:
+    """Counters of a connection since its begin.
+
+    Attributes:
+        sent_bytes, received_bytes: whole datagrams, handshake included.
+        received_packets: packets that were opened.
+        undecryptable_packets, duplicate_packets: packets that were thrown away.
+        lost_packets, sent_packets: over all paths.
+        dropped_datagrams: application datagrams that found no room, here, in either direction.
+        key_updates: how often the keys were changed.
+        rtt_s: of the selected path.
+    """
+
+    sent_bytes: int
+    received_bytes: int
+    received_packets: int
+    undecryptable_packets: int
+    duplicate_packets: int
+    lost_packets: int
+    sent_packets: int
+    dropped_datagrams: int
+    key_updates: int
+    rtt_s: float
+
+
+@attrs.frozen
+class PathOpened:
+    """A path became usable."""
+
+    path: PathInfo
+
+
+@attrs.frozen
+class PathMoved:
+    """The peer moved a path to another address."""
+
+    path: PathInfo
+    previous: PathAddress
+
+
+@attrs.frozen
+class PathClosed:
+    """A path is gone."""
+
+    path: PathInfo
+
+
+@attrs.frozen
+class PathsLagged:
+    """The reader was too slow: this many events were dropped before the next one."""
+
+    count: int
+
+
+PathEvent = PathOpened | PathMoved | PathClosed | PathsLagged
+
+
+class PathEvents:
+    """One reader's queue of path events."""
+
+    def __init__(self) -> None:
+        self._queue: deque[PathEvent] = deque()
+        self._dropped = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+
+    def put(self, event: PathEvent) -> None:
+        """Queue an event; drop the oldest if the reader is too far behind."""
+        if len(self._queue) >= MAX_PENDING_PATH_EVENTS:
+            self._queue.popleft()
+            self._dropped += 1
+        self._queue.append(event)
+        self._wake()
+
+    def end(self) -> None:
+        """Let the reader finish after what is queued."""
+        self._ended = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def __aiter__(self) -> AsyncIterator[PathEvent]:
+        while True:
+            if self._dropped:
+                count, self._dropped = self._dropped, 0
+                yield PathsLagged(count)
+            elif self._queue:
+                yield self._queue.popleft()
+            elif self._ended:
+                return
+            else:
+                self._waiter = asyncio.get_running_loop().create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+
+
+def kind_of(remote: PathAddress) -> str:
+    """Return "direct" for IP addresses, else what the address says of itself, else "custom"."""
+    if isinstance(remote, IpAddr):
+        return "direct"
+    kind = getattr(remote, "path_kind", "custom")
+    return kind if isinstance(kind, str) else "custom"

@@ -1,0 +1,289 @@
+"""The two ends of a stream, for asyncio."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from dialkey.errors import (
+    LimitExceeded,
+    LocalError,
+    StreamClosed,
+    StreamReset,
+    StreamStopped,
+    WireError,
+)
+from dialkey.limits import SEND_HIGH_WATER_BYTES
+from dialkey.quic.streams import RecvHalf, SendHalf
+
+if TYPE_CHECKING:
+    from dialkey.endpoint.connection import Connection
+
+Data = bytes | bytearray | memoryview
+
+DEFAULT_READ_BYTES = 65_536
+MAX_CODE = (1 << 62) - 1
+
+
+class EndOfStream(WireError):
+    """The stream ended before the bytes that were asked for.
+
+    Attributes:
+        partial: what did arrive.
+    """
+
+    code = "remote.wire.end"
+
+    def __init__(self, message: str, *, partial: bytes, **kwargs: object) -> None:
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]
+        self.partial = partial
+
+
+class SendStream:
+    """The sending end of a stream.
+
+    Use it from one task at a time. A stream that is dropped without `finish` or `reset` stays open
+    until its connection closes.
+    """
+
+    __slots__ = ("_connection", "_half")
+
+    def __init__(self, connection: Connection, half: SendHalf) -> None:
+        self._connection = connection
+        self._half = half
+
+    def __repr__(self) -> str:
+        return f"<SendStream {self._half.id} of {self._connection!r}>"
+
+    @property
+    def stream_id(self) -> int:
+        """The stream's QUIC id."""
+        return self._half.id
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that the stream belongs to."""
+        return self._connection
+
+    def _check(self) -> None:
+        half = self._half
+        if half.stopped_code is not None:
+            raise StreamStopped(
+                f"the peer wants no more of this stream (code {half.stopped_code})",
+                error_code=half.stopped_code,
+                endpoint_id=self._connection.remote_id,
+            )
+        if half.reset_code is not None or half.fin:
+            what = "reset" if half.reset_code is not None else "finished"
+            raise StreamClosed(f"this stream was {what} here; it takes no more data")
+        self._connection.check_open()
+
+    async def write(self, data: Data, *, finish: bool = False) -> None:
+        """Queue all of `data` for sending; wait while the peer or the network is slower than we are.
+
+        Returns when at most `limits.SEND_HIGH_WATER_BYTES` of the stream wait to be sent, not when
+        the peer has it: `stopped` tells that. `bytes` are kept by reference, other buffers copied.
+        When cancelled, a beginning of `data` may have been queued.
+
+        Args:
+            finish: end the stream behind `data`, in the same packet where it fits.
+
+        Raises:
+            StreamStopped: the peer called `stop`.
+            StreamClosed: the stream was finished or reset here.
+            ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection is over.
+        """
+        self._check()
+        half = self._half
+        connection = self._connection
+        if type(data) is not bytes:
+            data = bytes(data)
+        size = len(data)
+        if size <= SEND_HIGH_WATER_BYTES:
+            half.write(data)
+        else:
+            view = memoryview(data)
+            for at in range(0, size, SEND_HIGH_WATER_BYTES):
+                half.write(view[at : at + SEND_HIGH_WATER_BYTES])
+                connection.wake(half)
+                while half.queued > SEND_HIGH_WATER_BYTES:
+                    await connection.wait_writable(half)
+                    self._check()
+        if finish:
+            half.finish()
+        connection.wake(half)
+        while half.queued > SEND_HIGH_WATER_BYTES:
+            await connection.wait_writable(half)
+            if not half.fin:
+                self._check()
+
+    async def finish(self) -> None:
+        """End the stream: the peer reads to here. Returns at once; see `stopped`.
+
+        Raises:
+            StreamStopped, StreamClosed: as `write`.
+        """
+        self._check()
+        self._half.finish()
+        self._connection.wake(self._half)
+
+    def reset(self, code: int = 0) -> None:
+        """Abandon the stream: the peer's reads raise `StreamReset` with `code`. Idempotent."""
+        _check_code(code)
+        self._connection.reset_stream(self._half, code)
+
+    async def stopped(self) -> int | None:
+        """Wait until the peer has everything or wants no more.
+
+        Returns:
+            None when the peer has acknowledged all data and the end; else the code of its `stop`.
+
+        Raises:
+            ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
+        """
+        half = self._half
+        while True:
+            if half.stopped_code is not None:
+                return half.stopped_code
+            if half.closed:
+                return None
+            self._connection.check_open()
+            await self._connection.wait_writable(half)
+
+    @property
+    def priority(self) -> int:
+        """Streams of a higher priority are sent first; those of equal priority take turns."""
+        return self._half.priority
+
+    def set_priority(self, priority: int) -> None:
+        """Change the priority; 0 at first, may be negative."""
+        self._half.priority = priority
+        self._connection.wake(self._half)
+
+
+class RecvStream:
+    """The receiving end of a stream. Use it from one task at a time.
+
+    ``async for chunk in stream`` yields what arrives until the end.
+    """
+
+    __slots__ = ("_connection", "_half")
+
+    def __init__(self, connection: Connection, half: RecvHalf) -> None:
+        self._connection = connection
+        self._half = half
+
+    def __repr__(self) -> str:
+        return f"<RecvStream {self._half.id} of {self._connection!r}>"
+
+    @property
+    def stream_id(self) -> int:
+        """The stream's QUIC id."""
+        return self._half.id
+
+    @property
+    def connection(self) -> Connection:
+        """The connection that the stream belongs to."""
+        return self._connection
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that can be read without waiting."""
+        return self._half.buffered
+
+    async def read(self, limit: int = DEFAULT_READ_BYTES) -> bytes:
+        """Return up to `limit` bytes as soon as there are any; empty at the end of the stream.
+
+        Cancellation loses nothing.
+
+        Raises:
+            StreamReset: the peer abandoned the stream.
+            StreamClosed: `stop` was called here.
+            ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended before
+                the stream did. What had arrived by then is returned first.
+        """
+        if limit <= 0:
+            raise ValueError("limit must be positive")
+        half = self._half
+        while True:
+            data = half.read(limit)
+            if data:
+                self._connection.consumed(half, len(data))
+                return data
+            if half.reset_code is not None:
+                raise StreamReset(
+                    f"the peer abandoned this stream (code {half.reset_code})",
+                    error_code=half.reset_code,
+                    endpoint_id=self._connection.remote_id,
+                )
+            if half.stop_code is not None:
+                raise StreamClosed("this stream was stopped here")
+            if half.at_end:
+                self._connection.consumed(half, 0)
+                return b""
+            self._connection.check_open()
+            await self._connection.wait_readable(half)
+
+    async def read_exactly(self, length: int) -> bytes:
+        """Return exactly `length` bytes.
+
+        When cancelled, what was taken by this call is lost: stop the stream then.
+
+        Raises:
+            EndOfStream: the stream ended before (a `WireError`), with what there was.
+        """
+        if length <= 0:
+            return b""
+        data = await self.read(length)
+        if len(data) == length:
+            return data
+        parts = [data]
+        missing = length - len(data)
+        while missing:
+            data = await self.read(missing)
+            if not data:
+                partial = b"".join(parts)
+                raise EndOfStream(
+                    f"the stream ended after {len(partial)} of {length} bytes",
+                    partial=partial,
+                    endpoint_id=self._connection.remote_id,
+                )
+            parts.append(data)
+            missing -= len(data)
+        return b"".join(parts)
+
+    async def read_to_end(self, limit: int) -> bytes:
+        """Return all that follows, at most `limit` bytes.
+
+        Raises:
+            LimitExceeded: there is more; the stream is stopped with code 0.
+        """
+        parts: list[bytes] = []
+        room = limit
+        while data := await self.read(max(room + 1, 1)):
+            room -= len(data)
+            if room < 0:
+                self.stop(0)
+                raise LimitExceeded(
+                    f"the peer sent more than {limit} bytes",
+                    endpoint_id=self._connection.remote_id,
+                )
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def stop(self, code: int = 0) -> None:
+        """Tell the peer to stop sending; unread data is dropped. Idempotent."""
+        _check_code(code)
+        self._connection.stop_stream(self._half, code)
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._chunks()
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while data := await self.read():
+            yield data
+
+
+def _check_code(code: int) -> None:
+    if not 0 <= code <= MAX_CODE:
+        raise LocalError(f"a code is a number from 0 to 2^62-1, not {code}")

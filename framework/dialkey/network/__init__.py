@@ -1,0 +1,7 @@
+"""Carriers of datagrams: the `Transport` interface, UDP, and this machine's own addresses."""
+
+from __future__ import annotations
+
+from dialkey.network.transport import PathAddress, Receiver, Transport
+
+__all__ = ["PathAddress", "Receiver", "Transport"]

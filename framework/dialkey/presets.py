@@ -1,0 +1,31 @@
+"""Bundles of defaults for `Endpoint.bind`.
+
+A preset names what an endpoint is made of beside UDP. Only `minimal` exists in this version; the
+others come with the plugins that they are made of (relay, discovery).
+"""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["BY_NAME", "Preset", "minimal"]
+
+
+@attrs.frozen
+class Preset:
+    """Defaults of an endpoint.
+
+    Attributes:
+        name: as on the command line.
+        plugins: plugins that every endpoint of this kind gets, before its own.
+    """
+
+    name: str
+    plugins: tuple[object, ...] = ()
+
+
+minimal = Preset("minimal")
+"""Direct UDP to addresses that the caller knows: no relay, no discovery, nothing sent unasked."""
+
+BY_NAME = {preset.name: preset for preset in (minimal,)}
+"""Presets by the name that the command line uses."""

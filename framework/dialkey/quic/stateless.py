@@ -1,0 +1,150 @@
+"""Packets sent without a connection: version negotiation, Retry, refusals, stateless resets.
+
+Sources: RFC 9000 sections 6, 8.1.2, 10.3 and 17.2.
+"""
+
+from __future__ import annotations
+
+import os
+
+import attrs
+from aioquic.buffer import Buffer
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicPacketType,
+    encode_quic_retry,
+    encode_quic_version_negotiation,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.retry import QuicRetryTokenHandler
+
+from dialkey.quic import codes
+from dialkey.quic.wire import varint
+
+VERSION_1 = 1
+MIN_INITIAL_BYTES = 1200
+_MIN_RESET_BYTES = 21
+
+
+@attrs.frozen
+class InitialHeader:
+    """What stands in the clear at the head of a client's first datagram."""
+
+    version: int
+    destination_cid: bytes
+    source_cid: bytes
+    token: bytes
+    is_initial: bool
+
+
+def parse_long_header(datagram: bytes) -> InitialHeader | None:
+    """Read the header of a long-header datagram; None if it is malformed or of no use."""
+    try:
+        header = pull_quic_header(Buffer(data=datagram), host_cid_length=codes.CID_LENGTH)
+    except ValueError:
+        return _parse_invariant(datagram)
+    if header.version is None or header.packet_type == QuicPacketType.VERSION_NEGOTIATION:
+        return None
+    return InitialHeader(
+        header.version,
+        header.destination_cid,
+        header.source_cid,
+        header.token,
+        header.packet_type == QuicPacketType.INITIAL,
+    )
+
+
+def _parse_invariant(datagram: bytes) -> InitialHeader | None:
+    """Read what holds for every version of QUIC (RFC 8999), for version negotiation."""
+    if len(datagram) < 7:
+        return None
+    version = int.from_bytes(datagram[1:5], "big")
+    if version in (0, VERSION_1):
+        return None
+    end = 6 + datagram[5]
+    if datagram[5] > 20 or end >= len(datagram) or datagram[end] > 20:
+        return None
+    source_end = end + 1 + datagram[end]
+    if source_end > len(datagram):
+        return None
+    return InitialHeader(version, datagram[6:end], datagram[end + 1 : source_end], b"", False)
+
+
+def destination_cid(datagram: memoryview) -> bytes:
+    """Return the destination connection id of a long-header datagram; empty if it is cut off."""
+    if len(datagram) < 6:
+        return b""
+    return bytes(datagram[6 : 6 + datagram[5]])
+
+
+def version_negotiation(header: InitialHeader) -> bytes:
+    """Return the answer to a version that we do not speak."""
+    return encode_quic_version_negotiation(
+        source_cid=header.destination_cid,
+        destination_cid=header.source_cid,
+        supported_versions=[VERSION_1],
+    )
+
+
+def refusal(header: InitialHeader, error_code: int, reason: bytes) -> bytes:
+    """Return an Initial packet that closes the connection before anything was spent on it."""
+    pair = CryptoPair()
+    pair.setup_initial(cid=header.destination_cid, is_client=False, version=header.version)
+    builder = QuicPacketBuilder(
+        host_cid=header.destination_cid,
+        peer_cid=header.source_cid,
+        version=header.version,
+        is_client=False,
+        max_datagram_size=MIN_INITIAL_BYTES,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, pair)
+    body = varint(error_code) + varint(0) + varint(len(reason)) + reason
+    buffer = builder.start_frame(codes.CONNECTION_CLOSE, capacity=1 + len(body))
+    buffer.push_bytes(body)
+    datagrams, _ = builder.flush()
+    return b"".join(datagrams)
+
+
+class Retry:
+    """Makes and checks the tokens by which a client proves its address."""
+
+    def __init__(self) -> None:
+        self._handler = QuicRetryTokenHandler()
+
+    def packet(self, header: InitialHeader, address: tuple[str, int], new_cid: bytes, now: float) -> bytes:
+        """Return a Retry packet."""
+        token = self._handler.create_token(
+            address=address,
+            original_destination_connection_id=header.destination_cid,
+            retry_source_connection_id=new_cid,
+            now=now,
+        )
+        return encode_quic_retry(
+            version=header.version,
+            source_cid=new_cid,
+            destination_cid=header.source_cid,
+            original_destination_cid=header.destination_cid,
+            retry_token=token,
+        )
+
+    def check(self, header: InitialHeader, address: tuple[str, int], now: float) -> bytes | None:
+        """Return the original destination id that a token vouches for; None if it is no good."""
+        try:
+            return self._handler.validate_token(
+                address=address,
+                destination_cid=header.destination_cid,
+                token=header.token,
+                now=now,
+            )
+        except ValueError:
+            return None
+
+
+def stateless_reset(token: bytes, trigger_bytes: int) -> bytes | None:
+    """Return a stateless reset, shorter than what triggered it; None if that is impossible."""
+    size = min(trigger_bytes - 1, 43)
+    if size < _MIN_RESET_BYTES:
+        return None
+    head = os.urandom(size - codes.RESET_TOKEN_LENGTH)
+    return bytes((0x40 | head[0] & 0x3F,)) + head[1:] + token
