@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from dialkey.errors import LimitExceeded, LocalError, ProtocolViolation, RemoteError, WireError
 
 if TYPE_CHECKING:
-    from dialkey_blobs.bao import BaoEvent
+    from dialkey_blobs.events import BlobEvent
     from dialkey_blobs.hash import Hash
     from dialkey_blobs.tree import Leaf, Parent
 
@@ -41,9 +41,17 @@ __all__ = [
 
 
 class BlobNotFound(RemoteError):
-    """The provider ended its response before the first byte of a blob's size header."""
+    """The provider ended its response before the first byte of a blob's size header.
+
+    Attributes:
+        verified: events that were verified before the end and not yet handed out.
+    """
 
     code = "remote.blobs.not_found"
+
+    def __init__(self, message: str, *, verified: tuple[BlobEvent, ...] = ()) -> None:
+        super().__init__(message)
+        self.verified = verified
 
 
 class ItemNotFound(RemoteError):
@@ -57,7 +65,7 @@ class ItemNotFound(RemoteError):
     code = "remote.blobs.item_not_found"
 
     def __init__(
-        self, message: str, *, item: Parent | Leaf, verified: tuple[BaoEvent, ...] = ()
+        self, message: str, *, item: Parent | Leaf, verified: tuple[BlobEvent, ...] = ()
     ) -> None:
         super().__init__(message)
         self.item = item
@@ -73,7 +81,7 @@ class BlobTruncated(WireError):
 
     code = "remote.wire.blobs_truncated"
 
-    def __init__(self, message: str, *, verified: tuple[BaoEvent, ...] = ()) -> None:
+    def __init__(self, message: str, *, verified: tuple[BlobEvent, ...] = ()) -> None:
         super().__init__(message)
         self.verified = verified
 
@@ -97,7 +105,7 @@ class VerificationError(ProtocolViolation):
         hash: Hash,
         item: Parent | Leaf,
         stream_offset: int,
-        verified: tuple[BaoEvent, ...] = (),
+        verified: tuple[BlobEvent, ...] = (),
     ) -> None:
         super().__init__(message)
         self.hash = hash
@@ -119,13 +127,17 @@ class BlobTooLarge(LimitExceeded):
 
     Attributes:
         size_bytes: the claim, which nothing has verified.
+        verified: as with `VerificationError`.
     """
 
     code = "remote.limit.blobs_size"
 
-    def __init__(self, message: str, *, size_bytes: int) -> None:
+    def __init__(
+        self, message: str, *, size_bytes: int, verified: tuple[BlobEvent, ...] = ()
+    ) -> None:
         super().__init__(message)
         self.size_bytes = size_bytes
+        self.verified = verified
 
 
 class RangeMissing(LocalError):

@@ -10,7 +10,7 @@ Source: blobs wire reference 4.3, 4.5.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -24,12 +24,12 @@ from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS, PAIR_BYTE
 __all__ = [
     "BATCH_BYTES",
     "Buffer",
-    "chunk_cvs",
     "group_cvs",
     "parent_cv",
     "parent_cvs",
     "subtree_cv",
     "subtree_cvs",
+    "subtree_levels",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -71,16 +71,6 @@ def parent_cvs(pairs: Sequence[Buffer], is_root: Sequence[bool]) -> list[bytes]:
     return values
 
 
-def chunk_cvs(data: Buffer, start_chunk: int) -> list[bytes]:
-    """Return the non-root chaining value of every chunk of `data`.
-
-    Args:
-        data: up to 4 MiB; only its last chunk may be short.
-        start_chunk: the number of its first chunk in the blob.
-    """
-    return _split(_chunk_words([(memoryview(data), start_chunk)])[0])
-
-
 def subtree_cv(data: Buffer, start_chunk: int, is_root: bool = False) -> bytes:
     """Return the chaining value of one subtree within a group; of a whole blob, its hash.
 
@@ -101,19 +91,34 @@ def subtree_cvs(pieces: Sequence[tuple[Buffer, int]]) -> list[bytes]:
         pieces: (bytes, number of the first chunk in the blob), at most 16,384 bytes each.
     """
     values: list[bytes] = []
-    batch: list[tuple[memoryview, int]] = []
-    room = MAX_LANES
-    for data, start_chunk in pieces:
-        if len(data) > GROUP_BYTES:
-            raise ValueError("a piece is larger than a chunk group")
-        room -= GROUP_CHUNKS
-        if room < 0:
-            values += _split(_reduce(*_chunk_words(batch)))
-            batch, room = [], MAX_LANES - GROUP_CHUNKS
-        batch.append((memoryview(data), start_chunk))
-    if batch:
+    for batch in _batches(pieces):
         values += _split(_reduce(*_chunk_words(batch)))
     return values
+
+
+def subtree_levels(pieces: Sequence[tuple[Buffer, int]]) -> list[list[bytes]]:
+    """Return the chaining values of all nodes below many subtrees, which may be of any blobs.
+
+    Args:
+        pieces: as for `subtree_cvs`.
+
+    Returns:
+        For each piece its levels, that of the chunks first, each as values of 32 bytes in a row. A
+        node without a sibling appears on every level up to the one where it has one. The level with
+        a single value is left out.
+    """
+    results: list[list[bytes]] = []
+    for batch in _batches(pieces):
+        levels: list[list[bytes]] = [[] for _ in batch]
+        for words, counts in _levels(*_chunk_words(batch)):
+            joined = _to_bytes(words).tobytes()
+            end = 0
+            for piece_levels, count in zip(levels, counts.tolist(), strict=True):
+                start, end = end, end + 32 * count
+                if count > 1:
+                    piece_levels.append(joined[start:end])
+        results += levels
+    return results
 
 
 def group_cvs(data: Buffer, start_chunk: int = 0) -> npt.NDArray[np.uint8]:
@@ -135,6 +140,22 @@ def group_cvs(data: Buffer, start_chunk: int = 0) -> npt.NDArray[np.uint8]:
         counts = np.array([GROUP_CHUNKS] * whole + [rest] * (rest > 0), np.intp)
         parts.append(_to_bytes(_reduce(words, counts)))
     return np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
+
+
+def _batches(pieces: Sequence[tuple[Buffer, int]]) -> Iterator[list[tuple[memoryview, int]]]:
+    batch: list[tuple[memoryview, int]] = []
+    room = MAX_LANES
+    for data, start_chunk in pieces:
+        if len(data) > GROUP_BYTES:
+            raise ValueError("a piece is larger than a chunk group")
+        lanes = max(1, -(-len(data) // CHUNK_BYTES))
+        if lanes > room:
+            yield batch
+            batch, room = [], MAX_LANES
+        batch.append((memoryview(data), start_chunk))
+        room -= lanes
+    if batch:
+        yield batch
 
 
 def _to_bytes(words: Words) -> npt.NDArray[np.uint8]:
@@ -207,17 +228,28 @@ def _short_chunks(pieces: Sequence[tuple[memoryview, int]]) -> Words:
 
 
 def _reduce(words: Words, counts: npt.NDArray[np.intp]) -> Words:
+    """Return the value that each run of `counts` values has as a subtree."""
+    for top, _ in _levels(words, counts):
+        words = top
+    return words
+
+
+def _levels(
+    words: Words, counts: npt.NDArray[np.intp]
+) -> Iterator[tuple[Words, npt.NDArray[np.intp]]]:
     """Pair up neighbours, level by level, until one value is left of each run of `counts`.
 
     An odd one at the end of a run goes up a level unchanged, which builds the same tree as cutting
-    from the top: every left subtree is then the largest power of two that fits.
+    from the top: every left subtree is then the largest power of two that fits. What is yielded is
+    valid until the next step.
     """
-    space = workspace()
+    yield words, counts
     while (largest := int(counts.max())) > 1:
         if largest % 2 == 0 and (counts == largest).all():
             message = np.concatenate((words[:, 0::2], words[:, 1::2]))
-            words = space.parents(message)
+            words = _parents(message)
             counts = counts // 2
+            yield words, counts
             continue
         pairs, starts = counts // 2, counts.cumsum() - counts
         above = counts - pairs
@@ -231,7 +263,7 @@ def _reduce(words: Words, counts: npt.NDArray[np.intp]) -> Words:
         words[:, np.repeat(starts_above, pairs) + within] = _parents(message)
         words[:, (starts_above + above - 1)[odd]] = carried
         counts = above
-    return words
+        yield words, counts
 
 
 def _parents(message: Words) -> Words:

@@ -1,0 +1,83 @@
+"""What a decoder hands out: verified parts of blobs, and where in a response it stands."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import attrs
+
+from dialkey_blobs.hash import Hash
+from dialkey_blobs.tree import Leaf, Parent
+
+__all__ = ["BlobEvent", "BlobFinished", "BlobStarted", "VerifiedLeaf", "VerifiedParent"]
+
+
+class VerifiedParent(NamedTuple):
+    """A pair of chaining values that matches the hash.
+
+    Attributes:
+        node: its place in the tree.
+        pair: the left and the right child's chaining value, 64 bytes.
+    """
+
+    node: Parent
+    pair: bytes
+
+
+class VerifiedLeaf(NamedTuple):
+    """Content that matches the hash.
+
+    Attributes:
+        leaf: its place in the tree.
+        data: its bytes.
+    """
+
+    leaf: Leaf
+    data: bytes
+
+    @property
+    def offset(self) -> int:
+        """Where the content begins in the blob, in bytes."""
+        return self.leaf.offset
+
+    @property
+    def end(self) -> int:
+        """Where the content ends in the blob, in bytes."""
+        return self.leaf.offset + self.leaf.length
+
+
+@attrs.frozen
+class BlobStarted:
+    """A blob's size header arrived; what follows belongs to this blob.
+
+    Attributes:
+        index: 0 for the blob that was asked for, i + 1 for its child i; in an answer to GetMany,
+            the place in the list of hashes.
+        hash: which blob.
+        size: the provider's claim in bytes. It is proven once a leaf that ends there was verified;
+            until then nothing must be allocated by it.
+    """
+
+    index: int
+    hash: Hash
+    size: int
+
+
+@attrs.frozen
+class BlobFinished:
+    """All that was asked of a blob has arrived and was verified.
+
+    Attributes:
+        index: as in `BlobStarted`.
+        hash: which blob.
+        size: as claimed, in bytes.
+        size_is_proven: whether what was asked for included the last chunk.
+    """
+
+    index: int
+    hash: Hash
+    size: int
+    size_is_proven: bool
+
+
+BlobEvent = VerifiedParent | VerifiedLeaf | BlobStarted | BlobFinished

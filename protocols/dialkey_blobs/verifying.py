@@ -1,0 +1,186 @@
+"""A queue in which received items wait until a batch of them is verified.
+
+Hashing one group at a time is forty times slower than hashing 256 at once, so items are not checked
+as they come. An item's expected hash stands in a pair that came before it and may wait here as
+well. That is sound, since nothing leaves the queue unless all before it has matched: in order of
+arrival, the first item that does not match had its expectation from pairs that do.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from blake3 import blake3
+
+from dialkey_blobs.errors import LeafMismatch, ParentMismatch, VerificationError
+from dialkey_blobs.events import BlobEvent, VerifiedLeaf, VerifiedParent
+from dialkey_blobs.hash import Hash
+from dialkey_blobs.hashing import BATCH_BYTES, parent_cvs, subtree_cvs
+
+__all__ = ["VerifyQueue"]
+
+# Bounds memory where items are much smaller than groups: a pair in the queue takes some 400 bytes.
+_MAX_ENTRIES: Final = 8192
+
+
+class _Entry(NamedTuple):
+    event: BlobEvent
+    expected: bytes
+    hash: Hash
+    stream_offset: int
+
+
+class VerifyQueue:
+    """Items in order of arrival, verified in batches.
+
+    Args:
+        batch_bytes: leaf bytes at which a batch is verified without being asked to.
+    """
+
+    def __init__(self, batch_bytes: int = BATCH_BYTES) -> None:
+        self.batch_bytes = batch_bytes
+        self._entries: list[_Entry | BlobEvent] = []
+        self._waiting_bytes = 0
+        # (first entry, end, hash): runs that hold all items of a whole blob.
+        self._whole_blobs: list[tuple[int, int, Hash]] = []
+        self._ready: list[BlobEvent] = []
+        self._batch_number = 0
+
+    def take(self) -> list[BlobEvent]:
+        """Return, once, the events that are verified."""
+        ready, self._ready = self._ready, []
+        return ready
+
+    def add_note(self, event: BlobEvent) -> None:
+        """Add an event that needs no verification, to be handed out in its turn."""
+        self._entries.append(event)
+
+    def add(
+        self, event: VerifiedParent | VerifiedLeaf, expected: bytes, hash: Hash, stream_offset: int
+    ) -> None:
+        """Add an item that is still to be verified.
+
+        Args:
+            event: what will be handed out if it matches.
+            expected: its chaining value, or the blob's hash if it is the root.
+            hash: the blob, for messages.
+            stream_offset: where the item begins in the blob's response.
+
+        Raises:
+            VerificationError: a batch was full, and an item in it does not match.
+        """
+        if isinstance(event, VerifiedLeaf):
+            if self._waiting_bytes + len(event.data) > self.batch_bytes:
+                self.verify()
+            self._waiting_bytes += len(event.data)
+        if len(self._entries) >= _MAX_ENTRIES:
+            self.verify()
+        self._entries.append(_Entry(event, expected, hash, stream_offset))
+
+    def begin_blob(self, size: int) -> tuple[int, int]:
+        """Make room so that a blob of `size` bytes may be verified in one piece.
+
+        Returns:
+            A mark for `end_whole_blob`.
+        """
+        if size <= self.batch_bytes < self._waiting_bytes + size:
+            self.verify()
+        return self._batch_number, len(self._entries)
+
+    def end_whole_blob(self, mark: tuple[int, int], hash: Hash) -> None:
+        """Say that all entries since `mark` are one whole blob.
+
+        If all of them still wait, its leaves are verified by one hash over the whole content, which
+        is twenty times as fast as chaining values.
+        """
+        batch_number, first = mark
+        if batch_number == self._batch_number:
+            self._whole_blobs.append((first, len(self._entries), hash))
+
+    def verify(self) -> None:
+        """Verify what waits; what matches can then be taken.
+
+        Raises:
+            VerificationError: the first item, in order, that does not match. Its `verified` are
+                the events before it. The queue is not usable any more.
+        """
+        entries, self._entries = self._entries, []
+        whole_blobs, self._whole_blobs = self._whole_blobs, []
+        self._waiting_bytes = 0
+        self._batch_number += 1
+        bad = _first_mismatch(entries, _known_leaves(entries, whole_blobs))
+        for entry in entries[:bad]:
+            self._ready.append(entry.event if isinstance(entry, _Entry) else entry)
+        if bad is not None:
+            culprit = entries[bad]
+            assert isinstance(culprit, _Entry)
+            raise _mismatch(culprit, tuple(self.take()))
+
+
+def _known_leaves(
+    entries: list[_Entry | BlobEvent], whole_blobs: list[tuple[int, int, Hash]]
+) -> set[int]:
+    """Return the entries of leaves that need no chaining value: their whole blob matches."""
+    known: set[int] = set()
+    for first, end, hash in whole_blobs:
+        hasher = blake3()
+        leaves = []
+        for number in range(first, end):
+            entry = entries[number]
+            if isinstance(entry, _Entry) and isinstance(entry.event, VerifiedLeaf):
+                hasher.update(entry.event.data)
+                leaves.append(number)
+        if hasher.digest() == hash.digest:
+            known.update(leaves)
+    return known
+
+
+def _first_mismatch(entries: list[_Entry | BlobEvent], known: set[int]) -> int | None:
+    parents: list[tuple[int, VerifiedParent]] = []
+    leaves: list[tuple[int, VerifiedLeaf]] = []
+    bad: list[int] = []
+    expected: dict[int, bytes] = {}
+    for number, entry in enumerate(entries):
+        if number in known or not isinstance(entry, _Entry):
+            continue
+        event = entry.event
+        expected[number] = entry.expected
+        if isinstance(event, VerifiedParent):
+            parents.append((number, event))
+        elif isinstance(event, VerifiedLeaf):
+            if not event.leaf.is_root:
+                leaves.append((number, event))
+            elif blake3(event.data).digest() != entry.expected:
+                bad.append(number)
+    values = parent_cvs(
+        [event.pair for _, event in parents], [event.node.is_root for _, event in parents]
+    )
+    bad += [n for (n, _), value in zip(parents, values, strict=True) if value != expected[n]]
+    values = subtree_cvs([(event.data, event.leaf.start_chunk) for _, event in leaves])
+    bad += [n for (n, _), value in zip(leaves, values, strict=True) if value != expected[n]]
+    return min(bad, default=None)
+
+
+def _mismatch(entry: _Entry, verified: tuple[BlobEvent, ...]) -> VerificationError:
+    event, blob = entry.event, entry.hash
+    place = f"of blob {blob.short()}, at byte {entry.stream_offset} of the response"
+    if isinstance(event, VerifiedParent):
+        node = event.node
+        return ParentMismatch(
+            f"the pair of node {node.node} (chunk {node.start_chunk}, {node.length} bytes below it)"
+            f" does not match its hash, {place}",
+            hash=blob,
+            item=node,
+            stream_offset=entry.stream_offset,
+            verified=verified,
+        )
+    assert isinstance(event, VerifiedLeaf)
+    leaf = event.leaf
+    return LeafMismatch(
+        f"chunk {leaf.start_chunk} ({leaf.length} bytes from {leaf.offset}) does not match its"
+        f" hash, {place}",
+        hash=blob,
+        item=leaf,
+        stream_offset=entry.stream_offset,
+        verified=verified,
+    )
