@@ -1,0 +1,1 @@
+"""The relay: endpoints that cannot reach each other directly talk through it."""
