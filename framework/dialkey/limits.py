@@ -200,3 +200,30 @@ MAX_GOSSIP_TICKET_PEERS: Final = 16
 
 MAX_GOSSIP_AUTHORS: Final = 4096
 """Authors of signed messages whose sequence numbers are remembered; the quietest goes first."""
+
+# --- RPC ----------------------------------------------------------------------------------------
+
+MAX_RPC_ENVELOPE_BYTES: Final = 1 << 20
+"""The msgpack of one message; a hostile one unpacks to about 70 times its size. Large bytes travel
+beside it."""
+
+MAX_RPC_MESSAGE_BYTES: Final = 16 << 20
+"""One message, envelope and parts; whoever has more streams it."""
+
+MAX_RPC_BUFFERED_BYTES: Final = 64 << 20
+"""Messages above 64 KiB that one connection may have in our memory at once."""
+
+MAX_RPC_PARTS: Final = 4096
+"""Byte strings beside the envelope of one message: 16 MiB in pieces of 4 KiB."""
+
+MAX_RPC_DEPTH: Final = 64
+"""Containers within containers; nobody designs a message deeper than ten."""
+
+MAX_RPC_METADATA_ENTRIES: Final = 64
+"""Pairs of text beside a call: a trace id, a token, a tenant."""
+
+MAX_RPC_CALLS: Final = 1024
+"""Calls in progress on one service, over all connections; each costs a task and its arguments."""
+
+MAX_RPC_ERROR_CHARS: Final = 8192
+"""Message or traceback of one error; the rest is cut off."""
