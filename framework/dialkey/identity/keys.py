@@ -68,17 +68,18 @@ def _y_coordinate(raw: bytes) -> int:
     return (int.from_bytes(raw, "little") & _SIGN_MASK) % _P
 
 
+@lru_cache(maxsize=8192)
 def _is_point(raw: bytes) -> bool:
-    """Tell whether `raw` decompresses; the sign bit and y >= p are no reason to refuse."""
+    """Tell whether `raw` decompresses; the sign bit and y >= p are no reason to refuse.
+
+    Cached: one id is parsed many times, and the exponentiation takes some 50 us. Holds about 1 MiB
+    at most.
+    """
     y2 = pow(_y_coordinate(raw), 2, _P)
     u = (y2 - 1) % _P
     v = (_D * y2 + 1) % _P
     # v is never 0, so u/v is a square exactly when u*v is (Euler's criterion).
     return u == 0 or pow(u * v, (_P - 1) // 2, _P) == 1
-
-
-# One id is parsed many times, and the exponentiation takes some 50 us. Holds about 1 MiB at most.
-_is_key = lru_cache(maxsize=8192)(_is_point)
 
 
 def _has_small_order(raw: bytes) -> bool:
@@ -193,7 +194,7 @@ class EndpointId:
     _raw: bytes = attrs.field(converter=_id_bytes)
 
     def __attrs_post_init__(self) -> None:
-        if not _is_key(self._raw):
+        if not _is_point(self._raw):
             raise InvalidKey(
                 "these 32 bytes are not a public key: they name no point of the curve",
                 hint="check for a typing mistake; about half of all 32-byte strings are no key",
@@ -276,16 +277,13 @@ class EndpointId:
         raw = bytes(signature)
         if len(raw) != 64:
             raise InvalidSignature(f"a signature has 64 bytes, not {len(raw)}")
-        r = raw[:32]
         if self.is_weak:
             raise InvalidSignature("the key has small order: anybody can sign for it")
         if int.from_bytes(raw[32:], "little") >= _L:
             raise InvalidSignature("the signature is not in its reduced form")
-        if _has_small_order(r):
+        if _has_small_order(raw[:32]):
             raise InvalidSignature("the signature's point has small order")
-        # Not the cached form: every signature brings another R, which would flush out the keys.
-        if not _is_point(r):
-            raise InvalidSignature("the signature does not hold a point of the curve")
+        # That R is a point needs no check: OpenSSL compares it with the bytes of one it computed.
         try:
             Ed25519PublicKey.from_public_bytes(self._raw).verify(raw, bytes(message))
         except (_BackendInvalidSignature, ValueError):

@@ -179,7 +179,7 @@ def test_buffers_are_accepted_and_copied():
 
 
 def test_the_cache_of_known_keys_is_bounded():
-    assert keys._is_key.cache_info().maxsize == 8192
+    assert keys._is_point.cache_info().maxsize == 8192
 
 
 # --- texts ----------------------------------------------------------------------------------------
@@ -344,13 +344,15 @@ def test_unreduced_scalars_are_refused():
 
 
 def test_a_point_that_does_not_decompress_is_refused():
-    assert "point" in refused(KEY.id, little(2) + bytes(KEY.sign(MESSAGE))[32:])
+    s = bytes(KEY.sign(MESSAGE))[32:]
+    for y in (2, 2**255 - 3, P + 2):
+        refused(KEY.id, little(y) + s)
 
 
 def test_verifying_does_not_flush_the_cache_of_keys():
-    before = keys._is_key.cache_info().currsize
+    before = keys._is_point.cache_info().currsize
     KEY.id.verify(KEY.sign(b"another"), b"another")
-    assert keys._is_key.cache_info().currsize == before
+    assert keys._is_point.cache_info().currsize == before
 
 
 # --- secrets --------------------------------------------------------------------------------------
