@@ -16,17 +16,17 @@ ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
     ("errors", "limits"),
-    ("identity", "hooks", "hookspecs"),
+    ("identity", "hooks", "hookspecs", "presets"),
     ("quic",),
     ("network",),
     ("endpoint",),
-    ("router", "presets"),
+    ("router",),
     ("testing",),
     ("cli",),
     ("__init__", "__main__"),
 )
-"""From the ground up. Rooms of one floor may know each other. The hooks are below the endpoint,
-which calls them; they know it by type alone."""
+"""From the ground up. Rooms of one floor may know each other. Hooks and presets are below
+the endpoint, which uses them; they know it by type alone."""
 
 PUBLIC: Final = frozenset(
     {

@@ -161,7 +161,7 @@ class Router:
         """Serve a protocol: offer its ALPN to peers and give its connections to the handler.
 
         Args:
-            alpn: 1 to 255 bytes; text must be ASCII.
+            alpn: 1 to 255 bytes of ASCII.
             handler: an object with ``async def accept(self, connection)``.
 
         Raises:
@@ -452,13 +452,13 @@ def _describe(handler: object) -> str:
 
 def _alpn_bytes(alpn: object) -> bytes:
     if isinstance(alpn, str):
-        if not alpn.isascii():
-            raise InvalidInput(f"ALPN {alpn!r} is not ASCII", hint="pass bytes for other encodings")
-        key = alpn.encode("ascii")
-    elif isinstance(alpn, (bytes, bytearray, memoryview)):
+        key = alpn.encode("utf-8")
+    elif isinstance(alpn, bytes | bytearray | memoryview):
         key = bytes(alpn)
     else:
         raise InvalidInput(f"an ALPN is text or bytes, not {type(alpn).__name__}")
+    if not key.isascii():
+        raise InvalidInput(f"ALPN {alpn!r} is not ASCII")
     if not 1 <= len(key) <= 255:
         raise InvalidInput(f"an ALPN has 1 to 255 bytes, not {len(key)}")
     return key

@@ -154,7 +154,7 @@ async def test_partial_of_a_coroutine_function_handles() -> None:
     router.accept("my-app/1", cast(Any, WithAccept(functools.partial(Recorder().accept))))
 
 
-@pytest.mark.parametrize("alpn", ["", b"", "x" * 256, "größe/1", 7, None])
+@pytest.mark.parametrize("alpn", ["", b"", "x" * 256, "größe/1", b"\xff", 7, None])
 async def test_malformed_alpn(alpn: Any) -> None:
     with pytest.raises(InvalidInput, match="ALPN"):
         router_of(FakeEndpoint()).accept(alpn, Recorder())

@@ -47,6 +47,8 @@ class ExitCode(enum.IntEnum):
 
 _BY_ERROR: tuple[tuple[tuple[type[BaseException], ...], ExitCode], ...] = (
     ((InvalidInput,), ExitCode.USAGE),
+    # An OSError as well, but of the other side.
+    ((TimeoutError,), ExitCode.LOST),
     ((LocalError, OSError), ExitCode.LOCAL),
     ((ResolveError, DialError), ExitCode.UNREACHABLE),
     ((ConnectionLost, ConnectionClosedByPeer, StreamReset, StreamStopped), ExitCode.LOST),
@@ -79,6 +81,8 @@ def explain(error: BaseException) -> tuple[ExitCode, str]:
 
 def _explain_os_error(error: OSError) -> str:
     where = f": {error.filename}" if error.filename else ""
+    if isinstance(error, TimeoutError):
+        return str(error) or "no answer in time"
     if isinstance(error, FileNotFoundError):
         return f"no such file or folder{where}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

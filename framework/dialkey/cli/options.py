@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import attrs
 import typer
+
+from dialkey import presets
 
 if TYPE_CHECKING:
     from dialkey.endpoint import Endpoint
@@ -15,12 +16,10 @@ if TYPE_CHECKING:
 __all__ = ["BindOption", "JsonOption", "Options", "PresetOption", "SecretKeyOption"]
 
 
-class PresetName(enum.StrEnum):
-    """The bundles of defaults in `dialkey.presets`."""
-
-    PUBLIC = "public"
-    LOCAL = "local"
-    MINIMAL = "minimal"
+def _known_preset(name: str | None) -> str | None:
+    if name is not None and name not in presets.BY_NAME:
+        raise typer.BadParameter(f"{name!r} is none of: {', '.join(presets.BY_NAME)}")
+    return name
 
 
 JsonOption = Annotated[
@@ -36,8 +35,13 @@ SecretKeyOption = Annotated[
     ),
 ]
 PresetOption = Annotated[
-    PresetName | None,
-    typer.Option("--preset", help="How to be found and to find others.", show_default=False),
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="|".join(presets.BY_NAME),
+        callback=_known_preset,
+        help="How to be found and to find others.",
+    ),
 ]
 BindOption = Annotated[
     str | None,
@@ -60,7 +64,7 @@ class Options:
 
     json: bool = False
     secret_key: Path | None = None
-    preset: PresetName | None = None
+    preset: str | None = None
     bind: str | None = None
 
     async def open_endpoint(self, *plugins: object) -> Endpoint:
@@ -69,13 +73,12 @@ class Options:
         Raises:
             LocalError: the key file cannot be used, or no socket can be opened.
         """
-        from dialkey import Endpoint, presets
+        from dialkey.endpoint import Endpoint
         from dialkey.identity import SecretKey
 
-        arguments: dict[str, object] = {}
-        if self.preset is not None:
-            arguments["preset"] = getattr(presets, self.preset.value)
-        if self.bind is not None:
-            arguments["bind"] = self.bind
-        key = SecretKey.load(self.secret_key) if self.secret_key is not None else None
-        return await Endpoint.bind(secret_key=key, plugins=plugins, **arguments)
+        return await Endpoint.bind(
+            secret_key=SecretKey.load(self.secret_key) if self.secret_key is not None else None,
+            preset=presets.BY_NAME[self.preset] if self.preset is not None else presets.minimal,
+            bind=self.bind if self.bind is not None else (),
+            plugins=plugins,
+        )

@@ -285,6 +285,7 @@ def os_error(number: int, name: str = "f") -> OSError:
         (os_error(errno.EACCES), 3, "Permission denied: f"),
         (errors.ResolveError("unknown", endpoint_id=ID), 4, f"unknown [{ID.short()}]"),
         (errors.DialTimeout("late", attempts=["a: x", "b: y"]), 4, "late: a: x; b: y"),
+        (TimeoutError(), 5, "no answer in time"),
         (errors.ConnectionLost("silent"), 5, "silent"),
         (errors.ConnectionClosedByPeer("bye", error_code=3), 5, "bye"),
         (errors.StreamReset("reset", error_code=3), 5, "reset"),

@@ -1,0 +1,139 @@
+"""Every example in README, docs and cookbook pages runs.
+
+A comment in the line before a fence says how: ``<!-- example: HOW -->``, with HOW one of
+
+- ``run``: to its end, with exit code 0;
+- ``serve``: it prints a ticket and goes on; the ticket is what the examples after it get;
+- ``module``: a part of a program, which is only imported;
+- ``file NAME``: no fence follows; a file of that name is put into the page's folder.
+
+Python examples get the last ticket as their argument. In console examples, lines that begin with
+``$ dialkey`` run, with the last ticket in the place of a word that ends in an ellipsis; other
+commands (make, git, pip) do not. A fence of Python without such a comment fails the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import attrs
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+PAGES: Final = sorted(
+    [*ROOT.glob("README.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cookbook/**/*.md")]
+)
+DIRECTIVE: Final = re.compile(r"<!-- example: (run|serve|module|file (\S+)) -->")
+CUT_TICKET: Final = re.compile(r"[a-z0-9]+…")
+TIMEOUT_S: Final = 60.0
+
+
+@attrs.frozen
+class Example:
+    how: str
+    language: str
+    code: str
+    line: int
+
+
+def examples_of(page: Path) -> Iterator[Example]:
+    how: str | None = None
+    lines = page.read_text(encoding="utf-8").splitlines()
+    numbered = iter(enumerate(lines, 1))
+    for number, line in numbered:
+        if match := DIRECTIVE.fullmatch(line.strip()):
+            if match[2]:
+                yield Example("file", "", match[2], number)
+            else:
+                how = match[1]
+        elif line.startswith("```"):
+            code = []
+            for _, inner in numbered:
+                if inner.startswith("```"):
+                    break
+                code.append(inner)
+            language = line.removeprefix("```").strip()
+            yield Example(how or "", language, "\n".join(code) + "\n", number)
+            how = None
+
+
+class Page:
+    """Runs the examples of one page in one folder."""
+
+    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+        self.folder = folder
+        self.stack = stack
+        self.ticket = ""
+
+    def run(self, example: Example) -> None:
+        if example.how == "file":
+            path = self.folder / example.code
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(os.urandom(200_000))
+        elif example.language == "python":
+            assert example.how, f"line {example.line}: say how to run it"
+            self.python(example)
+        elif example.language == "console":
+            for line in example.code.splitlines():
+                if line.startswith("$ dialkey "):
+                    assert example.how, f"line {example.line}: say how to run it"
+                    words = shlex.split(line.removeprefix("$ dialkey "))
+                    words = [self.ticket if CUT_TICKET.fullmatch(word) else word for word in words]
+                    self.process(example.how, ["-m", "dialkey", *words])
+
+    def python(self, example: Example) -> None:
+        if example.how == "module":
+            exec(compile(example.code, f"line {example.line}", "exec"), {"__name__": "example"})
+            return
+        path = self.folder / f"example_{example.line}.py"
+        path.write_text(example.code, encoding="utf-8")
+        self.process(example.how, [str(path), *([self.ticket] if self.ticket else [])])
+
+    def process(self, how: str, arguments: list[str]) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONWARNINGS": "error::ResourceWarning",
+        }
+        process = self.stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, *arguments],
+                cwd=self.folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if how == "run" else None,
+                stdin=subprocess.DEVNULL,
+                text=True,
+            )
+        )
+        self.stack.callback(process.kill)
+        if how == "run":
+            out, err = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, f"{arguments}\n{out}\n{err}"
+            assert "Traceback" not in err, err
+        else:
+            assert process.stdout is not None
+            self.ticket = process.stdout.readline().strip()
+            assert self.ticket, f"{arguments} printed no ticket"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_run(page: Path, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        runner = Page(tmp_path, stack)
+        for example in examples_of(page):
+            runner.run(example)
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
