@@ -55,7 +55,10 @@ class Connection:
         self._accepted_uni: deque[RecvHalf] = deque()
         self._bi_waiters: deque[asyncio.Future[None]] = deque()
         self._uni_waiters: deque[asyncio.Future[None]] = deque()
-        self._open_waiters: dict[bool, deque[asyncio.Future[None]]] = {True: deque(), False: deque()}
+        self._open_waiters: dict[bool, deque[asyncio.Future[None]]] = {
+            True: deque(),
+            False: deque(),
+        }
         self._datagrams: deque[bytes] = deque()
         self._datagram_bytes = 0
         self._datagrams_dropped = 0

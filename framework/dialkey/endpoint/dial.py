@@ -198,4 +198,3 @@ class Dial:
             self.target.lookups_pending -= 1
             self.target.check_hopeless()
             self._news.set()
-

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
+import attrs
 from aioquic.quic.logger import QuicFileLogger
 
 from dialkey import limits
@@ -45,6 +46,28 @@ CLOSE_TIMEOUT_S: Final = 3.0
 Bind = str | IpAddr | Sequence[str | IpAddr]
 
 
+@attrs.frozen(kw_only=True)
+class _Options:
+    """The arguments of `Endpoint.bind`."""
+
+    secret_key: SecretKey | None
+    preset: Preset
+    plugins: Iterable[object]
+    address_lookups: Iterable[AddressLookup]
+    transports: Iterable[Transport] | None
+    bind: Bind
+    alpns: Iterable[str | bytes]
+    entry_points: bool
+    idle_timeout_s: float
+    keep_alive_s: float
+    max_datagram_bytes: int
+    qlog_dir: str | Path | None
+    key_log_file: TextIO | None
+
+    def quic_logger(self) -> QuicFileLogger | None:
+        return None if self.qlog_dir is None else QuicFileLogger(str(self.qlog_dir))
+
+
 class _Binding:
     """What `Endpoint.bind` returns: awaitable, and an asynchronous context manager."""
 
@@ -67,9 +90,6 @@ class Endpoint:
     Made by `bind`, which is both awaitable and an asynchronous context manager. It belongs to the
     event loop in which it was bound; a process can have many, in one loop or in several.
     """
-
-    def __init__(self) -> None:
-        raise TypeError("use Endpoint.bind()")
 
     @classmethod
     def bind(
@@ -111,22 +131,38 @@ class Endpoint:
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
         """
-        self = object.__new__(cls)
-        self._secret_key = secret_key if secret_key is not None else SecretKey.generate()
+        options = _Options(
+            secret_key=secret_key,
+            preset=preset,
+            plugins=plugins,
+            address_lookups=address_lookups,
+            transports=transports,
+            bind=bind,
+            alpns=alpns,
+            entry_points=entry_points,
+            idle_timeout_s=idle_timeout_s,
+            keep_alive_s=keep_alive_s,
+            max_datagram_bytes=max_datagram_bytes,
+            qlog_dir=qlog_dir,
+            key_log_file=key_log_file,
+        )
+        return _Binding(cls(options))
+
+    def __init__(self, options: _Options) -> None:
+        self._secret_key = options.secret_key or SecretKey.generate()
         self._id = self._secret_key.id
-        self._preset = preset
-        self._given_plugins = [*preset.plugins, *plugins]
-        self._entry_points = entry_points
+        self._given_plugins = [*options.preset.plugins, *options.plugins]
+        self._entry_points = options.entry_points
         self.plugins = Plugins()
         self._udp: UdpTransport | None = None
-        if transports is None:
-            self._udp = UdpTransport(_parse_bind(bind))
+        if options.transports is None:
+            self._udp = UdpTransport(_parse_bind(options.bind))
             self._transports: list[Transport] = [self._udp]
         else:
-            self._transports = list(transports)
+            self._transports = list(options.transports)
         self.static_lookup = StaticLookup()
-        self._lookups: list[AddressLookup] = [self.static_lookup, *address_lookups]
-        self._alpns = [_alpn_text(alpn) for alpn in alpns]
+        self._lookups: list[AddressLookup] = [self.static_lookup, *options.address_lookups]
+        self._alpns = [_alpn_text(alpn) for alpn in options.alpns]
         self._reset_static_key = hashlib.blake2b(
             bytes(self._secret_key), person=b"dialkey static"
         ).digest()
@@ -135,11 +171,11 @@ class Endpoint:
             secret_key=self._secret_key,
             new_cid=self.demux.new_cid,
             reset_token=self.demux.reset_token,
-            idle_timeout_s=idle_timeout_s,
-            keep_alive_s=keep_alive_s,
-            max_datagram=max_datagram_bytes,
-            quic_logger=QuicFileLogger(str(qlog_dir)) if qlog_dir is not None else None,
-            secrets_log_file=key_log_file,
+            idle_timeout_s=options.idle_timeout_s,
+            keep_alive_s=options.keep_alive_s,
+            max_datagram=options.max_datagram_bytes,
+            quic_logger=options.quic_logger(),
+            secrets_log_file=options.key_log_file,
         )
         self._scratch = Scratch()
         self._connections: set[Connection] = set()
@@ -152,7 +188,6 @@ class Endpoint:
         self._handshakes: set[asyncio.Task[None]] = set()
         self._state = "new"
         self._closing: asyncio.Task[None] | None = None
-        return _Binding(self)
 
     def __repr__(self) -> str:
         return f"<Endpoint {self._id.short()} {self._state}>"
@@ -560,4 +595,3 @@ def _alpn_text(alpn: str | bytes) -> str:
 def _parse_bind(bind: Bind) -> list[IpAddr]:
     entries: Sequence[str | IpAddr] = [bind] if isinstance(bind, str | IpAddr) else bind
     return [each if isinstance(each, IpAddr) else IpAddr.parse(each) for each in entries]
-

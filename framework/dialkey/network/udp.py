@@ -357,9 +357,7 @@ class UdpTransport:
         for each in self._sockets:
             # A socket bound to loopback reaches nothing else, and others not it.
             name, _ = each.name
-            if each.family == family and (
-                found is None or name.is_loopback == addr.ip.is_loopback
-            ):
+            if each.family == family and (found is None or name.is_loopback == addr.ip.is_loopback):
                 found = each
         target: tuple[UdpSocket, SocketAddress] | None = None
         if found is not None:

@@ -33,7 +33,7 @@ from dialkey.quic.keys import PacketProtection
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.parameters import TransportParameters
 from dialkey.quic.path import MAX_LOCAL_CIDS, MAX_PEER_CIDS, Address, LocalCid, Path, PeerCid
-from dialkey.quic.recovery import Sent
+from dialkey.quic.recovery import Frame, Sent
 from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 
 Send = Callable[[Address, bytes | memoryview, int], None]
@@ -160,7 +160,7 @@ class Connection:
         self.last_max_data_at = now
 
         # other things to send
-        self.control: deque[outbound.Frame] = deque()
+        self.control: deque[Frame] = deque()
         self.datagrams: deque[bytes] = deque()
         self.datagrams_dropped = 0
         self.ack_only_packets = 0
@@ -187,7 +187,13 @@ class Connection:
 
     @classmethod
     def client(
-        cls, config: Config, *, expected_id: EndpointId, alpns: list[str], remote: Address, now: float
+        cls,
+        config: Config,
+        *,
+        expected_id: EndpointId,
+        alpns: list[str],
+        remote: Address,
+        now: float,
     ) -> Connection:
         """Begin a connection to the holder of a key.
 
@@ -334,9 +340,7 @@ class Connection:
             on_lost=self._on_lost,
         )
         path.recovery.max_ack_delay = peer.max_ack_delay_ms / 1000
-        path.local_cids.append(
-            LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid))
-        )
+        path.local_cids.append(LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid)))
         path.next_local_sequence = 1
         self.paths[0] = path
         self.state = State.OPEN

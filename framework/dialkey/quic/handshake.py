@@ -12,13 +12,11 @@ aioquic gets one symbolic address for all datagrams: which address a path really
 from __future__ import annotations
 
 import ssl
-import threading
 from typing import Any, TextIO
 
 import attrs
 from aioquic import tls
-from aioquic.buffer import Buffer
-from aioquic.quic import connection as aioquic_connection
+from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
 from aioquic.quic.crypto import CryptoPair
@@ -40,7 +38,6 @@ from dialkey.quic.tls import (
 )
 
 _ADDRESS = "path 0"
-_SWAP_LOCK = threading.Lock()
 _NEVER_S = 1e6
 """Idle and total deadlines are kept by the owner of the handshake, not by aioquic."""
 
@@ -76,17 +73,8 @@ class _Machine(QuicConnection):
         self.authenticated_handshake_packets = 0
 
     def _initialize(self, peer_cid: bytes) -> None:
-        # The base class creates its TLS engine by name. Synchronous, so that swapping the name for
-        # the length of this call is safe within one thread; the lock makes it so for several.
-        with _SWAP_LOCK:
-            original = aioquic_connection.tls.Context
-            aioquic_connection.tls.Context = RawPublicKeyContext  # type: ignore[misc]
-            try:
-                super()._initialize(peer_cid)
-            finally:
-                aioquic_connection.tls.Context = original  # type: ignore[misc]
-        assert isinstance(self.tls, RawPublicKeyContext)
-        self.tls.expected_id = self.expected_id
+        super()._initialize(peer_cid)
+        self.tls = RawPublicKeyContext.adopt(self.tls, self.expected_id)
         self.tls.handshake_extensions = [
             *certificate_type_extensions(self._is_client),
             *self.tls.handshake_extensions,

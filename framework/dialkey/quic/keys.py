@@ -65,9 +65,7 @@ class PacketKey:
     def next(self) -> PacketKey:
         """Return the key of the next phase."""
         algorithm = cipher_suite_hash(self._suite)
-        secret = hkdf_expand_label(
-            algorithm, self.secret, b"quic ku", b"", algorithm.digest_size
-        )
+        secret = hkdf_expand_label(algorithm, self.secret, b"quic ku", b"", algorithm.digest_size)
         return PacketKey(TrafficSecret(self._suite, secret))
 
 

@@ -269,11 +269,11 @@ def _encode_control(c: Connection, frame: Frame) -> bytes | None:
         if local not in frame[1].local_cids:
             return None
         head = bytes((kind,)) + varint(local.sequence) + b"\x00" + bytes((len(local.cid),))
-        return head + local.cid + local.reset_token
+        return b"".join((head, local.cid, local.reset_token))
     if kind == codes.RETIRE_CONNECTION_ID:
         return bytes((kind,)) + varint(frame[2])
     assert kind == codes.HANDSHAKE_DONE, kind
-    return bytes((kind,))
+    return bytes((codes.HANDSHAKE_DONE,))
 
 
 def _add_datagrams(

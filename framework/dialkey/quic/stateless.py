@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import attrs
-from aioquic.buffer import Buffer
+from aioquic._buffer import Buffer
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicPacketType,
@@ -112,7 +112,9 @@ class Retry:
     def __init__(self) -> None:
         self._handler = QuicRetryTokenHandler()
 
-    def packet(self, header: InitialHeader, address: tuple[str, int], new_cid: bytes, now: float) -> bytes:
+    def packet(
+        self, header: InitialHeader, address: tuple[str, int], new_cid: bytes, now: float
+    ) -> bytes:
         """Return a Retry packet."""
         token = self._handler.create_token(
             address=address,

@@ -334,9 +334,11 @@ class RecvHalf:
         if final_size > self.limit:
             raise TransportError(codes.FLOW_CONTROL_ERROR, "over the limit", codes.RESET_STREAM)
         gained = final_size - self.received
+        # A reset after the whole stream has arrived changes nothing (RFC 9000 section 3.2).
+        had_all = self._all_arrived
         self.received = final_size
         self.final_size = final_size
-        if self.reset_code is None and not self._all_arrived:
+        if self.reset_code is None and not had_all:
             self.reset_code = code
             self._drop()
         return gained
@@ -382,7 +384,7 @@ class RecvHalf:
             pieces.popleft()
             taken = bytes(first)
         else:
-            parts = []
+            parts: list[Bytes] = []
             left = maximum
             while pieces and left:
                 piece = pieces[0]

@@ -7,8 +7,6 @@ sections 1.2 to 1.7 and 1.10.
 
 from __future__ import annotations
 
-from typing import Any
-
 from aioquic import tls
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
@@ -60,11 +58,16 @@ class RawPublicKeyContext(tls.Context):
     expected_id: EndpointId | None = None
     peer_id: EndpointId | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._signature_algorithms = [tls.SignatureAlgorithm.ED25519]
-        self._supported_groups = [tls.Group.X25519]
-        self._request_client_certificate = not self._is_client
+    @classmethod
+    def adopt(cls, context: tls.Context, expected_id: EndpointId | None) -> RawPublicKeyContext:
+        """Turn a fresh engine, which the QUIC connection made by name, into one of this class."""
+        context.__class__ = cls
+        assert isinstance(context, cls)
+        context.expected_id = expected_id
+        context._signature_algorithms = [tls.SignatureAlgorithm.ED25519]
+        context._supported_groups = [tls.Group.X25519]
+        context._request_client_certificate = not context._is_client
+        return context
 
     def _set_peer_certificate(self, certificate: tls.Certificate) -> None:
         if len(certificate.certificates) != 1:
