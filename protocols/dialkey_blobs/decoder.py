@@ -136,7 +136,7 @@ class BlobReader:
             leftover: bytes after the last complete item.
         """
         blob = f"blob {self.hash.short()}"
-        if leftover or (self.size is not None and self._next is None):
+        if leftover:
             return BlobTruncated(
                 f"the provider ended in the middle of {blob}, {self.stream_bytes + leftover} bytes"
                 " into its response"
