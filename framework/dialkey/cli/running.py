@@ -37,10 +37,12 @@ def set_up_logging() -> None:
     handler.setFormatter(_OneLine())
     if is_debugging():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log = logging.getLogger("dialkey")
-    log.handlers[:] = [handler]
-    log.setLevel(logging.DEBUG if is_debugging() else logging.ERROR)
-    log.propagate = False
+    # "quic" is aioquic's; what it warns about reaches people as the exception of the command.
+    for name, level in (("dialkey", logging.ERROR), ("quic", logging.CRITICAL)):
+        log = logging.getLogger(name)
+        log.handlers[:] = [handler]
+        log.setLevel(logging.DEBUG if is_debugging() else level)
+        log.propagate = False
 
 
 class _OneLine(logging.Formatter):
