@@ -124,10 +124,7 @@ MAX_RELAY_HEALTH_BYTES: Final = 4096
 RELAY_HTTP_TIMEOUT_S: Final = 30.0
 """From accepting a TCP connection to the end of its WebSocket upgrade; iroh's own number."""
 
-RELAY_RETRY_ABOVE_HALF_OPEN: Final = 64
-"""From so many half-open handshakes on, a client must first prove its address (Retry)."""
-
-HANDSHAKE_TIMEOUT_S: Final = 10.0
+RELAY_HANDSHAKE_TIMEOUT_S: Final = 10.0
 """From the upgrade to the proof of the key; real servers set none, which holds sockets for ever."""
 
 RELAY_ADMISSION_TIMEOUT_S: Final = 8.0
