@@ -25,14 +25,22 @@ from aioquic.quic.logger import QuicLogger
 
 from dialkey import limits
 from dialkey.identity import EndpointId, SecretKey
-from dialkey.quic import codes, events, inbound, outbound
+from dialkey.quic import codes, events, inbound, multipath, outbound
 from dialkey.quic.codes import TransportError
 from dialkey.quic.events import CloseReason, Event
 from dialkey.quic.handshake import Handshake, split_datagram
 from dialkey.quic.keys import PacketProtection
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.parameters import TransportParameters
-from dialkey.quic.path import MAX_LOCAL_CIDS, MAX_PEER_CIDS, Address, LocalCid, Path, PeerCid
+from dialkey.quic.path import (
+    MAX_LOCAL_CIDS,
+    MAX_PEER_CIDS,
+    Address,
+    LocalCid,
+    Path,
+    PathCids,
+    PeerCid,
+)
 from dialkey.quic.recovery import Frame, Sent
 from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 
@@ -57,6 +65,7 @@ class Config:
     """What all connections of one endpoint share.
 
     Attributes:
+        multipath: offer the multipath extension.
         new_cid: makes a fresh connection id.
         reset_token: derives the stateless-reset token of a connection id.
         max_datagram: upper end of path MTU discovery, bytes of UDP payload.
@@ -65,6 +74,7 @@ class Config:
     secret_key: SecretKey
     new_cid: Callable[[], bytes]
     reset_token: Callable[[bytes], bytes]
+    multipath: bool = True
     idle_timeout_s: float = 30.0
     keep_alive_s: float = 5.0
     handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
@@ -89,6 +99,7 @@ class Config:
             initial_max_streams_uni=self.max_streams,
             active_connection_id_limit=MAX_PEER_CIDS,
             max_datagram_frame_size=65535,
+            initial_max_path_id=multipath.MAX_CONCURRENT_PATHS - 1 if self.multipath else None,
         )
 
 
@@ -135,6 +146,8 @@ class Connection:
         self.peer_parameters = TransportParameters()
         self.confirmed = False
         self.paths: dict[int, Path] = {}
+        self.multipath: multipath.Multipath | None = None
+        self.cid_sets: dict[int, PathCids] = {}
         self.cids: dict[bytes, tuple[int, int]] = {host_cid: (0, 0)}
         self.host_cid = host_cid
         self.idle_timeout_s = config.idle_timeout_s
@@ -177,7 +190,7 @@ class Connection:
         self._eliciting_sent_since_receipt = False
         self._pacing_at: float | None = None
         self._gone_at: float | None = None
-        self._close_datagrams: list[bytes] = []
+        self._close_datagrams: list[tuple[Address, bytes]] = []
         self._close_answers = 0
         self._close_answer_at = 1
         self._early_short: list[tuple[bytes, Address]] = []
@@ -329,26 +342,23 @@ class Connection:
         self.bidi.peer_allows = peer.initial_max_streams_bidi
         self.uni.peer_allows = peer.initial_max_streams_uni
         token = peer.stateless_reset_token
-        path = Path(
-            0,
-            self.remote,
-            peer_cid=PeerCid(0, handshake.peer_cid, token),
-            validated=True,
-            initial_rtt=handshake.rtt_sample_s or self.config.initial_rtt_s,
-            max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
-            on_acked=self._on_acked,
-            on_lost=self._on_lost,
-        )
-        path.recovery.max_ack_delay = peer.max_ack_delay_ms / 1000
-        path.local_cids.append(LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid)))
-        path.next_local_sequence = 1
+        cids = self.cid_sets[0] = PathCids(0, PeerCid(0, handshake.peer_cid, token))
+        cids.local.append(LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid)))
+        cids.next_sequence = 1
+        path = self.new_path(cids, self.remote, validated=True, initial_rtt=handshake.rtt_sample_s)
+        path.last_received = path.last_activity = now
         self.paths[0] = path
+        if self.config.multipath and peer.initial_max_path_id is not None:
+            local_max = multipath.MAX_CONCURRENT_PATHS - 1
+            self.multipath = multipath.Multipath(local_max, peer.initial_max_path_id)
         self.state = State.OPEN
         self._deadline = now + self.idle_timeout_s
         self.events.append(events.HandshakeCompleted())
         if token is not None:
             self.events.append(events.PeerResetToken(token))
-        self.issue_cids(path)
+        self.issue_cids(cids)
+        if self.multipath is not None:
+            multipath.issue_cids(self)
         if not self.is_client:
             self.confirmed = True
             self.control.append((codes.HANDSHAKE_DONE,))
@@ -356,17 +366,50 @@ class Connection:
         for datagram, remote in early:
             inbound.receive_packets(self, memoryview(datagram), len(datagram), remote, now)
 
-    def issue_cids(self, path: Path) -> None:
-        """Give the peer connection ids of ours until it holds enough."""
-        wanted = min(MAX_LOCAL_CIDS, self.peer_parameters.active_connection_id_limit)
-        while len(path.local_cids) < wanted:
+    def new_path(
+        self, cids: PathCids, remote: Address, *, validated: bool, initial_rtt: float | None = None
+    ) -> Path:
+        """Make the state of a path; the caller adds it to `paths`."""
+        peer = self.peer_parameters
+        path = Path(
+            cids,
+            remote,
+            validated=validated,
+            limited=not self.is_client and not validated,
+            initial_rtt=initial_rtt or self.config.initial_rtt_s,
+            max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
+            on_acked=self._on_acked,
+            on_lost=self._on_lost,
+        )
+        path.recovery.max_ack_delay = peer.max_ack_delay_ms / 1000
+        return path
+
+    def issue_cids(self, cids: PathCids, most: int = MAX_LOCAL_CIDS) -> None:
+        """Give the peer connection ids of ours for a path id, until it holds enough."""
+        wanted = min(most, self.peer_parameters.active_connection_id_limit)
+        while len(cids.local) < wanted:
             cid = self.config.new_cid()
-            local = LocalCid(path.next_local_sequence, cid, self.config.reset_token(cid))
-            path.next_local_sequence += 1
-            path.local_cids.append(local)
-            self.cids[cid] = (path.id, local.sequence)
+            local = LocalCid(cids.next_sequence, cid, self.config.reset_token(cid))
+            cids.next_sequence += 1
+            cids.local.append(local)
+            self.cids[cid] = (cids.id, local.sequence)
             self.events.append(events.CidIssued(cid))
-            self.control.append((codes.NEW_CONNECTION_ID, path, local))
+            self.control.append((codes.NEW_CONNECTION_ID, cids, local))
+
+    @property
+    def selected_path(self) -> Path | None:
+        """The path that carries application data: the owner's choice, else the best there is."""
+        if self.multipath is not None and self.multipath.selected_id is not None:
+            chosen = self.paths.get(self.multipath.selected_id)
+            if chosen is not None and not chosen.abandoned:
+                return chosen
+        fallback = None
+        for path in self.paths.values():
+            if not path.abandoned:
+                if path.validated:
+                    return path
+                fallback = fallback or path
+        return fallback
 
     def handshake_confirmed(self) -> None:
         """Note HANDSHAKE_DONE."""
@@ -403,8 +446,9 @@ class Connection:
                 self.handshake = None
         if self.protection is not None:
             self._pacing_at = None
+            selected = self.selected_path
             for path in self.paths.values():
-                outbound.flush_path(self, path, now, send, scratch)
+                outbound.flush_path(self, path, path is selected, now, send, scratch)
 
     def pace(self, at: float) -> None:
         """Note that the pacer allows more at `at`."""
@@ -439,11 +483,14 @@ class Connection:
             other = path.recovery.timer()
             if other is not None and other < at:
                 at = other
-            other = path.last_activity + self.config.keep_alive_s
-            if other < at:
-                at = other
+            if not path.abandoned:
+                other = path.last_activity + self.config.keep_alive_s
+                if other < at:
+                    at = other
             if path.challenge is not None:
                 at = min(at, path.challenge.next_at, path.challenge.deadline)
+            if self.multipath is not None and (len(self.paths) > 1 or path.abandoned):
+                at = min(at, multipath.timer(path))
         return at
 
     def on_timer(self, now: float) -> None:
@@ -461,14 +508,16 @@ class Connection:
             at = self.handshake.timer()
             if at is not None and now >= at:
                 self.handshake.handle_timer(now)
-        for path in self.paths.values():
+        for path in list(self.paths.values()):
             self._on_path_timer(path, now)
+            if self.multipath is not None and (len(self.paths) > 1 or path.abandoned):
+                multipath.on_timer(self, path, now)
 
     def _on_path_timer(self, path: Path, now: float) -> None:
         at = path.recovery.timer()
         if at is not None and now >= at and path.recovery.on_timeout(now):
             path.probes_pending = 2 if path.recovery.pto_count > 1 else 1
-        if now >= path.last_activity + self.config.keep_alive_s:
+        if not path.abandoned and now >= path.last_activity + self.config.keep_alive_s:
             path.ping_pending = True
             path.last_activity = now
         challenge = path.challenge
@@ -490,8 +539,8 @@ class Connection:
     heard = _heard
 
     def _idle_period(self) -> float:
-        path = next(iter(self.paths.values()), None)
-        return max(self.idle_timeout_s, 3 * path.recovery.pto if path is not None else 0.0)
+        slowest = max((path.recovery.pto for path in self.paths.values()), default=0.0)
+        return max(self.idle_timeout_s, 3 * slowest)
 
     # --- closing --------------------------------------------------------------------------------
 
@@ -531,15 +580,17 @@ class Connection:
                 text = reason.reason.decode("utf-8", "replace")
                 handshake.close(reason.error_code, text, is_application=reason.is_application)
             if handshake is not None:
-                self._close_datagrams.extend(handshake.transmit(now))
+                for datagram in handshake.transmit(now):
+                    self._close_datagrams.append((self.remote, datagram))
         if state is not State.GONE and self.protection is not None:
             # Entering the draining state answers once, so that the peer need not ask again.
             answer = reason if state is State.CLOSING else CloseReason("local")
-            for path in self.paths.values():
-                self._close_datagrams.append(outbound.build_close(self, path, answer))
-                break
-        path0 = next(iter(self.paths.values()), None)
-        pto = path0.recovery.pto if path0 is not None else 3 * self.config.initial_rtt_s
+            path = self.selected_path
+            if path is not None:
+                packet = outbound.build_close(self, path, answer)
+                self._close_datagrams.append((path.remote, packet))
+        pto = max((path.recovery.pto for path in self.paths.values()), default=0.0)
+        pto = pto or 3 * self.config.initial_rtt_s
         self.events.append(events.Closed(reason))
         self.handshake = None
         self.state = state
@@ -554,8 +605,8 @@ class Connection:
         # The first time at once; then for the 1st, 2nd, 4th, 8th … packet that still arrives.
         if self._close_answers >= self._close_answer_at:
             self._close_answer_at *= 2
-            for datagram in self._close_datagrams:
-                send(self.remote, datagram, len(datagram))
+            for remote, datagram in self._close_datagrams:
+                send(remote, datagram, len(datagram))
             if self.state is State.DRAINING:
                 self._close_datagrams = []
 
@@ -658,7 +709,7 @@ class Connection:
         """Return the largest application datagram that fits now; None if the peer takes none."""
         if not self.peer_parameters.max_datagram_frame_size:
             return None
-        path = next(iter(self.paths.values()), None)
+        path = self.selected_path
         size = path.mtu.current if path is not None else 1200
         room = size - outbound.PACKET_OVERHEAD - 3
         return min(room, self.peer_parameters.max_datagram_frame_size - 3)
@@ -681,17 +732,20 @@ class Connection:
             self.rotate_cid(path)
 
     def rotate_cid(self, path: Path) -> None:
-        if path.peer_cids.rotate():
-            self.announce_retirements(path)
+        if path.cids.peer.rotate():
+            self.announce_retirements(path.cids)
 
-    def announce_retirements(self, path: Path) -> None:
+    def announce_retirements(self, cids: PathCids) -> None:
         """Queue RETIRE_CONNECTION_ID frames and publish the reset token now in force."""
-        while path.peer_cids.retirements:
-            sequence = path.peer_cids.retirements.popleft()
-            self.control.append((codes.RETIRE_CONNECTION_ID, path, sequence))
-        active = path.peer_cids.active
-        if active is not None and active.reset_token is not None:
-            self.events.append(events.PeerResetToken(active.reset_token))
+        peer = cids.peer
+        while peer.retirements:
+            self.control.append((codes.RETIRE_CONNECTION_ID, cids, peer.retirements.popleft()))
+        if peer.active is not None and peer.active.reset_token is not None:
+            self.events.append(events.PeerResetToken(peer.active.reset_token))
+
+    def no_viable_path(self, now: float) -> None:
+        """End the connection: the peer gave up the last path."""
+        self._end(CloseReason("no path", codes.NO_VIABLE_PATH), State.GONE, now)
 
     def update_keys(self, now: float) -> bool:
         """Start a key update; False when one is under way or the handshake is not confirmed."""

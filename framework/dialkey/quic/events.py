@@ -104,6 +104,32 @@ class PathValidated(Event):
         self.remote = remote
 
 
+class PathAdded(Event):
+    """A path was opened; it is not validated yet."""
+
+    __slots__ = ("path_id", "remote")
+
+    def __init__(self, path_id: int, remote: Hashable) -> None:
+        self.path_id = path_id
+        self.remote = remote
+
+
+class PathAbandoned(Event):
+    """One side stopped using a path."""
+
+    __slots__ = ("path_id", "remote")
+
+    def __init__(self, path_id: int, remote: Hashable) -> None:
+        self.path_id = path_id
+        self.remote = remote
+
+
+class PathsAvailable(Event):
+    """Another path can be opened."""
+
+    __slots__ = ()
+
+
 class PathMigrated(Event):
     """The peer moved a path to another address."""
 

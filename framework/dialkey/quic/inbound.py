@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidTag
 
 from dialkey import limits
-from dialkey.quic import codes, events
+from dialkey.quic import codes, events, multipath
 from dialkey.quic.codes import CID_LENGTH, TransportError
 from dialkey.quic.keys import KeyUpdateRefused
 from dialkey.quic.path import MAX_PENDING_RESPONSES, Address, Path, PeerCid
@@ -28,9 +28,6 @@ _MIN_PACKET = _SAMPLE_AT + 16
 _NON_PROBING = 1
 _ELICITING = 2
 
-ACK_EVERY = 2
-"""Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000 13.2.2);
-a flush follows each batch read from the socket, so under load one covers the whole batch."""
 MAX_ACK_DELAY_S = 0.025
 
 
@@ -56,7 +53,12 @@ def receive_packets(
     for at in starts:
         cid = bytes(data[at + 1 : at + _NUMBER_AT])
         place = c.cids.get(cid)
-        path = c.paths.get(place[0]) if place is not None else None
+        path = None
+        if place is not None:
+            path = c.paths.get(place[0])
+            if path is None and not c.is_client:
+                # The first packet of a path that the client opens, if it is authentic.
+                path = c.new_path(c.cid_sets[place[0]], remote, validated=False)
         if path is not None and not (data[at] & 0x80):
             packet = data[at : min(at + segment, end)]
             _receive_packet(c, path, cid, packet, masks[mask_at : mask_at + 5], remote, now)
@@ -97,6 +99,8 @@ def _receive_packet(
         raise TransportError(codes.PROTOCOL_VIOLATION, "reserved bits must be zero")
     if not plain:
         raise TransportError(codes.PROTOCOL_VIOLATION, "a packet without frames")
+    if path.id not in c.paths:
+        multipath.add_path(c, path, now)
     newest = number > received.largest
     received.add(number)
     c.packets_received += 1
@@ -104,6 +108,7 @@ def _receive_packet(
         path.largest_received_time = now
     if not path.validated:
         path.bytes_received += len(packet)
+    path.last_received = now
     c.heard(now)
     kind = _apply_frames(c, path, plain, remote, now)
     if kind & _ELICITING:
@@ -112,7 +117,8 @@ def _receive_packet(
         if path.ack_at is None:
             srtt = path.recovery.srtt
             path.ack_at = now + min(MAX_ACK_DELAY_S, max(0.001, srtt / 4))
-    if remote is not path.remote and remote != path.remote and newest and kind & _NON_PROBING:
+    moved = remote is not path.remote and remote != path.remote
+    if moved and newest and kind & _NON_PROBING and not path.abandoned:
         _follow(c, path, remote, len(packet), now)
 
 
@@ -196,7 +202,11 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
                 pos += 1
         elif frame == codes.ACK or frame == codes.ACK_ECN:
             kind |= _NON_PROBING
-            pos = _on_ack(c, path, plain, pos + 1, frame == codes.ACK_ECN, now)
+            pos = _on_ack(c, 0, plain, pos + 1, frame == codes.ACK_ECN, now)
+        elif frame == codes.PATH_ACK or frame == codes.PATH_ACK_ECN:
+            kind |= _NON_PROBING
+            path_id, pos = read_varint(plain, pos + 1)
+            pos = _on_ack(c, path_id, plain, pos, frame == codes.PATH_ACK_ECN, now)
         elif frame == codes.PING:
             kind |= _NON_PROBING | _ELICITING
             pos += 1
@@ -205,7 +215,7 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
             handler = _HANDLERS.get(frame)
             if handler is None:
                 raise TransportError(codes.FRAME_ENCODING_ERROR, "unknown frame type", frame)
-            probing = frame in (codes.PATH_CHALLENGE, codes.PATH_RESPONSE, codes.NEW_CONNECTION_ID)
+            probing = frame in _PROBING
             if frame != codes.CONNECTION_CLOSE and frame != codes.APPLICATION_CLOSE:
                 kind |= _ELICITING
             if not probing:
@@ -219,11 +229,15 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
 # --- acknowledgements ---------------------------------------------------------------------------
 
 
-def _on_ack(c: Connection, path: Path, data: bytes, pos: int, ecn: bool, now: float) -> int:
+def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: float) -> int:
     ranges, delay_us, pos = read_ack_body(data, pos)
     if ecn:
         for _ in range(3):
             _, pos = read_varint(data, pos)
+    path = c.paths.get(path_id)
+    if path is None:
+        multipath.path_for_ack(c, path_id, codes.PATH_ACK)
+        return pos
     if ranges[0][1] > path.next_number:
         raise TransportError(codes.PROTOCOL_VIOLATION, "an unsent packet was acknowledged")
     exponent = c.peer_parameters.ack_delay_exponent
@@ -440,6 +454,9 @@ def _on_new_token(
 def _on_new_connection_id(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
+    path_id = 0
+    if frame == codes.PATH_NEW_CONNECTION_ID:
+        path_id, pos = read_varint(data, pos)
     sequence, pos = read_varint(data, pos)
     retire_prior_to, pos = read_varint(data, pos)
     if pos >= len(data):
@@ -449,24 +466,37 @@ def _on_new_connection_id(
         raise TransportError(codes.FRAME_ENCODING_ERROR, "a connection id's length", frame)
     cid, pos = read_bytes(data, pos + 1, length)
     token, pos = read_bytes(data, pos, codes.RESET_TOKEN_LENGTH)
-    path.peer_cids.add(PeerCid(sequence, cid, token), retire_prior_to)
-    if path.peer_cids.retirements:
-        c.announce_retirements(path)
+    cids = c.cid_sets.get(path_id) or multipath.find_cids(c, path_id, frame)
+    if cids is None or (c.multipath is not None and path_id in c.multipath.abandoned):
+        return pos
+    had_none = cids.peer.active is None
+    cids.peer.add(PeerCid(sequence, cid, token), retire_prior_to)
+    if cids.peer.retirements:
+        c.announce_retirements(cids)
+    if had_none and path_id:
+        c.events.append(events.PathsAvailable())
     return pos
 
 
 def _on_retire_connection_id(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
+    path_id = 0
+    if frame == codes.PATH_RETIRE_CONNECTION_ID:
+        path_id, pos = read_varint(data, pos)
     sequence, pos = read_varint(data, pos)
-    if sequence >= path.next_local_sequence:
+    cids = c.cid_sets.get(path_id)
+    if cids is None:
+        return pos
+    if sequence >= cids.next_sequence:
         raise TransportError(codes.PROTOCOL_VIOLATION, "an id never issued was retired", frame)
-    for index, local in enumerate(path.local_cids):
+    for index, local in enumerate(cids.local):
         if local.sequence == sequence:
-            del path.local_cids[index]
+            del cids.local[index]
             del c.cids[local.cid]
             c.events.append(events.CidRetired(local.cid))
-            c.issue_cids(path)
+            if path_id in c.paths and not c.paths[path_id].abandoned:
+                c.issue_cids(cids)
             break
     return pos
 
@@ -493,6 +523,43 @@ def _on_path_response(
     return pos
 
 
+def _on_path_abandon(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    path_id, pos = read_varint(data, pos)
+    error_code, pos = read_varint(data, pos)
+    multipath.on_abandon(c, path_id, error_code, now)
+    return pos
+
+
+def _on_path_status(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    """Read past the peer's choice of paths: a hint; each side decides alone."""
+    path_id, pos = read_varint(data, pos)
+    _, pos = read_varint(data, pos)
+    multipath.find_cids(c, path_id, frame)
+    return pos
+
+
+def _on_max_path_id(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    value, pos = read_varint(data, pos)
+    multipath.on_max_path_id(c, value)
+    return pos
+
+
+def _on_paths_blocked(
+    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
+) -> int:
+    path_id, pos = read_varint(data, pos)
+    if frame == codes.PATH_CIDS_BLOCKED:
+        _, pos = read_varint(data, pos)
+    multipath.on_blocked(c, path_id, frame)
+    return pos
+
+
 def _on_close(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
@@ -514,6 +581,14 @@ def _on_handshake_done(
     return pos
 
 
+_PROBING = frozenset(
+    {
+        codes.PATH_CHALLENGE,
+        codes.PATH_RESPONSE,
+        codes.NEW_CONNECTION_ID,
+        codes.PATH_NEW_CONNECTION_ID,
+    }
+)
 _HANDLERS = {
     codes.RESET_STREAM: _on_reset_stream,
     codes.STOP_SENDING: _on_stop_sending,
@@ -529,6 +604,14 @@ _HANDLERS = {
     codes.STREAMS_BLOCKED_UNI: _on_blocked,
     codes.NEW_CONNECTION_ID: _on_new_connection_id,
     codes.RETIRE_CONNECTION_ID: _on_retire_connection_id,
+    codes.PATH_ABANDON: _on_path_abandon,
+    codes.PATH_STATUS_AVAILABLE: _on_path_status,
+    codes.PATH_STATUS_BACKUP: _on_path_status,
+    codes.PATH_NEW_CONNECTION_ID: _on_new_connection_id,
+    codes.PATH_RETIRE_CONNECTION_ID: _on_retire_connection_id,
+    codes.MAX_PATH_ID: _on_max_path_id,
+    codes.PATHS_BLOCKED: _on_paths_blocked,
+    codes.PATH_CIDS_BLOCKED: _on_paths_blocked,
     codes.PATH_CHALLENGE: _on_path_challenge,
     codes.PATH_RESPONSE: _on_path_response,
     codes.CONNECTION_CLOSE: _on_close,

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from dialkey.quic import codes, events
+from dialkey.quic import codes, events, multipath
 from dialkey.quic.codes import CID_LENGTH
 from dialkey.quic.keys import TAG_LENGTH
 from dialkey.quic.mtu import BASE_BYTES
@@ -86,7 +86,8 @@ def seal_packet(c: Connection, path: Path, payload: bytes, cid: bytes) -> bytes:
 
 
 def _cid(path: Path) -> bytes | None:
-    return path.peer_cids.active.cid if path.peer_cids.active is not None else None
+    active = path.cids.peer.active
+    return active.cid if active is not None else None
 
 
 def build_close(c: Connection, path: Path, reason: CloseReason) -> bytes:
@@ -96,15 +97,20 @@ def build_close(c: Connection, path: Path, reason: CloseReason) -> bytes:
     )
     payload = frame
     if path.received.largest >= 0:
-        body = encode_ack_body(path.received.ranges()[:8], 0)
-        payload = bytes((codes.ACK,)) + body + frame
+        payload = b"".join(_write_acks(c, [path], path.largest_received_time)) + frame
     return seal_packet(c, path, payload, _cid(path) or b"")
 
 
-def flush_path(c: Connection, path: Path, now: float, send: Send, scratch: Scratch) -> None:
-    """Send all that may leave on a path now."""
+def flush_path(
+    c: Connection, path: Path, carries_data: bool, now: float, send: Send, scratch: Scratch
+) -> None:
+    """Send all that may leave on a path now.
+
+    Args:
+        carries_data: whether this is the path for everything that is not bound to a path.
+    """
     cid = _cid(path)
-    if cid is None:
+    if cid is None or path.abandoned:
         return
     if path.responses:
         _send_responses(c, path, cid, now, send)
@@ -120,16 +126,16 @@ def flush_path(c: Connection, path: Path, now: float, send: Send, scratch: Scrat
             room = min(room, path.amplification_room())
         paced = allowance <= 0
         may_send_data = (room >= size and not paced) or path.probes_pending > 0
-        half = _next_half(c) if may_send_data else None
+        half = _next_half(c) if may_send_data and carries_data else None
         if half is not None and not path.probes_pending:
             used = _try_burst(c, path, half, cid, room, now, send, scratch)
             if used:
                 allowance -= used
                 recovery.pacer.spend(used)
                 continue
-        used = _send_lone(c, path, cid, size, may_send_data, now, send)
+        used = _send_lone(c, path, cid, size, may_send_data, carries_data, now, send)
         if not used:
-            if paced and (_next_half(c) is not None or c.control):
+            if paced and carries_data and (_next_half(c) is not None or c.control):
                 c.pace(recovery.pacer.next_time(now, rate))
             break
         allowance -= used
@@ -159,8 +165,44 @@ def _count(c: Connection, path: Path, size: int, packets: int, now: float) -> No
         protection.initiate_update(now, c.key_keep_s)
 
 
+def _acks_due(c: Connection, path: Path, carries_data: bool, now: float) -> list[Path]:
+    """Return the paths whose acknowledgements go into a packet of `path`; empty if none is due.
+
+    Each path acknowledges on itself, which keeps round-trip times clean; what arrived on a path that
+    cannot send is acknowledged on the one that carries data.
+    """
+    acks = [path] if path.ack_pending else []
+    due = path.ack_is_due(now)
+    if carries_data and c.multipath is not None:
+        for other in c.paths.values():
+            stuck = other.abandoned or _cid(other) is None
+            if other is not path and stuck and other.ack_pending:
+                acks.append(other)
+                due = due or other.ack_is_due(now)
+    return acks if due else []
+
+
+def _write_acks(c: Connection, acks: list[Path], now: float) -> list[bytes]:
+    parts = []
+    for path in acks:
+        delay_us = max(0, int((now - path.largest_received_time) * 1e6))
+        body = encode_ack_body(path.received.ranges(), delay_us)
+        if c.multipath is not None:
+            parts.append(bytes((codes.PATH_ACK,)) + varint(path.id) + body)
+        else:
+            parts.append(bytes((codes.ACK,)) + body)
+    return parts
+
+
 def _send_lone(
-    c: Connection, path: Path, cid: bytes, size: int, may_send_data: bool, now: float, send: Send
+    c: Connection,
+    path: Path,
+    cid: bytes,
+    size: int,
+    may_send_data: bool,
+    carries_data: bool,
+    now: float,
+    send: Send,
 ) -> int:
     """Build and send one lone packet; return its size, or 0 if nothing was due."""
     budget = size - PACKET_OVERHEAD
@@ -168,21 +210,19 @@ def _send_lone(
     frames: list[Frame] = []
     used = 0
     wants = path.ping_pending or path.probes_pending > 0
-    has_data = may_send_data and (
-        wants or c.control or c.max_data_pending or c.limit_updates or c.datagrams or c.ready
+    pending = carries_data and (
+        c.control or c.max_data_pending or c.limit_updates or c.datagrams or c.ready
     )
-    ack_due = path.ack_pending >= 2 or (path.ack_at is not None and now >= path.ack_at)
-    if not has_data and not ack_due:
+    has_data = may_send_data and (wants or pending)
+    acks = _acks_due(c, path, carries_data, now)
+    if not has_data and not acks:
         return 0
-    acked = -1
-    if path.ack_pending:
-        delay_us = int((now - path.largest_received_time) * 1e6)
-        ranges = path.received.ranges()
-        body = encode_ack_body(ranges, max(0, delay_us))
-        parts.append(bytes((codes.ACK,)) + body)
-        used = 1 + len(body)
-        acked = path.received.largest
-    if has_data:
+    if not acks and path.ack_pending:
+        # Not due yet, but it costs nothing beside data.
+        acks = [path]
+    parts.extend(_write_acks(c, acks, now))
+    used = sum(map(len, parts))
+    if has_data and carries_data:
         used = _add_control(c, parts, frames, used, budget)
         used = _add_datagrams(c, parts, frames, used, budget)
         used = _add_streams(c, parts, frames, used, budget)
@@ -190,22 +230,22 @@ def _send_lone(
         parts.append(bytes((codes.PING,)))
         frames.append((codes.PING,))
     if not frames:
-        if not ack_due:
+        if not acks:
             return 0
         c.ack_only_packets += 1
-        if len(ranges) > 1 and c.ack_only_packets % _ACK_ONLY_PING_EVERY == 0:
+        if path.received.has_gaps and c.ack_only_packets % _ACK_ONLY_PING_EVERY == 0:
             parts.append(bytes((codes.PING,)))
             frames.append((codes.PING,))
-    path.ack_pending = 0
-    path.ack_at = None
+    for each in acks:
+        each.ack_pending = 0
+        each.ack_at = None
     packet = seal_packet(c, path, b"".join(parts), cid)
     if not frames:
         _count(c, path, len(packet), 1, now)
         send(path.remote, packet, len(packet))
         # Acknowledgements alone are not paced and end the loop: nothing else was due.
         return 0
-    if acked >= 0:
-        frames.append((codes.ACK, acked))
+    frames.extend((codes.ACK, each, each.received.largest) for each in acks)
     path.ping_pending = False
     if path.probes_pending:
         path.probes_pending -= 1
@@ -265,15 +305,32 @@ def _encode_control(c: Connection, frame: Frame) -> bytes | None:
             return None
         return bytes((kind,)) + varint(half.id) + varint(half.stop_code)
     if kind == codes.NEW_CONNECTION_ID:
-        local = frame[2]
-        if local not in frame[1].local_cids:
+        cids, local = frame[1], frame[2]
+        if local not in cids.local or cids.id not in c.cid_sets:
             return None
-        head = bytes((kind,)) + varint(local.sequence) + b"\x00" + bytes((len(local.cid),))
-        return b"".join((head, local.cid, local.reset_token))
+        body = varint(local.sequence) + b"\x00" + bytes((len(local.cid),)) + local.cid
+        return b"".join((_path_form(c, kind, cids.id), body, local.reset_token))
     if kind == codes.RETIRE_CONNECTION_ID:
-        return bytes((kind,)) + varint(frame[2])
+        if frame[1].id not in c.cid_sets:
+            return None
+        return _path_form(c, kind, frame[1].id) + varint(frame[2])
+    if kind in multipath.FRAMES:
+        return multipath.encode(c, frame)
     assert kind == codes.HANDSHAKE_DONE, kind
     return bytes((codes.HANDSHAKE_DONE,))
+
+
+_PATH_FORMS = {
+    codes.NEW_CONNECTION_ID: codes.PATH_NEW_CONNECTION_ID,
+    codes.RETIRE_CONNECTION_ID: codes.PATH_RETIRE_CONNECTION_ID,
+}
+
+
+def _path_form(c: Connection, kind: int, path_id: int) -> bytes:
+    """Return the head of a frame about connection ids: with multipath it names the path."""
+    if c.multipath is None:
+        return bytes((kind,))
+    return varint(_PATH_FORMS[kind]) + varint(path_id)
 
 
 def _add_datagrams(
@@ -593,7 +650,7 @@ def on_acked(c: Connection, path: Path, record: Sent) -> None:
             half.on_reset_acked()
             _send_closed(c, half)
         elif kind == codes.ACK:
-            path.received.forget_below(frame[1])
+            frame[1].received.forget_below(frame[2])
 
 
 def _stream_acked(c: Connection, half: SendHalf, length: int, fin: bool) -> None:

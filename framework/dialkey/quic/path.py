@@ -29,7 +29,12 @@ MAX_LOCAL_CIDS: Final = 5
 """Connection ids of ours that we issue for one path, if the peer's limit allows: iroh holds five."""
 MAX_PENDING_RESPONSES: Final = 32
 MAX_PENDING_RETIREMENTS: Final = 100
+ACK_EVERY: Final = 2
+"""Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000
+section 13.2.2); a flush follows each batch that was read, so under load one covers the batch."""
 CHALLENGE_STEP_S: Final = 2.0
+PATH_IDLE_TIMEOUT_S: Final = 15.0
+"""A silent path is abandoned after so long, while there are others: iroh's own number."""
 
 
 @attrs.frozen
@@ -113,6 +118,25 @@ class LocalCid:
     reset_token: bytes = attrs.field(repr=False)
 
 
+class PathCids:
+    """Connection ids of both sides for one path id; they exist before the path does.
+
+    Attributes:
+        id: the path id.
+        local: ids of ours that the peer may use, oldest first.
+        next_sequence: sequence number of the next id of ours.
+        peer: ids that the peer gave us.
+    """
+
+    __slots__ = ("id", "local", "next_sequence", "peer")
+
+    def __init__(self, path_id: int, peer_cid: PeerCid | None = None) -> None:
+        self.id = path_id
+        self.local: list[LocalCid] = []
+        self.next_sequence = 0
+        self.peer = PeerCids(peer_cid)
+
+
 @attrs.define
 class Challenge:
     """PATH_CHALLENGEs sent to one address and not yet answered."""
@@ -130,22 +154,31 @@ class Path:
         remote: where datagrams of this path go.
         validated: whether `remote` has proved that it receives (RFC 9000 section 8).
         previous_remote: where the path led before a migration, until the new address is validated.
+        limited: whether little may be sent to `remote` until it is validated; only a server is.
+        abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
+        forget_at: when an abandoned path may be forgotten.
+        idle_timeout_s: how long the path may be silent while there are others.
+        available, status_sequence: what we last told the peer of our use of it.
     """
 
     __slots__ = (
+        "abandoned",
         "ack_at",
         "ack_pending",
+        "available",
         "bytes_received",
         "bytes_sent",
         "challenge",
+        "cids",
+        "forget_at",
         "id",
+        "idle_timeout_s",
         "largest_received_time",
         "last_activity",
-        "local_cids",
+        "last_received",
+        "limited",
         "mtu",
-        "next_local_sequence",
         "next_number",
-        "peer_cids",
         "ping_pending",
         "previous_remote",
         "probes_pending",
@@ -153,25 +186,34 @@ class Path:
         "recovery",
         "remote",
         "responses",
+        "status_sequence",
         "validated",
     )
 
     def __init__(
         self,
-        path_id: int,
+        cids: PathCids,
         remote: Address,
         *,
-        peer_cid: PeerCid | None,
         validated: bool,
+        limited: bool,
         initial_rtt: float,
         max_datagram: int,
         on_acked: Callable[[Path, Sent], None],
         on_lost: Callable[[Path, Sent], None],
     ) -> None:
-        self.id = path_id
+        self.id = cids.id
+        self.cids = cids
         self.remote = remote
         self.previous_remote: Address | None = None
         self.validated = validated
+        self.limited = limited
+        self.abandoned = False
+        self.forget_at: float | None = None
+        self.idle_timeout_s = PATH_IDLE_TIMEOUT_S
+        self.available = True
+        self.status_sequence = 0
+        self.last_received = 0.0
         self.mtu = MtuDiscovery(max_datagram)
         self.recovery = Recovery(
             max_datagram=self.mtu.current,
@@ -184,9 +226,6 @@ class Path:
         self.ack_pending = 0
         self.ack_at: float | None = None
         self.next_number = 0
-        self.peer_cids = PeerCids(peer_cid)
-        self.local_cids: list[LocalCid] = []
-        self.next_local_sequence = 0
         self.responses: deque[tuple[bytes, Address]] = deque()
         self.challenge: Challenge | None = None
         self.probes_pending = 0
@@ -195,10 +234,10 @@ class Path:
         self.bytes_sent = 0
         self.last_activity = 0.0
 
-    def start_challenge(self, now: float) -> None:
-        """Begin to validate `remote`."""
+    def start_challenge(self, now: float, deadline: float | None = None) -> None:
+        """Begin to validate `remote`, until `deadline` or for three probe timeouts."""
         timeout = 3 * max(self.recovery.pto, 0.3)
-        self.challenge = Challenge([], now, now + timeout)
+        self.challenge = Challenge([], now, now + timeout if deadline is None else deadline)
 
     def new_challenge_token(self, now: float) -> bytes:
         """Return the data of the next PATH_CHALLENGE and schedule the one after it."""
@@ -211,8 +250,14 @@ class Path:
         challenge.next_at = now + step
         return token
 
+    def ack_is_due(self, now: float) -> bool:
+        """Whether what arrived should be acknowledged now."""
+        return self.ack_pending >= ACK_EVERY or (self.ack_at is not None and now >= self.ack_at)
+
     def amplification_room(self) -> int:
         """Return how many bytes may go to an address that is not validated (RFC 9000 section 8.1)."""
+        if not self.limited:
+            return 1 << 30
         return 3 * self.bytes_received - self.bytes_sent
 
     def migrate(self, remote: Address, *, same_host: bool, initial_rtt: float) -> None:
@@ -221,6 +266,7 @@ class Path:
             self.previous_remote = self.remote
         self.remote = remote
         self.validated = False
+        self.limited = True
         self.bytes_received = 0
         self.bytes_sent = 0
         if not same_host:

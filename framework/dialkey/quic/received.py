@@ -75,6 +75,11 @@ class ReceivedPackets:
         """Return (first, one past the last) pairs, newest first."""
         return [(low, high) for low, high in reversed(self._ranges)]
 
+    @property
+    def has_gaps(self) -> bool:
+        """Whether more than one range is held."""
+        return len(self._ranges) > 1
+
     def forget_below(self, number: int) -> None:
         """Drop ranges that end below `number`: the peer knows that they arrived."""
         ranges = self._ranges

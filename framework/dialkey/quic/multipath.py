@@ -1,0 +1,293 @@
+"""The multipath extension of QUIC as iroh speaks it: many path ids in one connection.
+
+The client opens paths, either side abandons them. A path id is used once; when one is abandoned both
+sides raise the highest id that they allow, so that there is always another (wire/quic.md 3.10).
+Which path carries application data each side decides alone: `select`.
+
+Source: wire/quic.md section 3, draft-ietf-quic-multipath.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from dialkey.quic import codes, events
+from dialkey.quic.codes import TransportError
+from dialkey.quic.path import Address, Path, PathCids
+from dialkey.quic.recovery import Frame
+from dialkey.quic.wire import varint
+
+if TYPE_CHECKING:
+    from dialkey.quic.connection import Connection
+
+MAX_CONCURRENT_PATHS: Final = 8
+"""Paths that may be open at once: iroh's own number; we announce one less as the highest id."""
+MAX_PATH_ID: Final = 0xFFFFFFFF
+UNUSED_PATH_CIDS: Final = 2
+"""Connection ids issued for a path id before the path exists; more follow when it does."""
+FRAMES: Final = frozenset(
+    {
+        codes.PATH_ABANDON,
+        codes.PATH_STATUS_AVAILABLE,
+        codes.PATH_STATUS_BACKUP,
+        codes.MAX_PATH_ID,
+        codes.PATHS_BLOCKED,
+        codes.PATH_CIDS_BLOCKED,
+    }
+)
+
+
+class Multipath:
+    """What a connection with the extension knows beside its paths.
+
+    Attributes:
+        local_max, peer_max: the highest path id that each side allows.
+        next_id: the next id to open; only a client opens.
+        abandoned: ids that are over, for late frames about them.
+        selected_id: the path that carries data, chosen by the owner; None for the default.
+    """
+
+    __slots__ = ("abandoned", "local_max", "next_id", "peer_max", "selected_id")
+
+    def __init__(self, local_max: int, peer_max: int) -> None:
+        self.local_max = local_max
+        self.peer_max = peer_max
+        self.next_id = 1
+        self.abandoned: set[int] = set()
+        self.selected_id: int | None = None
+
+    @property
+    def usable_max(self) -> int:
+        return min(self.local_max, self.peer_max)
+
+
+def _state(c: Connection, frame: int) -> Multipath:
+    if c.multipath is None:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "multipath was not negotiated", frame)
+    return c.multipath
+
+
+# --- opening and abandoning ---------------------------------------------------------------------
+
+
+def issue_cids(c: Connection) -> None:
+    """Give the peer connection ids for every path id that both sides allow."""
+    state = c.multipath
+    assert state is not None
+    for path_id in range(1, state.usable_max + 1):
+        if path_id not in c.cid_sets and path_id not in state.abandoned:
+            c.cid_sets[path_id] = PathCids(path_id)
+            c.issue_cids(c.cid_sets[path_id], UNUSED_PATH_CIDS)
+
+
+def open_path(c: Connection, remote: Address, now: float) -> Path | None:
+    """Open another path to `remote` as the client; None while ids are lacking.
+
+    The path is validated by a challenge; `PathValidated` tells when it can carry data.
+    """
+    state = c.multipath
+    if state is None or not c.is_client or not c.confirmed:
+        return None
+    path_id = state.next_id
+    if path_id > state.usable_max:
+        c.control.append((codes.PATHS_BLOCKED, state.peer_max))
+        return None
+    cids = c.cid_sets.get(path_id)
+    if cids is None or cids.peer.active is None:
+        c.control.append((codes.PATH_CIDS_BLOCKED, path_id))
+        return None
+    state.next_id = path_id + 1
+    path = c.new_path(cids, remote, validated=False)
+    add_path(c, path, now)
+    return path
+
+
+def add_path(c: Connection, path: Path, now: float) -> None:
+    """Take a path that was opened, by us or by the peer, into the connection."""
+    path.available = False
+    path.last_received = now
+    path.last_activity = now
+    path.start_challenge(now, deadline=float("inf"))
+    c.paths[path.id] = path
+    c.issue_cids(path.cids)
+    c.events.append(events.PathAdded(path.id, path.remote))
+    if path.cids.peer.active is not None and path.cids.peer.active.reset_token is not None:
+        c.events.append(events.PeerResetToken(path.cids.peer.active.reset_token))
+
+
+def abandon(c: Connection, path: Path, error_code: int, now: float) -> bool:
+    """Stop using a path; False if it is the last one."""
+    if path.abandoned or not any(p is not path and not p.abandoned for p in c.paths.values()):
+        return False
+    _retire(c, path, now)
+    c.control.append((codes.PATH_ABANDON, path.id, error_code))
+    # The peer answers with an abandon of its own; if that is lost the path goes all the same.
+    path.forget_at = now + 3 * max(path.recovery.pto, c.config.initial_rtt_s)
+    return True
+
+
+def _retire(c: Connection, path: Path, now: float) -> None:
+    state = c.multipath
+    assert state is not None
+    path.abandoned = True
+    state.abandoned.add(path.id)
+    path.challenge = None
+    path.probes_pending = 0
+    path.ping_pending = False
+    path.recovery.discard()
+    if state.selected_id == path.id:
+        state.selected_id = None
+    c.events.append(events.PathAbandoned(path.id, path.remote))
+
+
+def _raise_max(c: Connection) -> None:
+    state = c.multipath
+    assert state is not None
+    if state.local_max < MAX_PATH_ID:
+        state.local_max += 1
+        c.control.append((codes.MAX_PATH_ID,))
+        issue_cids(c)
+
+
+def forget(c: Connection, path: Path) -> None:
+    """Drop what is left of an abandoned path."""
+    c.paths.pop(path.id, None)
+    cids = c.cid_sets.pop(path.id, None)
+    if cids is not None:
+        for local in cids.local:
+            c.cids.pop(local.cid, None)
+            c.events.append(events.CidRetired(local.cid))
+
+
+def on_timer(c: Connection, path: Path, now: float) -> None:
+    """Forget a path that has drained; abandon one that is silent while there are others."""
+    if path.forget_at is not None:
+        if now >= path.forget_at:
+            forget(c, path)
+        return
+    if now >= path.last_received + _idle_period(path):
+        abandon(c, path, codes.PATH_UNSTABLE_OR_POOR, now)
+        path.last_received = now
+
+
+def timer(path: Path) -> float:
+    """Return when `on_timer` is due for a path."""
+    if path.forget_at is not None:
+        return path.forget_at
+    return path.last_received + _idle_period(path)
+
+
+def _idle_period(path: Path) -> float:
+    return max(path.idle_timeout_s, 3 * path.recovery.pto)
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def select(c: Connection, path_id: int) -> None:
+    """Send application data on this path from now on, and tell the peer."""
+    state = c.multipath
+    if state is None or path_id not in c.paths:
+        return
+    state.selected_id = path_id
+    for path in c.paths.values():
+        available = path.id == path_id
+        if path.abandoned or (path.available == available and path.status_sequence):
+            continue
+        path.available = available
+        path.status_sequence += 1
+        kind = codes.PATH_STATUS_AVAILABLE if available else codes.PATH_STATUS_BACKUP
+        c.control.append((kind, path, path.status_sequence))
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+
+def encode(c: Connection, frame: Frame) -> bytes | None:
+    """Write a frame of the extension; None when it has no use any more."""
+    kind = frame[0]
+    head = varint(kind)
+    state = c.multipath
+    if state is None:
+        return None
+    if kind == codes.PATH_ABANDON:
+        return head + varint(frame[1]) + varint(frame[2])
+    if kind == codes.MAX_PATH_ID:
+        return head + varint(state.local_max)
+    if kind == codes.PATHS_BLOCKED:
+        return head + varint(frame[1])
+    if kind == codes.PATH_CIDS_BLOCKED:
+        return head + varint(frame[1]) + varint(0)
+    path, sequence = frame[1], frame[2]
+    if path.abandoned or sequence != path.status_sequence:
+        return None
+    return head + varint(path.id) + varint(sequence)
+
+
+def find_cids(c: Connection, path_id: int, frame: int) -> PathCids | None:
+    """Return the connection ids of a path id that a frame names; None if the path is over."""
+    state = _state(c, frame)
+    if path_id > state.local_max:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "a path id beyond the limit", frame)
+    if path_id in state.abandoned:
+        return None
+    cids = c.cid_sets.get(path_id)
+    if cids is None:
+        cids = c.cid_sets[path_id] = PathCids(path_id)
+    return cids
+
+
+def path_for_ack(c: Connection, path_id: int, frame: int) -> Path | None:
+    """Return the path that an acknowledgement names; None if it is over."""
+    state = _state(c, frame)
+    path = c.paths.get(path_id)
+    if path is None and path_id not in state.abandoned:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "a path never used was acknowledged", frame)
+    return path
+
+
+def on_abandon(c: Connection, path_id: int, error_code: int, now: float) -> None:
+    """Take the peer's PATH_ABANDON in: echo it, allow another path, let the path drain."""
+    state = _state(c, codes.PATH_ABANDON)
+    if path_id > state.local_max:
+        raise TransportError(
+            codes.PROTOCOL_VIOLATION, "a path id beyond the limit", codes.PATH_ABANDON
+        )
+    path = c.paths.get(path_id)
+    if path is None:
+        if path_id in state.abandoned:
+            return
+        # Its challenge never got here. The id is used up all the same: let there be another.
+        state.abandoned.add(path_id)
+        state.next_id = max(state.next_id, path_id + 1)
+        cids = c.cid_sets.pop(path_id, None)
+        for local in cids.local if cids is not None else ():
+            c.cids.pop(local.cid, None)
+            c.events.append(events.CidRetired(local.cid))
+        c.control.append((codes.PATH_ABANDON, path_id, error_code))
+        _raise_max(c)
+        return
+    if not path.abandoned:
+        _retire(c, path, now)
+        c.control.append((codes.PATH_ABANDON, path_id, error_code))
+        if all(p.abandoned for p in c.paths.values()):
+            c.no_viable_path(now)
+    _raise_max(c)
+    path.forget_at = now + 3 * path.recovery.pto
+
+
+def on_max_path_id(c: Connection, value: int) -> None:
+    """Take MAX_PATH_ID in."""
+    state = _state(c, codes.MAX_PATH_ID)
+    if value > MAX_PATH_ID:
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "path id too large", codes.MAX_PATH_ID)
+    if value > state.peer_max:
+        state.peer_max = value
+        issue_cids(c)
+        c.events.append(events.PathsAvailable())
+
+
+def on_blocked(c: Connection, path_id: int, frame: int) -> None:
+    """Check PATHS_BLOCKED and PATH_CIDS_BLOCKED; there is nothing to do but what is done anyway."""
+    if path_id > _state(c, frame).local_max:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "a path id beyond the limit", frame)
