@@ -1,0 +1,124 @@
+"""Token buckets: how much of something may happen in how much time."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from typing import Final
+
+import attrs
+
+__all__ = ["AddressLimiter", "Bucket", "Limiter", "Rate"]
+
+REFILL_PERIOD_S: Final = 0.1
+MAX_ADDRESSES: Final = 65_536
+"""Addresses remembered by one limiter; the ones least recently seen are forgotten first."""
+
+
+@attrs.frozen
+class Rate:
+    """An average and what may come at once.
+
+    Attributes:
+        per_second: units per second.
+        burst: units at once.
+    """
+
+    per_second: float = attrs.field(validator=attrs.validators.gt(0))
+    burst: float = attrs.field(validator=attrs.validators.gt(0))
+
+    @classmethod
+    def of_bytes(cls, bytes_per_second: int, max_burst_bytes: int | None = None) -> Rate:
+        """Make the rate of a client's bytes; the burst is a tenth of a second if not given.
+
+        Raises:
+            ValueError: a rate of less than 10 bytes per second, or no burst at all.
+        """
+        return cls(bytes_per_second, max_burst_bytes or bytes_per_second // 10)
+
+
+class Bucket:
+    """A bucket that is debited after the fact and tells how long to pause.
+
+    It is refilled in steps of 100 ms, and may go into debt: what has been read is not unread.
+
+    Source: relay wire reference 4.6.
+    """
+
+    __slots__ = ("_level", "_refill", "_refilled_at", "rate")
+
+    def __init__(self, rate: Rate, now: float) -> None:
+        self.rate = rate
+        self._refill = rate.per_second * REFILL_PERIOD_S
+        self._level = rate.burst
+        self._refilled_at = now
+
+    def debit(self, units: float, now: float) -> float:
+        """Take `units` out; return for how many seconds to pause, 0 if not at all."""
+        periods = math.floor((now - self._refilled_at) / REFILL_PERIOD_S)
+        if periods > 0:
+            self._level = min(self.rate.burst, self._level + periods * self._refill)
+            self._refilled_at += periods * REFILL_PERIOD_S
+        self._level -= units
+        if self._level > 0:
+            return 0.0
+        needed = math.floor(-self._level / self._refill) + 1
+        return max(0.0, self._refilled_at + needed * REFILL_PERIOD_S - now)
+
+
+class Limiter:
+    """How often something may happen. What is refused costs nothing.
+
+    Args:
+        rate: events per second and at once.
+    """
+
+    __slots__ = ("_at", "_level", "rate")
+
+    def __init__(self, rate: Rate, now: float) -> None:
+        self.rate = rate
+        self._level = rate.burst
+        self._at = now
+
+    def allow(self, now: float) -> bool:
+        """Tell whether one more event is within the limit, and count it if so."""
+        self._level = min(self.rate.burst, self._level + (now - self._at) * self.rate.per_second)
+        self._at = now
+        if self._level < 1:
+            return False
+        self._level -= 1
+        return True
+
+
+class AddressLimiter:
+    """How often one source address may do something; IPv6 addresses count by their /64.
+
+    Args:
+        rate: events per second and at once, for each address.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        self._rate = rate
+        self._seen: dict[str | int, Limiter] = {}
+
+    def allow(self, address: str, now: float) -> bool:
+        """Tell whether one more event of this address is within the limit, and count it if so."""
+        key = network_of(address)
+        limiter = self._seen.pop(key, None) or Limiter(self._rate, now)
+        self._seen[key] = limiter
+        if len(self._seen) > MAX_ADDRESSES:
+            del self._seen[next(iter(self._seen))]
+        return limiter.allow(now)
+
+
+def network_of(address: str) -> str | int:
+    """Give what stands for a subscriber: an IPv4 address, or the /64 of an IPv6 one."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return int(ip) >> 64

@@ -1,0 +1,1 @@
+"""The relay server: sockets, certificates, configuration and metrics around `dialkey_relay.session`."""
