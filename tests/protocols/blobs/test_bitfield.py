@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dialkey.errors import WireError
 from dialkey.identity.postcard import Writer
 from dialkey.limits import MAX_OBSERVE_ITEM_BYTES
 from dialkey_blobs.bitfield import Bitfield, ObserveReader
 from dialkey_blobs.ranges import ChunkRanges
-from hypothesis import given
-from hypothesis import strategies as st
 
 R = ChunkRanges
 sizes = st.integers(0, 40 * 1024) | st.integers(0, 2**64 - 1)

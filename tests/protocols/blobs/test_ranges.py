@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dialkey.errors import InvalidInput, WireError
 from dialkey.identity.postcard import Reader, Writer
 from dialkey.limits import MAX_BLOB_RANGE_BOUNDARIES, MAX_BLOB_RANGE_ENTRIES
@@ -16,8 +19,6 @@ from dialkey_blobs.ranges import (
     write_range_spec,
     write_ranges_seq,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 R = ChunkRanges
 ALL, EMPTY, LAST = R.all(), R.empty(), R.last_chunk()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from dialkey_blobs.outboard import outboard_offset
 from dialkey_blobs.ranges import ChunkRanges
 from dialkey_blobs.tree import (
@@ -16,8 +19,6 @@ from dialkey_blobs.tree import (
     outboard_size,
     plan,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 R = ChunkRanges
 
