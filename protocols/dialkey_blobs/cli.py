@@ -1,0 +1,125 @@
+"""``dialkey send``, ``dialkey receive`` and ``dialkey demo``: their arguments.
+
+What they do is in `dialkey_blobs.commands`, which is imported when one of them runs: this module is
+imported on every start of the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from dialkey.cli import (
+    BindOption,
+    CommandLine,
+    JsonOption,
+    Options,
+    Output,
+    PresetOption,
+    SecretKeyOption,
+    run,
+)
+
+if TYPE_CHECKING:
+    from dialkey.identity import HasAddr
+    from dialkey_blobs.ticket import BlobTicket
+
+
+def add_commands(cli: CommandLine) -> None:
+    """Add the commands, and blob tickets to all commands that take tickets."""
+    cli.add_ticket_kind("blob", _parse_ticket, _describe_ticket)
+    cli.command()(send)
+    cli.command()(receive)
+    cli.command()(demo)
+
+
+def send(
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Files and folders to offer.")
+    ],
+    once: Annotated[
+        bool, typer.Option("--once", help="End after the first complete transfer.")
+    ] = False,
+    json: JsonOption = False,
+    secret_key: SecretKeyOption = None,
+    preset: PresetOption = None,
+    bind: BindOption = None,
+) -> None:
+    """Offer files and folders, and print a ticket to fetch them.
+
+    They are read where they are, so leave them unchanged until you end the command with Ctrl-C.
+    """
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+    output = Output(json=json)
+
+    async def work() -> None:
+        from dialkey_blobs import commands
+
+        await commands.send(output, options, paths, once=once)
+
+    run(output, work)
+
+
+def receive(
+    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="What 'dialkey send' printed.")],
+    target: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to put them into.")
+    ] = Path(),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that exist already.")
+    ] = False,
+    json: JsonOption = False,
+    secret_key: SecretKeyOption = None,
+    preset: PresetOption = None,
+    bind: BindOption = None,
+) -> None:
+    """Fetch what a ticket names, verified against its hash.
+
+    Nothing is overwritten unasked. After an interruption, run the same command again: it resumes.
+    """
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+    output = Output(json=json)
+
+    async def work() -> None:
+        from dialkey_blobs import commands
+        from dialkey_blobs.ticket import BlobTicket
+
+        await commands.receive(
+            output, options, BlobTicket.parse(ticket), target, overwrite=overwrite
+        )
+
+    run(output, work)
+
+
+def demo(
+    size: Annotated[
+        float, typer.Option("--size", metavar="MB", min=0.0, help="The size of the file in MB.")
+    ] = 100.0,
+    json: JsonOption = False,
+) -> None:
+    """Send a file between two endpoints on this machine.
+
+    Two processes, two keys: one runs 'dialkey send', the other dials its key and receives.
+    """
+    output = Output(json=json)
+
+    async def work() -> None:
+        from dialkey_blobs import commands
+
+        await commands.demo(output, size_bytes=round(size * 1_000_000))
+
+    run(output, work)
+
+
+def _parse_ticket(text: str) -> HasAddr:
+    from dialkey_blobs.ticket import BlobTicket
+
+    return BlobTicket.parse(text)
+
+
+def _describe_ticket(ticket: HasAddr) -> Mapping[str, object]:
+    blob = cast("BlobTicket", ticket)
+    return {"hash": str(blob.hash), "format": blob.format.name.lower().replace("_", " ")}
