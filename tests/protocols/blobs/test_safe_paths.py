@@ -78,7 +78,7 @@ NOT_PORTABLE = {
 }
 
 FINE = [
-    "a",
+    "single",
     "a/b/c.txt",
     ".hidden",
     "...x",

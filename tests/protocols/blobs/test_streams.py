@@ -29,7 +29,7 @@ from dialkey_blobs.hash import EMPTY_HASH, Hash
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.outboard import Outboard, outboard
 from dialkey_blobs.ranges import ChunkRanges
-from dialkey_blobs.tree import plan
+from dialkey_blobs.tree import Leaf, plan
 
 R = ChunkRanges
 ALL, LAST = R.all(), R.last_chunk()
@@ -447,7 +447,7 @@ def test_early_ends_are_told_apart(size: int, ranges: ChunkRanges, draw: st.Data
         return
     boundaries = [8]
     for item in plan(size, ranges):
-        length = 64 if hasattr(item, "visits_left") else item.length
+        length = item.length if isinstance(item, Leaf) else 64
         boundaries.append(boundaries[-1] + length)
     end = draw.draw(st.sampled_from([0, *boundaries]) | st.integers(0, len(stream)))
     if end == len(stream):
@@ -485,23 +485,24 @@ def test_partial_blobs_are_served_up_to_the_first_gap(
     size: int, held: ChunkRanges, ranges: ChunkRanges
 ) -> None:
     data, made = sample(size)
+    held = held.selected(size)
     whole_groups = held.shrunk_to_groups(size)
     # What is not held is zero, as in a sparse file.
     sparse, pairs = bytearray(size), bytearray(len(made.data))
-    for item in plan(size, whole_groups):
-        if hasattr(item, "visits_left"):
-            place = slice(64 * item.outboard_index, 64 * item.outboard_index + 64)
-            pairs[place] = made.data[place]
-        else:
+    for item in plan(size, held):
+        if isinstance(item, Leaf):
             place = slice(item.offset, item.offset + item.length)
             sparse[place] = data[place]
+        elif item.outboard_index >= 0:
+            place = slice(64 * item.outboard_index, 64 * item.outboard_index + 64)
+            pairs[place] = made.data[place]
     encoder = Encoder(
         made.hash,
         size,
         ranges,
         reader_of(bytes(sparse)),
         reader_of(bytes(pairs)),
-        available=whole_groups,
+        available=held,
     )
     pieces: list[bytes] = []
     try:
