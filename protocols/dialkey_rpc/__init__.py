@@ -1,0 +1,101 @@
+"""Typed remote procedure calls between endpoints.
+
+A service is a plain class. What is an ``async def`` can be called from afar; asynchronous iterators
+stream, in either direction or both::
+
+    import dialkey_rpc as rpc
+
+    class Calculator:
+        async def add(self, a: int, b: int) -> int:
+            return a + b
+
+        async def count(self, to: int) -> AsyncIterator[int]:
+            for number in range(to):
+                yield number
+
+    router.add(rpc.Rpc(Calculator()))                                # who serves
+
+    client = await rpc.connect(Calculator, endpoint, ticket)         # who calls
+    assert await client.add(1, 2) == 3
+    async for number in client.count(10):
+        ...
+
+``docs/rpc.md`` is the guide, ``docs/rpc-wire.md`` the wire format.
+"""
+
+from __future__ import annotations
+
+from dialkey_rpc.client import (
+    Connecting,
+    StreamCall,
+    close,
+    connect,
+    schema,
+    stats,
+    with_options,
+)
+from dialkey_rpc.context import Call, current_call, deadline
+from dialkey_rpc.errors import (
+    ApplicationError,
+    CallCancelled,
+    CannotSend,
+    DeadlineExceeded,
+    InternalError,
+    InvalidArgument,
+    MalformedMessage,
+    MessageTooLarge,
+    MethodNotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    RpcError,
+    ServiceDefinitionError,
+    Unavailable,
+)
+from dialkey_rpc.frames import RpcLimits
+from dialkey_rpc.metrics import MethodStats, prometheus_text
+from dialkey_rpc.retry import Reconnect
+from dialkey_rpc.schema import Schema, schema_of
+from dialkey_rpc.server import Allowed, Middleware, Proceed, Rpc
+from dialkey_rpc.service import MethodSpec, ServiceSpec, local, method, service
+
+__all__ = [
+    "Allowed",
+    "ApplicationError",
+    "Call",
+    "CallCancelled",
+    "CannotSend",
+    "Connecting",
+    "DeadlineExceeded",
+    "InternalError",
+    "InvalidArgument",
+    "MalformedMessage",
+    "MessageTooLarge",
+    "MethodNotFound",
+    "MethodSpec",
+    "MethodStats",
+    "Middleware",
+    "PermissionDenied",
+    "Proceed",
+    "Reconnect",
+    "ResourceExhausted",
+    "Rpc",
+    "RpcError",
+    "RpcLimits",
+    "Schema",
+    "ServiceDefinitionError",
+    "ServiceSpec",
+    "StreamCall",
+    "Unavailable",
+    "close",
+    "connect",
+    "current_call",
+    "deadline",
+    "local",
+    "method",
+    "prometheus_text",
+    "schema",
+    "schema_of",
+    "service",
+    "stats",
+    "with_options",
+]

@@ -1,0 +1,181 @@
+"""Values to msgpack and back, strictly. Sans-IO. Source: docs/rpc-wire.md, "Envelopes".
+
+Hostile msgpack costs time linear in its length, and memory of at most some seventy times its length:
+a structural pass without allocation comes first, so that a container which claims more elements than
+there are never reserves room for them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Final
+
+import msgpack  # type: ignore[import-untyped]  # it has no annotations
+
+from dialkey_rpc.errors import CannotSend, MalformedMessage
+from dialkey_rpc.frames import Frame, join_head
+
+__all__ = ["PART_BYTES", "Part", "pack", "pack_frame", "unpack", "unpack_frame"]
+
+EXT_PART: Final = 1
+"""A part of the frame, by its number in two bytes. Timestamps are -1, as in the msgpack standard."""
+
+PART_BYTES: Final = 8192
+"""Byte strings from here on are parts: below, copying them costs less than one more write."""
+
+_NOT_CONTAINERS: Final = bytes(
+    byte for byte in range(256) if not (0x80 <= byte <= 0x9F or 0xDC <= byte <= 0xDF)
+)
+
+_MAX_KEPT_BYTES: Final = 65_536
+"""A scanner keeps the room for its largest input; beyond this a fresh one is used once."""
+
+
+class Part:
+    """Marks bytes that travel beside the envelope."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _Packer:
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._packer = msgpack.Packer(default=self._refer, datetime=True)
+
+    def _refer(self, value: object) -> msgpack.ExtType:
+        if type(value) is not Part:
+            raise TypeError(f"a {type(value).__name__} has no form on the wire")
+        self._parts.append(value.data)
+        number = len(self._parts) - 1
+        if number > 0xFFFF:
+            raise ValueError("too many large byte strings in one message")
+        return msgpack.ExtType(EXT_PART, number.to_bytes(2, "big"))
+
+    def pack(self, value: object) -> tuple[bytes, Sequence[bytes]]:
+        try:
+            envelope: bytes = self._packer.pack(value)
+        except (TypeError, ValueError, OverflowError) as error:
+            self._parts = []
+            raise CannotSend(f"this value cannot be sent: {error}", hint=_hint(error)) from error
+        if not self._parts:
+            return envelope, ()
+        parts, self._parts = self._parts, []
+        return envelope, parts
+
+
+def _hint(error: Exception) -> str | None:
+    if isinstance(error, OverflowError):
+        return "integers have 64 bits on the wire"
+    if "tzinfo" in str(error):
+        return "give the datetime a timezone, datetime.now(UTC) for example"
+    return None
+
+
+_packer: Final = _Packer()
+
+
+def pack(value: object) -> tuple[bytes, Sequence[bytes]]:
+    """Return a plain value as an envelope and its parts.
+
+    Raises:
+        CannotSend: something in it has no form on the wire.
+    """
+    return _packer.pack(value)
+
+
+def pack_frame(kind: int, value: object) -> tuple[bytes, Sequence[bytes]]:
+    """Return a plain value as the head of a frame, and the parts to be written after it.
+
+    Raises:
+        CannotSend: something in it has no form on the wire, or there is too much of it.
+    """
+    envelope, parts = _packer.pack(value)
+    return join_head(kind, envelope, parts), parts
+
+
+def unpack_frame(frame: Frame, max_depth: int) -> object:
+    """Return what a frame says. Raises as `unpack`."""
+    return unpack(frame.envelope, frame.parts, max_depth)
+
+
+def unpack(envelope: bytes, parts: Sequence[bytes], max_depth: int) -> object:
+    """Return an envelope as a plain value: None, bool, int, float, str, bytes, datetime, list, dict.
+
+    Raises:
+        MalformedMessage: it is not exactly one msgpack value, is nested deeper than `max_depth`,
+            has text that is not UTF-8, an unknown extension, or refers to a part wrongly.
+    """
+    try:
+        _scan(envelope)
+        value = msgpack.unpackb(
+            envelope,
+            timestamp=3,
+            strict_map_key=False,
+            ext_hook=_resolver(parts) if parts else _no_parts,
+        )
+    except (ValueError, TypeError, OverflowError, IndexError, msgpack.UnpackException) as error:
+        text = str(error) or type(error).__name__
+        raise MalformedMessage(f"malformed msgpack: {text}") from error
+    if len(envelope) > max_depth:
+        _check_depth(envelope, value, max_depth)
+    return value
+
+
+class _Scanner:
+    def __init__(self) -> None:
+        self._kept = msgpack.Unpacker()
+
+    def __call__(self, envelope: bytes) -> None:
+        kept = len(envelope) <= _MAX_KEPT_BYTES
+        unpacker = self._kept if kept else msgpack.Unpacker(max_buffer_size=len(envelope))
+        try:
+            unpacker.feed(envelope)
+            unpacker.skip()
+        except BaseException:
+            if kept:
+                self._kept = msgpack.Unpacker()
+            raise
+
+
+_scan: Final = _Scanner()
+
+
+def _no_parts(code: int, data: bytes) -> bytes:
+    raise ValueError(f"extension {code} in a message without parts")
+
+
+def _resolver(parts: Sequence[bytes]) -> functools.partial[bytes]:
+    return functools.partial(_resolve, list(parts))
+
+
+def _resolve(left: list[bytes | None], code: int, data: bytes) -> bytes:
+    if code != EXT_PART or len(data) != 2:
+        raise ValueError(f"unknown extension {code} of {len(data)} bytes")
+    number = int.from_bytes(data, "big")
+    part = left[number]
+    if part is None:
+        # Else a short envelope could ask for one large part to be converted a million times.
+        raise ValueError(f"part {number} is referred to twice")
+    left[number] = None
+    return part
+
+
+def _check_depth(envelope: bytes, value: object, max_depth: int) -> None:
+    if len(envelope.translate(None, _NOT_CONTAINERS)) <= max_depth:
+        return  # there are not even so many bytes that could begin a container
+    level = [value]
+    for _ in range(max_depth):
+        deeper: list[object] = []
+        for each in level:
+            if type(each) is list:
+                deeper += [x for x in each if type(x) is list or type(x) is dict]
+            elif type(each) is dict:
+                deeper += [x for x in each.values() if type(x) is list or type(x) is dict]
+        if not deeper:
+            return
+        level = deeper
+    raise MalformedMessage(f"msgpack nested deeper than {max_depth} levels")

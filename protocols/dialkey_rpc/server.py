@@ -1,0 +1,480 @@
+"""Serving: the plugin that offers a service on an endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from dialkey import hookimpl
+from dialkey.errors import (
+    ConnectionClosed,
+    ConnectionClosedByPeer,
+    ConnectionLost,
+    DialkeyError,
+    EndpointClosed,
+    StreamClosed,
+    StreamReset,
+    StreamStopped,
+)
+from dialkey.limits import MAX_RPC_CALLS
+from dialkey_rpc.codec import (
+    SCHEMA,
+    CallRequest,
+    MethodCodec,
+    compile_service,
+    error_frame,
+    read_call,
+)
+from dialkey_rpc.context import Call, call_var, deadline_var
+from dialkey_rpc.errors import (
+    ApplicationError,
+    CallCancelled,
+    CannotSend,
+    DeadlineExceeded,
+    InternalError,
+    InvalidArgument,
+    MalformedMessage,
+    MessageTooLarge,
+    MethodNotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    RpcError,
+    ServiceDefinitionError,
+)
+from dialkey_rpc.frames import CALL, Budget, FrameReader, RpcLimits, StopCode
+from dialkey_rpc.metrics import MethodCounters, MethodStats, prometheus_text
+from dialkey_rpc.order import REQUEST, REQUEST_STREAM, Order
+from dialkey_rpc.packing import unpack_frame
+from dialkey_rpc.schema import Schema, schema_of
+from dialkey_rpc.shell import FrameSource, StopWatch, write_frame
+
+if TYPE_CHECKING:
+    from dialkey import Connection, Endpoint, RecvStream, SendStream
+    from dialkey.identity import EndpointId
+
+__all__ = ["Allowed", "Middleware", "Proceed", "Rpc"]
+
+Allowed = Container["EndpointId"] | Callable[["EndpointId"], bool]
+"""Who may call: a collection of endpoint ids that is asked with ``in``, or a function."""
+
+Proceed = Callable[[], Awaitable[object]]
+Middleware = Callable[[Call, Proceed], Awaitable[object]]
+"""What runs around each call: ``async def middleware(call, proceed): return await proceed()``.
+
+It may raise an `RpcError` to refuse, and change the result. For a method that streams down, `proceed`
+returns the asynchronous iterator, none of whose items have been asked for yet.
+"""
+
+_GONE: Final = (
+    ConnectionClosed,
+    ConnectionClosedByPeer,
+    ConnectionLost,
+    EndpointClosed,
+    StreamClosed,
+    StreamReset,
+    StreamStopped,
+)
+
+RECENT_ANSWERS: Final = 128
+"""Answers whose arrival is awaited at shutdown; a peer has at most 100 calls open."""
+
+UNKNOWN_METHOD: Final = "?"
+"""Where calls of methods that do not exist are counted: strangers must not invent labels."""
+
+logger = logging.getLogger("dialkey.rpc")
+
+_Method = Callable[..., Any]
+
+
+class Rpc:
+    """Serve an object to whoever dials the endpoint: ``router.add(Rpc(Calculator()))``.
+
+    Args:
+        service: the object; its class says what can be called.
+        interface: the class that says so instead, where `service` has more methods or merely
+            implements it.
+        name: overrides the name of the service.
+        allow: who may call which method, by the method's name; ``"*"`` is for all that are not
+            named. Nothing is refused without it.
+        middleware: runs around each call, the first one outermost.
+        expose_errors: tell callers the class, text and traceback of unexpected errors. For
+            development: it shows them your code.
+        limits: what callers may send.
+        max_calls: calls in progress, over all connections; beyond it they are refused.
+
+    Raises:
+        ServiceDefinitionError: the class cannot be a service, or `allow` names no method of it.
+    """
+
+    def __init__(
+        self,
+        service: object,
+        interface: Callable[..., object] | None = None,
+        *,
+        name: str | None = None,
+        allow: Mapping[str, Allowed] | None = None,
+        middleware: Sequence[Middleware] = (),
+        expose_errors: bool = False,
+        limits: RpcLimits | None = None,
+        max_calls: int = MAX_RPC_CALLS,
+    ) -> None:
+        if isinstance(service, type):
+            raise ServiceDefinitionError(
+                f"{service.__name__} is a class", hint=f"serve an object: Rpc({service.__name__}())"
+            )
+        kind: Callable[..., object] = type(service) if interface is None else interface
+        codec = compile_service(kind, name)
+        self.spec = codec.spec
+        self.limits = limits or RpcLimits()
+        self.middleware = tuple(middleware)
+        self.expose_errors = expose_errors
+        self.max_calls = max_calls
+        self.active = 0
+        self.draining = False
+        self.methods: dict[str, tuple[MethodCodec, _Method]] = {
+            SCHEMA.spec.name: (SCHEMA, self._answer_schema)
+        }
+        for each in codec.methods.values():
+            function = getattr(service, each.spec.attribute, None)
+            if function is None:
+                raise ServiceDefinitionError(
+                    f"{type(service).__name__} does not implement {each.spec.attribute}"
+                )
+            self.methods[each.spec.name] = (each, function)
+        self.counters = {each: MethodCounters() for each in (*self.methods, UNKNOWN_METHOD)}
+        self._allow = _checked_policy(allow or {}, self.methods)
+        self._schema: Schema | None = None
+        self._peers: set[_Peer] = set()
+
+    @property
+    def schema(self) -> Schema:
+        """What the service offers, with its hash."""
+        if self._schema is None:
+            self._schema = schema_of(self.spec)
+        return self._schema
+
+    def stats(self) -> Mapping[str, MethodStats]:
+        """Return what happened so far, by method; ``"?"`` is for those that do not exist."""
+        return {name: counters.stats() for name, counters in self.counters.items()}
+
+    def prometheus_text(self) -> str:
+        """Return the counters in the Prometheus text format."""
+        return prometheus_text(self.spec.name, "server", self.stats())
+
+    # --- the plugin -----------------------------------------------------------------------------
+
+    @hookimpl
+    def dialkey_protocols(self, endpoint: Endpoint) -> Mapping[str | bytes, Rpc]:
+        """Serve the service under its ALPN."""
+        return {self.spec.alpn: self}
+
+    async def accept(self, connection: Connection) -> None:
+        """Serve the calls of one connection until it ends. Cancelling it cancels them."""
+        peer = _Peer(self, connection)
+        self._peers.add(peer)
+        try:
+            await peer.run()
+        finally:
+            self._peers.discard(peer)
+
+    async def shutdown(self) -> None:
+        """Refuse new calls, wait for those in progress and for their answers to arrive."""
+        self.draining = True
+        for peer in list(self._peers):
+            await peer.drain()
+
+    # --- for calls ------------------------------------------------------------------------------
+
+    def check_allowed(self, method: str, remote_id: EndpointId) -> None:
+        """Raise `PermissionDenied` unless the policy lets an endpoint call a method."""
+        allowed = self._allow.get(method, self._allow.get("*"))
+        if allowed is None:
+            return
+        if not (allowed(remote_id) if callable(allowed) else remote_id in allowed):
+            raise PermissionDenied(f"{remote_id.short()} may not call {method}")
+
+    async def _answer_schema(self) -> object:
+        return self.schema.to_wire()
+
+
+def _checked_policy(allow: Mapping[str, Allowed], methods: Container[str]) -> Mapping[str, Allowed]:
+    for name in allow:
+        if name != "*" and name not in methods:
+            raise ServiceDefinitionError(f"allow names the method {name!r}, which does not exist")
+    return dict(allow)
+
+
+class _Peer:
+    """One connection that is being served."""
+
+    def __init__(self, rpc: Rpc, connection: Connection) -> None:
+        self.rpc = rpc
+        self.connection = connection
+        self.budget = Budget(rpc.limits.buffered_bytes)
+        self.answers: deque[SendStream] = deque(maxlen=RECENT_ANSWERS)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        accept_bi = self.connection.accept_bi
+        tasks = self._tasks
+        try:
+            while True:
+                send, recv = await accept_bi()
+                if self.rpc.draining:
+                    send.reset(StopCode.UNAVAILABLE)
+                    recv.stop(StopCode.UNAVAILABLE)
+                    continue
+                task = loop.create_task(_ServerCall(self, send, recv).run())
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        except (ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, EndpointClosed) as error:
+            logger.debug("%s: %s", self.connection.remote_id.short(), error)
+        finally:
+            ending = list(tasks)
+            for task in ending:
+                task.cancel()
+            if ending:
+                await asyncio.wait(ending)
+
+    async def drain(self) -> None:
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+        try:
+            while self.answers:
+                await self.answers.popleft().stopped()
+        except DialkeyError as error:
+            logger.debug("%s: %s", self.connection.remote_id.short(), error)
+        self.connection.close(0, b"shutting down")
+
+
+class _ServerCall:
+    """One call that is being served."""
+
+    def __init__(self, peer: _Peer, send: SendStream, recv: RecvStream) -> None:
+        self._peer = peer
+        self._rpc = peer.rpc
+        self._send = send
+        self._source = FrameSource(recv, FrameReader(peer.rpc.limits, peer.budget), Order(REQUEST))
+        self._codec: MethodCodec | None = None
+        self._counters: MethodCounters | None = None
+        self._stop_code = StopCode.DONE
+        # While it is set, the stream may hold half a frame, and nothing can follow but a reset.
+        self._is_writing = False
+
+    async def run(self) -> None:
+        """Serve it. Raises nothing; ends early when it is cancelled."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        outcome = "ok"
+        try:
+            await self._serve(started)
+        except asyncio.CancelledError:
+            # The caller stopped it, the connection is over, or we shut down. This task is ours.
+            outcome = "cancelled"
+            self._send.reset(StopCode.CANCELLED)
+        except _GONE as error:
+            outcome = "cancelled"
+            logger.debug("a caller went away: %s", error)
+            self._send.reset(StopCode.CANCELLED)
+        except Exception as error:
+            outcome = await self._fail(error)
+        finally:
+            self._source.close(self._stop_code)
+            if self._counters is not None:
+                self._rpc.active -= 1
+                self._counters.end(outcome, loop.time() - started)
+
+    async def _serve(self, started: float) -> None:
+        request = await self._read_call()
+        codec, function = self._admit(request)
+        arguments = codec.read_arguments(request)
+        if codec.spec.upload is not None:
+            arguments[codec.spec.upload.name] = self._uploads(codec)
+        at = None if request.timeout_s is None else started + request.timeout_s
+        call = Call(codec.spec, self._peer.connection, request.metadata, at)
+        # This task has a context of its own, so nothing needs to be put back.
+        call_var.set(call)
+        deadline_var.set(at)
+        if at is None:
+            await self._answer(call, codec, function, arguments)
+            return
+        try:
+            async with asyncio.timeout_at(at) as timeout:
+                await self._answer(call, codec, function, arguments)
+        except TimeoutError as error:
+            if not timeout.expired():
+                raise
+            raise DeadlineExceeded("the call took longer than its caller waits") from error
+
+    async def _read_call(self) -> CallRequest:
+        try:
+            frame = await self._source.next()
+            if frame is None:
+                raise MalformedMessage("the stream ended without a call")
+            return read_call(unpack_frame(frame, self._rpc.limits.depth))
+        except MalformedMessage as error:
+            self._stop_code = StopCode.MALFORMED
+            raise InvalidArgument(error.message, hint=error.hint) from error
+        except MessageTooLarge as error:
+            self._stop_code = StopCode.LIMIT
+            raise ResourceExhausted(error.message, hint=error.hint) from error
+
+    def _admit(self, request: CallRequest) -> tuple[MethodCodec, _Method]:
+        rpc = self._rpc
+        found = rpc.methods.get(request.method)
+        self._counters = counters = rpc.counters[request.method if found else UNKNOWN_METHOD]
+        counters.active += 1
+        rpc.active += 1
+        if found is None:
+            raise MethodNotFound(f"{rpc.spec.name} has no method {request.method[:64]!r}")
+        self._codec = found[0]
+        rpc.check_allowed(request.method, self._peer.connection.remote_id)
+        if rpc.active > rpc.max_calls:
+            raise ResourceExhausted(f"{rpc.max_calls} calls are in progress already")
+        return found
+
+    # --- the answer -----------------------------------------------------------------------------
+
+    async def _answer(
+        self, call: Call, codec: MethodCodec, function: _Method, arguments: dict[str, object]
+    ) -> None:
+        invoke = _with_middleware(self._rpc.middleware, call, function, arguments)
+        task = asyncio.current_task()
+        assert task is not None
+        watch = StopWatch(self._send, task)
+        watch.start()
+        try:
+            result = invoke()
+            if inspect.isawaitable(result):
+                result = await result
+            if codec.spec.streams_down:
+                await self._stream(codec, result, watch)
+                return
+        finally:
+            watch.pause()
+        head, parts = codec.result_frame(result)
+        self._is_writing = True
+        await write_frame(self._send, head, parts, finish=True)
+        self._is_writing = False
+        self._peer.answers.append(self._send)
+
+    async def _stream(self, codec: MethodCodec, result: object, watch: StopWatch) -> None:
+        if not hasattr(result, "__aiter__"):
+            raise TypeError(f"{codec.spec.attribute} returned no asynchronous iterator")
+        assert self._counters is not None
+        send = self._send
+        iterator: AsyncIterator[object] = aiter(result)
+        try:
+            while True:
+                try:
+                    item = await anext(iterator)
+                except StopAsyncIteration:
+                    break
+                watch.pause()
+                head, parts = codec.item_frame(item)
+                self._is_writing = True
+                await write_frame(send, head, parts)
+                self._is_writing = False
+                self._counters.items_down += 1
+                watch.start()
+        finally:
+            watch.pause()
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
+        await send.finish()
+        self._peer.answers.append(send)
+
+    def _uploads(self, codec: MethodCodec) -> _Uploads:
+        assert self._counters is not None
+        self._source.order = Order(REQUEST_STREAM)
+        self._source.order.frame(CALL)
+        return _Uploads(self._source, codec, self._counters, self._rpc.limits)
+
+    async def _fail(self, error: Exception) -> str:
+        """Tell the caller; return the outcome for the counters."""
+        expose = self._rpc.expose_errors
+        codec = self._codec
+        if codec is not None and codec.declares(error):
+            outcome = ApplicationError.code
+        elif isinstance(error, RpcError) and error.endpoint_id is None:
+            outcome = error.code
+        else:
+            outcome = InternalError.code
+            what = f"{self._rpc.spec.name}.{codec.spec.name if codec else '?'}"
+            logger.error("%s failed: %s", what, error, exc_info=error)
+        if self._is_writing:
+            is_late = isinstance(error, DeadlineExceeded)
+            self._send.reset(StopCode.DEADLINE if is_late else StopCode.CANCELLED)
+            return outcome
+        try:
+            if codec is None:
+                head, parts = error_frame(error, expose=expose)
+            else:
+                head, parts = codec.error_frame(error, expose=expose)
+        except CannotSend as cannot:
+            logger.error("an error of %s cannot be sent: %s", self._rpc.spec.name, cannot)
+            head, parts = error_frame(InternalError("the service failed"))
+        try:
+            await write_frame(self._send, head, parts, finish=True)
+            self._peer.answers.append(self._send)
+        except _GONE as gone:
+            logger.debug("nobody waits for an error: %s", gone)
+        except asyncio.CancelledError:
+            self._send.reset(StopCode.CANCELLED)
+        return outcome
+
+
+class _Uploads:
+    """The items that stream up, as the method sees them."""
+
+    def __init__(
+        self, source: FrameSource, codec: MethodCodec, counters: MethodCounters, limits: RpcLimits
+    ) -> None:
+        self._source = source
+        self._codec = codec
+        self._counters = counters
+        self._limits = limits
+
+    def __aiter__(self) -> _Uploads:
+        return self
+
+    async def __anext__(self) -> object:
+        try:
+            frame = await self._source.next()
+            if frame is None:
+                raise StopAsyncIteration
+            plain = unpack_frame(frame, self._limits.depth)
+        except MalformedMessage as error:
+            raise InvalidArgument(error.message, hint=error.hint) from error
+        except MessageTooLarge as error:
+            raise ResourceExhausted(error.message, hint=error.hint) from error
+        except StreamReset as error:
+            raise CallCancelled("the caller gave up") from error
+        self._counters.items_up += 1
+        return self._codec.read_upload(plain)
+
+
+def _with_middleware(
+    middleware: Sequence[Middleware],
+    call: Call,
+    function: _Method,
+    arguments: Mapping[str, object],
+) -> Callable[[], Any]:
+    if not middleware:
+        return functools.partial(function, **arguments)
+
+    async def innermost() -> object:
+        result = function(**arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    proceed: Proceed = innermost
+    for layer in reversed(middleware):
+        proceed = functools.partial(layer, call, proceed)
+    return proceed

@@ -1,0 +1,126 @@
+"""What both sides of a call do with a QUIC stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dialkey.errors import DialkeyError
+from dialkey_rpc.frames import Frame, FrameReader
+from dialkey_rpc.order import Order
+
+if TYPE_CHECKING:
+    from dialkey import RecvStream, SendStream
+
+__all__ = ["FrameSource", "StopWatch", "write_frame"]
+
+
+async def write_frame(
+    send: SendStream, head: bytes, parts: Sequence[bytes], *, finish: bool = False
+) -> None:
+    """Write a frame; `parts` are handed on as they are. Waits while the peer is slow."""
+    if not parts:
+        await send.write(head, finish=finish)
+        return
+    await send.write(head)
+    last = len(parts) - 1
+    for number, part in enumerate(parts):
+        await send.write(part, finish=finish and number == last)
+
+
+class FrameSource:
+    """Frames from a stream, one by one, in a legal order.
+
+    Attributes:
+        order: what may come; the owner may replace it between frames.
+    """
+
+    __slots__ = ("_frames", "_reader", "_recv", "order")
+
+    def __init__(self, recv: RecvStream, reader: FrameReader, order: Order) -> None:
+        self._recv = recv
+        self._reader = reader
+        self._frames: deque[Frame] = deque()
+        self.order = order
+
+    async def next(self) -> Frame | None:
+        """Return the next frame; None at the end of the stream. Cancellation loses nothing.
+
+        Raises:
+            MalformedMessage, MessageTooLarge: what came is not allowed.
+            StreamReset: the peer abandoned the stream.
+            ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection is over.
+        """
+        frames = self._frames
+        while not frames:
+            # The frame before this one is dealt with.
+            self._reader.release()
+            data = await self._recv.read(self._reader.read_bytes)
+            if not data:
+                self._reader.finish()
+                self.order.end()
+                return None
+            frames.extend(self._reader.feed(data))
+        frame = frames.popleft()
+        self.order.frame(frame.kind)
+        return frame
+
+    def close(self, code: int) -> None:
+        """Want no more: the peer is told, unless everything has come. Idempotent."""
+        self._frames.clear()
+        self._reader.release()
+        self._recv.stop(code)
+
+
+class StopWatch:
+    """Cancels a task when the peer stops a stream, or is gone.
+
+    It waits for `SendStream.stopped` without a task of its own, which would cost more than a short
+    call. The stream cannot be written meanwhile: `pause` first.
+
+    Attributes:
+        fired: whether it has cancelled the task.
+    """
+
+    __slots__ = ("_send", "_task", "_waiting", "fired")
+
+    def __init__(self, send: SendStream, task: asyncio.Task[Any]) -> None:
+        self._send = send
+        self._task = task
+        self._waiting: Coroutine[Any, Any, int | None] | None = None
+        self.fired = False
+
+    def start(self) -> None:
+        """Begin to watch, or go on."""
+        if not self.fired:
+            self._waiting = waiting = self._send.stopped()
+            self._step(waiting, None)
+
+    def pause(self) -> None:
+        """Do not watch for a while. Idempotent."""
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
+
+    def _step(self, waiting: Coroutine[Any, Any, int | None], _: object) -> None:
+        """Run the coroutine to its next wait, as a task would."""
+        if waiting is not self._waiting:
+            return  # paused since
+        try:
+            future = waiting.send(None)
+        except StopIteration as stopped:
+            self._waiting = None
+            if stopped.value is not None:
+                self._fire()
+        except DialkeyError:
+            self._waiting = None
+            self._fire()
+        else:
+            future.add_done_callback(partial(self._step, waiting))
+
+    def _fire(self) -> None:
+        self.fired = True
+        self._task.cancel()
