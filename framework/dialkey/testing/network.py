@@ -1,0 +1,277 @@
+"""A network in memory: transports between endpoints of one event loop, with faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Final
+
+from dialkey.errors import BindError
+from dialkey.identity import CustomAddr, EndpointId, IpAddr, TransportAddr
+from dialkey.network import PathAddress, Receiver
+from dialkey.testing.conditions import Channel, Conditions
+
+MEMORY_ADDRESS_ID: Final = 0x6D656D
+"""The kind of our custom addresses ("mem"); nothing on a real network uses it."""
+
+Name = str | TransportAddr
+
+
+def address_of(name: Name) -> TransportAddr:
+    """Return the address that a name in a `MemoryNetwork` stands for."""
+    return CustomAddr(MEMORY_ADDRESS_ID, name.encode()) if isinstance(name, str) else name
+
+
+class MemoryNetwork:
+    """Carries datagrams between its transports, within one event loop.
+
+    Deterministic: the same seed and the same calls give the same faults. Who sends to an address at
+    which no transport is attached hears nothing, unless `refuse` said otherwise.
+
+    Args:
+        seed: of all faults.
+        conditions: of links that were not given their own.
+    """
+
+    def __init__(self, *, seed: int = 0, conditions: Conditions | None = None) -> None:
+        self._rng = random.Random(seed)
+        self.conditions = conditions if conditions is not None else Conditions()
+        self._attached: dict[PathAddress, MemoryTransport] = {}
+        self._channels: dict[tuple[PathAddress, PathAddress], Channel] = {}
+        self._refused: dict[PathAddress, str] = {}
+
+    def transport(self, name: Name) -> MemoryTransport:
+        """Make a transport for one endpoint: pass it to `Endpoint.bind(transports=[…])`.
+
+        Args:
+            name: where it is reached: a name of your choice, or an address, such as an `IpAddr`.
+        """
+        return MemoryTransport(self, address_of(name))
+
+    def link(self, one: Name, other: Name) -> Link:
+        """Return the link between two names, to change what it does in both directions."""
+        a, b = address_of(one), address_of(other)
+        return Link(self.channel(a, b), self.channel(b, a))
+
+    def one_way(self, sender: Name, receiver: Name) -> Link:
+        """Return one direction of the link between two names."""
+        return Link(self.channel(address_of(sender), address_of(receiver)))
+
+    def refuse(self, name: Name, reason: str = "connection refused") -> None:
+        """Let senders to a name hear that it cannot be reached, as ICMP tells them."""
+        self._refused[address_of(name)] = reason
+
+    def channel(self, sender: PathAddress, receiver: PathAddress) -> Channel:
+        """Return the state of one direction between two addresses."""
+        key = (sender, receiver)
+        found = self._channels.get(key)
+        if found is None:
+            found = self._channels[key] = Channel(self.conditions, self._rng)
+        return found
+
+    # --- for the transports ---------------------------------------------------------------------
+
+    def attach(self, transport: MemoryTransport, address: PathAddress) -> None:
+        """Let datagrams to `address` reach `transport`.
+
+        Raises:
+            BindError: another transport has the address.
+        """
+        if self._attached.get(address, transport) is not transport:
+            raise BindError(f"{address} is taken in this network")
+        self._attached[address] = transport
+
+    def detach(self, address: PathAddress) -> None:
+        """Let datagrams to `address` reach nobody."""
+        self._attached.pop(address, None)
+
+    def carry(self, source: MemoryTransport, remote: PathAddress, data: bytes) -> None:
+        """Take one datagram on its way."""
+        now = source.loop.time()
+        sender = source.address
+        reason = self._refused.get(remote)
+        if reason is not None:
+            delay_s = self.channel(sender, remote).conditions.delay_s
+            source.loop.call_later(2 * delay_s, source.on_refused, remote, reason)
+            return
+        for at in self.channel(sender, remote).arrivals(len(data), now):
+            target = self._attached.get(remote)
+            if target is not None:
+                target.expect(at, sender, remote, data)
+
+
+class Link:
+    """Both directions between two addresses, or one of them."""
+
+    def __init__(self, *channels: Channel) -> None:
+        self._channels = channels
+
+    def down(self) -> None:
+        """Let everything vanish from now on; what is on its way arrives."""
+        for channel in self._channels:
+            channel.is_up = False
+
+    def up(self) -> None:
+        """Carry again."""
+        for channel in self._channels:
+            channel.is_up = True
+
+    def set(self, conditions: Conditions) -> None:
+        """Behave like this from now on."""
+        for channel in self._channels:
+            channel.conditions = conditions
+
+    @property
+    def sent(self) -> int:
+        """Datagrams that were sent over it."""
+        return sum(channel.sent for channel in self._channels)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of datagrams that were sent over it."""
+        return sum(channel.sent_bytes for channel in self._channels)
+
+    @property
+    def lost(self) -> int:
+        """Datagrams that vanished, for whatever reason."""
+        return sum(channel.lost for channel in self._channels)
+
+
+class MemoryTransport:
+    """A `dialkey.network.Transport` into a `MemoryNetwork`. Path addresses are its addresses."""
+
+    name = "memory"
+
+    def __init__(self, network: MemoryNetwork, address: TransportAddr) -> None:
+        self._network = network
+        self._address = address
+        self._receiver: Receiver | None = None
+        self._arriving: list[tuple[float, int, PathAddress, PathAddress, bytes]] = []
+        self._order = itertools.count()
+        self._wake: asyncio.TimerHandle | None = None
+        self._blocked = False
+        self.loop: asyncio.AbstractEventLoop
+
+    def __repr__(self) -> str:
+        return f"<MemoryTransport {self._address}>"
+
+    @property
+    def address(self) -> TransportAddr:
+        """Where it is reached, and where its datagrams come from."""
+        return self._address
+
+    # --- the transport --------------------------------------------------------------------------
+
+    async def start(self, receiver: Receiver) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._network.attach(self, self._address)
+        self._receiver = receiver
+
+    async def close(self) -> None:
+        self._receiver = None
+        self._network.detach(self._address)
+        self._arriving.clear()
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
+
+    def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
+        return [addr] if self.owns(addr) else []
+
+    def owns(self, remote: PathAddress) -> bool:
+        if isinstance(remote, CustomAddr) and isinstance(self._address, CustomAddr):
+            return remote.id == self._address.id
+        return isinstance(remote, IpAddr) and isinstance(self._address, IpAddr)
+
+    def send(self, remote: PathAddress, data: bytes | memoryview, segment_bytes: int) -> None:
+        if self._receiver is None:
+            return
+        for at in range(0, len(data), segment_bytes):
+            self._network.carry(self, remote, bytes(data[at : at + segment_bytes]))
+
+    @property
+    def is_blocked(self) -> bool:
+        return self._blocked
+
+    def local_addrs(self) -> list[TransportAddr]:
+        return [self._address]
+
+    def network_changed(self) -> None:
+        """Nothing to look at."""
+
+    # --- for tests ------------------------------------------------------------------------------
+
+    def move_to(self, name: Name, *, announce: bool = False) -> None:
+        """Be somewhere else from now on, as behind a NAT that forgot us, or in another network.
+
+        Args:
+            name: the new address. What is on its way to the old one is lost.
+            announce: tell the endpoint, as an operating system does; a NAT tells nobody.
+        """
+        self._network.detach(self._address)
+        self._address = address_of(name)
+        self._network.attach(self, self._address)
+        if announce and self._receiver is not None:
+            self._receiver.on_addresses_changed()
+
+    def block(self) -> None:
+        """Take nothing any more, as a socket whose buffer is full."""
+        self._blocked = True
+
+    def unblock(self) -> None:
+        """Take datagrams again, and tell the endpoint."""
+        self._blocked = False
+        if self._receiver is not None:
+            self._receiver.on_writable()
+
+    def inject(self, source: Name, data: bytes) -> None:
+        """Receive a datagram now, as if it came from `source`."""
+        if self._receiver is not None:
+            self._receiver.on_datagrams(memoryview(data), len(data), address_of(source))
+            self._receiver.on_batch_end()
+
+    # --- for the network ------------------------------------------------------------------------
+
+    def expect(self, at: float, sender: PathAddress, receiver: PathAddress, data: bytes) -> None:
+        """Receive a datagram at `at`, if we are still at that address."""
+        heapq.heappush(self._arriving, (at, next(self._order), sender, receiver, data))
+        if self._wake is None or at < self._wake.when():
+            if self._wake is not None:
+                self._wake.cancel()
+            self._wake = self.loop.call_at(at, self._deliver)
+
+    def on_refused(self, remote: PathAddress, reason: str) -> None:
+        """Hear that an address cannot be reached."""
+        if self._receiver is not None:
+            self._receiver.on_unreachable(remote, reason)
+
+    def _deliver(self) -> None:
+        receiver = self._receiver
+        self._wake = None
+        if receiver is None:
+            return
+        for sender, segment, data in self._batches(self.loop.time()):
+            receiver.on_datagrams(memoryview(data), segment, sender)
+        receiver.on_batch_end()
+        if self._arriving and self._receiver is not None:
+            self._wake = self.loop.call_at(self._arriving[0][0], self._deliver)
+
+    def _batches(self, now: float) -> Iterator[tuple[PathAddress, int, bytes]]:
+        """Yield what is due, runs of equal size from one sender joined as a kernel does."""
+        run: list[bytes] = []
+        last: PathAddress = None
+        while self._arriving and self._arriving[0][0] <= now:
+            _, _, sender, receiver, data = heapq.heappop(self._arriving)
+            if receiver != self._address or not data:
+                continue
+            joins = sender == last and len(data) <= len(run[0]) == len(run[-1]) if run else False
+            if run and not (joins and sum(map(len, run)) + len(data) <= 65_535):
+                yield last, len(run[0]), b"".join(run)
+                run = []
+            run.append(data)
+            last = sender
+        if run:
+            yield last, len(run[0]), b"".join(run)
