@@ -18,7 +18,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from dialkey_blobs import compress
-from dialkey_blobs.lanes import MAX_LANES, Words, workspace
+from dialkey_blobs.lanes import CHUNK_WORDS, MAX_LANES, Words, workspace
 from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS, PAIR_BYTES
 
 __all__ = [
@@ -197,17 +197,19 @@ def _chunk_words(pieces: Sequence[tuple[memoryview, int]]) -> tuple[Words, npt.N
 
 def _whole_chunks(pieces: Sequence[tuple[memoryview, int]], counts: Sequence[int]) -> Words:
     space = workspace()
-    total = sum(counts)
-    words = space.message(total)
-    counters = np.empty(total, np.uint64)
+    words = space.message(sum(counts))
     lane = 0
-    for (data, start_chunk), count in zip(pieces, counts, strict=True):
+    for (data, _), count in zip(pieces, counts, strict=True):
         if count:
-            chunks = np.frombuffer(data[: count * CHUNK_BYTES], "<u4").reshape(count, -1)
+            chunks = np.frombuffer(data, "<u4", count * CHUNK_WORDS).reshape(count, CHUNK_WORDS)
             space.transpose(chunks, words[:, lane : lane + count])
-            counters[lane : lane + count] = start_chunk
-            counters[lane : lane + count] += np.arange(count, dtype=np.uint64)
             lane += count
+    lanes = np.array(counts)
+    starts = np.array([start for _, start in pieces], np.uint64)
+    # A lane's counter is its piece's first chunk, plus its distance from its piece's first lane.
+    starts -= (lanes.cumsum() - lanes).astype(np.uint64)
+    counters = np.arange(lane, dtype=np.uint64)
+    counters += np.repeat(starts, lanes)
     return space.chunks(words, counters).copy()
 
 

@@ -33,7 +33,7 @@ from dialkey_blobs.compress import (
     SCHEDULE,
 )
 
-__all__ = ["MAX_LANES", "Words", "Workspace", "workspace"]
+__all__ = ["CHUNK_WORDS", "MAX_LANES", "Words", "Workspace", "workspace"]
 
 Words = npt.NDArray[np.uint32]
 _Step = tuple[Callable[[Words, Words, Words], Words], Words, Words, Words]
@@ -41,7 +41,7 @@ _Step = tuple[Callable[[Words, Words, Words], Words], Words, Words, Words]
 MAX_LANES: Final = 4096
 """Lanes of one batch: 4 MiB of chunks, whose state (650 KiB) still fits in a core's cache."""
 
-_CHUNK_WORDS: Final = 256
+CHUNK_WORDS: Final = 256
 _TRANSPOSE_TILE: Final = 256
 
 _INITIAL: Final = np.array(INITIAL_WORDS, np.uint32)[:, np.newaxis]
@@ -161,9 +161,9 @@ class Workspace:
 
     def message(self, lanes: int) -> Words:
         """Return memory for the words of `lanes` chunks, 256 rows; valid until the next call."""
-        if self._words.size < _CHUNK_WORDS * lanes:
-            self._words = np.empty(_CHUNK_WORDS * lanes, np.uint32)
-        return self._words[: _CHUNK_WORDS * lanes].reshape(_CHUNK_WORDS, lanes)
+        if self._words.size < CHUNK_WORDS * lanes:
+            self._words = np.empty(CHUNK_WORDS * lanes, np.uint32)
+        return self._words[: CHUNK_WORDS * lanes].reshape(CHUNK_WORDS, lanes)
 
     @staticmethod
     def transpose(chunks: Words, out: Words) -> None:
