@@ -63,6 +63,12 @@ MAX_DATAGRAM_QUEUE_BYTES: Final = 1_250_000
 MAX_BLOB_REQUEST_BYTES: Final = 1 << 20
 """The body of a blob request after its type byte; iroh's own number."""
 
+MAX_BLOB_REQUESTS: Final = 256
+"""Requests answered at a time; each holds about 1 MiB. Further ones wait their turn."""
+
+MAX_BLOB_REQUESTS_PER_CONNECTION: Final = 64
+"""Of those, from one connection; below the number of streams that it may open."""
+
 MAX_BLOB_RANGE_BOUNDARIES: Final = 1 << 18
 """Boundaries in one request, over all its blobs: 131,072 holes, about 10 MiB once decoded."""
 

@@ -150,6 +150,22 @@ class SendStream:
             self._connection.check_open()
             await self._connection.wait_writable(half)
 
+    async def delivered(self) -> None:
+        """Wait until the peer's transport has acknowledged everything that was written so far.
+
+        Raises:
+            StreamStopped: the peer wants no more.
+            StreamClosed: the stream was reset here.
+            ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection is over.
+        """
+        half = self._half
+        while not half.all_delivered:
+            if half.fin:
+                self._connection.check_open()
+            else:
+                self._check()
+            await self._connection.wait_writable(half)
+
     @property
     def priority(self) -> int:
         """Streams of a higher priority are sent first; those of equal priority take turns."""

@@ -659,6 +659,9 @@ def _stream_acked(c: Connection, half: SendHalf, length: int, fin: bool) -> None
     half.on_acked(length, fin)
     if half.closed:
         _send_closed(c, half)
+    elif half.watched and half.all_delivered:
+        half.watched = False
+        c.events.append(events.Writable(half))
 
 
 def _send_closed(c: Connection, half: SendHalf) -> None:
