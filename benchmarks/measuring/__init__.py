@@ -1,0 +1,1 @@
+"""Two processes, interleaved rounds, medians and ratios."""

@@ -1,0 +1,91 @@
+"""dialkey, as an application uses it: an endpoint, a router, a handler."""
+
+from __future__ import annotations
+
+import asyncio
+
+import attrs
+from stacks.base import Answer, Session, Stack, Stream
+
+from dialkey import Connection, Endpoint, RecvStream, Router, SendStream
+from dialkey.errors import DialkeyError
+
+ALPN = "benchmark/1"
+MAX_STREAMS = 2000
+"""More than the default, for the measurement with 1,000 idle streams."""
+
+
+class _Stream:
+    __slots__ = ("read", "write")
+    ends = True
+
+    def __init__(self, send: SendStream, recv: RecvStream) -> None:
+        self.read = recv.read
+        self.write = send.write
+
+
+class _Session(Session):
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def open(self) -> Stream:
+        return _Stream(*await self._connection.open_bi())
+
+    async def close(self) -> None:
+        self._connection.close()
+
+
+class _Handler:
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    async def accept(self, connection: Connection) -> None:
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                send, recv = await connection.accept_bi()
+                task = asyncio.ensure_future(self._one(_Stream(send, recv)))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        except DialkeyError:
+            return
+
+    async def _one(self, stream: Stream) -> None:
+        try:
+            await self._answer(stream)
+        except DialkeyError:
+            return
+
+
+class DialkeyStack(Stack):
+    def __init__(self) -> None:
+        self._endpoint: Endpoint | None = None
+        self._router: Router | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def _bind(self) -> Endpoint:
+        if self._endpoint is None:
+            self._endpoint = await Endpoint.bind(bind="127.0.0.1:0", entry_points=False)
+            self._endpoint.quic_config = attrs.evolve(
+                self._endpoint.quic_config, max_streams=MAX_STREAMS
+            )
+        return self._endpoint
+
+    async def serve(self, answer: Answer) -> str:
+        endpoint = await self._bind()
+        self._router = Router(endpoint)
+        self._router.accept(ALPN, _Handler(answer))
+        await self._router.__aenter__()
+        self._serving = asyncio.ensure_future(self._router.serve())
+        return str(endpoint.ticket())
+
+    async def dial(self, address: str) -> Session:
+        return _Session(await (await self._bind()).connect(address, ALPN))
+
+    async def close(self) -> None:
+        if self._serving is not None:
+            self._serving.cancel()
+        if self._router is not None:
+            await self._router.__aexit__(None, None, None)
+        if self._endpoint is not None:
+            await self._endpoint.close()
