@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 from dialkey.errors import RemoteError, StorageError
 from dialkey_blobs.decoder import SIZE_HEADER_BYTES, Decoder
@@ -37,9 +38,14 @@ __all__ = ["READ_BYTES", "Encoder", "ReadAt", "SubgroupCache", "verified_pieces"
 ReadAt = Callable[[int, int], Buffer]
 """Called with an offset and a length in bytes; returns exactly that many bytes, or raises."""
 
-READ_BYTES = 256 * 1024
+READ_BYTES: Final = 256 * 1024
 """Content in one piece: large enough that reading and sending cost little each, small enough that
 many concurrent responses fit in memory."""
+
+
+# A piece of items much smaller than groups is cut off here: at 64 groups, one batch for the lanes.
+_MAX_ITEMS: Final = 4096
+_MAX_GROUPS: Final = 64
 
 
 class SubgroupCache:
@@ -124,8 +130,6 @@ class Encoder:
         self._available = ChunkRanges.all() if available is None else available
         self._cache = cache
         self._piece_bytes = piece_bytes
-        self._group = -1
-        self._group_levels: list[bytes] = []
 
     def __iter__(self) -> Iterator[bytes]:
         """Yield the stream's bytes.
@@ -136,49 +140,22 @@ class Encoder:
         """
         if not self.ranges:
             return
-        parts: list[Buffer] = [self.size.to_bytes(SIZE_HEADER_BYTES, "little")]
-        self.overhead_bytes += SIZE_HEADER_BYTES
-        # Content is read in runs: `leaves` is the run that has not been read, `holes` where its
-        # leaves go in `parts`.
-        leaves: list[Leaf] = []
-        holes: list[int] = []
-        content = 0
+        piece = _Piece(self)
+        piece.parts.append(self.size.to_bytes(SIZE_HEADER_BYTES, "little"))
+        piece.overhead = SIZE_HEADER_BYTES
         missing: RangeMissing | None = None
         for item in plan(self.size, self.ranges):
             missing = self._missing(item)
             if missing is not None:
                 break
-            if isinstance(item, Parent):
-                parts.append(self._pair(item))
-                self.overhead_bytes += PAIR_BYTES
-            else:
-                if leaves and leaves[-1].offset + leaves[-1].length != item.offset:
-                    self._fill(parts, leaves, holes)
-                leaves.append(item)
-                holes.append(len(parts))
-                parts.append(b"")
-                content += item.length
-                self.payload_bytes += item.length
-            if content >= self._piece_bytes or len(parts) >= 4096:
-                self._fill(parts, leaves, holes)
-                yield b"".join(parts)
-                parts, content = [], 0
-        self._fill(parts, leaves, holes)
-        if parts:
-            yield b"".join(parts)
+            piece.add(item)
+            if piece.content >= self._piece_bytes or piece.is_full:
+                yield piece.join()
+                piece = _Piece(self)
+        if piece.parts:
+            yield piece.join()
         if missing is not None:
             raise missing
-
-    def _fill(self, parts: list[Buffer], leaves: list[Leaf], holes: list[int]) -> None:
-        if not leaves:
-            return
-        start = leaves[0].offset
-        length = leaves[-1].offset + leaves[-1].length - start
-        data = memoryview(_exactly(self._read_data, start, length))
-        for leaf, hole in zip(leaves, holes, strict=True):
-            parts[hole] = data[leaf.offset - start : leaf.offset - start + leaf.length]
-        leaves.clear()
-        holes.clear()
 
     def _missing(self, item: Parent | Leaf) -> RangeMissing | None:
         if self._available.is_all:
@@ -188,7 +165,7 @@ class Encoder:
             # A pair was stored as soon as anything below it was received.
             held = self._available.overlaps(start, end)
         else:
-            group = start - start % GROUP_CHUNKS
+            group = _group_of(item)
             held = self._available.covers(
                 group, min(group + GROUP_CHUNKS, max(1, chunk_count(self.size)))
             )
@@ -199,27 +176,102 @@ class Encoder:
             start_chunk=start,
         )
 
-    def _pair(self, node: Parent) -> Buffer:
-        if node.outboard_index >= 0:
-            return _exactly(self._read_outboard, node.outboard_index * PAIR_BYTES, PAIR_BYTES)
-        group = node.start_chunk - node.start_chunk % GROUP_CHUNKS
-        if group != self._group:
-            self._group, self._group_levels = group, self._levels(group)
-        # The children are neighbours on the level on which the left child is a single value.
-        level = (left_length(node.length) // CHUNK_BYTES).bit_length() - 1
-        place = 32 * ((node.start_chunk - group) >> level)
-        return self._group_levels[level][place : place + PAIR_BYTES]
+    def read_data(self, offset: int, length: int) -> Buffer:
+        """Read content."""
+        return _exactly(self._read_data, offset, length)
 
-    def _levels(self, group: int) -> list[bytes]:
-        levels = None if self._cache is None else self._cache.get(self.hash, group)
-        if levels is not None:
-            return levels
-        offset = group * CHUNK_BYTES
-        data = _exactly(self._read_data, offset, min(GROUP_BYTES, self.size - offset))
-        levels = subtree_levels([(data, group)])[0]
-        if self._cache is not None:
-            self._cache.put(self.hash, group, levels)
-        return levels
+    def read_pair(self, node: Parent) -> Buffer:
+        """Read a pair of the outboard."""
+        return _exactly(self._read_outboard, node.outboard_index * PAIR_BYTES, PAIR_BYTES)
+
+    def levels(self, groups: Sequence[int]) -> dict[int, list[bytes]]:
+        """Return the levels within groups, given by their first chunks."""
+        found: dict[int, list[bytes]] = {}
+        unknown: list[tuple[Buffer, int]] = []
+        for group in groups:
+            levels = None if self._cache is None else self._cache.get(self.hash, group)
+            if levels is not None:
+                found[group] = levels
+                continue
+            offset = group * CHUNK_BYTES
+            unknown.append((self.read_data(offset, min(GROUP_BYTES, self.size - offset)), group))
+        for (_, group), levels in zip(unknown, subtree_levels(unknown), strict=True):
+            found[group] = levels
+            if self._cache is not None:
+                self._cache.put(self.hash, group, levels)
+        return found
+
+
+class _Piece:
+    """Consecutive items, whose bytes are fetched together when the piece is complete.
+
+    Content is read in runs that are as long as possible, and the levels of all groups that are
+    served in part are computed in one batch.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.parts: list[Buffer] = []
+        self.content = 0
+        self.overhead = 0
+        self._encoder = encoder
+        self._leaves: list[tuple[int, Leaf]] = []
+        self._nodes: list[tuple[int, Parent]] = []
+        self._groups: dict[int, None] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more items would take too much memory before their bytes are fetched."""
+        return len(self.parts) >= _MAX_ITEMS or len(self._groups) >= _MAX_GROUPS
+
+    def add(self, item: Parent | Leaf) -> None:
+        place = len(self.parts)
+        if isinstance(item, Leaf):
+            self._leaves.append((place, item))
+            self.content += item.length
+            self.parts.append(b"")
+            return
+        self.overhead += PAIR_BYTES
+        if item.outboard_index >= 0:
+            self.parts.append(self._encoder.read_pair(item))
+        else:
+            self._nodes.append((place, item))
+            self._groups[_group_of(item)] = None
+            self.parts.append(b"")
+
+    def join(self) -> bytes:
+        if self._nodes:
+            self._compute_nodes()
+        run: list[tuple[int, Leaf]] = []
+        for place, leaf in self._leaves:
+            if run and run[-1][1].offset + run[-1][1].length != leaf.offset:
+                self._read_run(run)
+                run = []
+            run.append((place, leaf))
+        if run:
+            self._read_run(run)
+        self._encoder.payload_bytes += self.content
+        self._encoder.overhead_bytes += self.overhead
+        return b"".join(self.parts)
+
+    def _read_run(self, run: list[tuple[int, Leaf]]) -> None:
+        start = run[0][1].offset
+        length = run[-1][1].offset + run[-1][1].length - start
+        data = memoryview(self._encoder.read_data(start, length))
+        for place, leaf in run:
+            self.parts[place] = data[leaf.offset - start : leaf.offset - start + leaf.length]
+
+    def _compute_nodes(self) -> None:
+        levels = self._encoder.levels(list(self._groups))
+        for place, node in self._nodes:
+            group = _group_of(node)
+            # The children are neighbours on the level on which the left child is a single value.
+            level = (left_length(node.length) // CHUNK_BYTES).bit_length() - 1
+            start = 32 * ((node.start_chunk - group) >> level)
+            self.parts[place] = levels[group][level][start : start + PAIR_BYTES]
+
+
+def _group_of(item: Parent | Leaf) -> int:
+    return item.start_chunk - item.start_chunk % GROUP_CHUNKS
 
 
 def _exactly(read: ReadAt, offset: int, length: int) -> Buffer:

@@ -159,7 +159,8 @@ def _batches(pieces: Sequence[tuple[Buffer, int]]) -> Iterator[list[tuple[memory
 
 
 def _to_bytes(words: Words) -> npt.NDArray[np.uint8]:
-    return np.ascontiguousarray(words.T, "<u4").view(np.uint8)
+    # Always a copy: `words` may be memory of the workspace.
+    return np.array(words.T, "<u4", order="C").view(np.uint8)
 
 
 def _split(words: Words) -> list[bytes]:

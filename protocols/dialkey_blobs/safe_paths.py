@@ -43,6 +43,8 @@ _DEVICE: Final = re.compile(
     re.IGNORECASE,
 )
 _TEMPORARY_PREFIX: Final = ".dialkey-"
+# Elsewhere than on Linux this tries to write to the directory itself, which fails as if unsupported.
+_UNNAMED: Final[int] = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _NO_HARD_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -328,7 +330,7 @@ class SafeFile:
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            unnamed = os.open(".", flags | os.O_TMPFILE, 0o666, dir_fd=self._directory)
+            unnamed = os.open(".", flags | _UNNAMED, 0o666, dir_fd=self._directory)
         except OSError as error:
             if error.errno not in _NO_UNNAMED_FILES:
                 raise
