@@ -11,6 +11,7 @@ Source: blobs wire reference 1.5, 3.3, 3.7.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
@@ -49,7 +50,7 @@ _MAX_GROUPS: Final = 64
 
 
 class SubgroupCache:
-    """The chaining values within groups that are served in part.
+    """The chaining values within groups that are served in part; safe to share between threads.
 
     Args:
         max_groups: groups kept; the least recently used is dropped. A group takes about 1.5 KiB.
@@ -58,23 +59,26 @@ class SubgroupCache:
     def __init__(self, max_groups: int = 4096) -> None:
         self._max_groups = max_groups
         self._groups: OrderedDict[tuple[Hash, int], list[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._groups)
 
     def get(self, hash: Hash, start_chunk: int) -> list[bytes] | None:
         """Return a group's levels as from `hashing.subtree_levels`, or None if not held."""
-        levels = self._groups.get((hash, start_chunk))
-        if levels is not None:
-            self._groups.move_to_end((hash, start_chunk))
-        return levels
+        with self._lock:
+            levels = self._groups.get((hash, start_chunk))
+            if levels is not None:
+                self._groups.move_to_end((hash, start_chunk))
+            return levels
 
     def put(self, hash: Hash, start_chunk: int, levels: list[bytes]) -> None:
         """Keep a group's levels."""
-        self._groups[hash, start_chunk] = levels
-        self._groups.move_to_end((hash, start_chunk))
-        while len(self._groups) > self._max_groups:
-            self._groups.popitem(last=False)
+        with self._lock:
+            self._groups[hash, start_chunk] = levels
+            self._groups.move_to_end((hash, start_chunk))
+            while len(self._groups) > self._max_groups:
+                self._groups.popitem(last=False)
 
     def fill(self, groups: Sequence[tuple[Hash, int, Buffer]]) -> None:
         """Compute and keep many groups at once, which is up to forty times as fast.
