@@ -9,26 +9,33 @@ from dialkey.endpoint.lookup import AddressLookup, StaticLookup
 from dialkey.endpoint.paths import (
     ConnectionStats,
     PathClosed,
+    PathDemoted,
     PathEvent,
     PathInfo,
     PathMoved,
     PathOpened,
+    PathSelected,
     PathsLagged,
 )
+from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.endpoint.streams import EndOfStream, RecvStream, SendStream
 
 __all__ = [
     "AddressLookup",
     "Connection",
     "ConnectionStats",
+    "DirectFirst",
     "EndOfStream",
     "Endpoint",
     "Incoming",
     "PathClosed",
+    "PathDemoted",
     "PathEvent",
     "PathInfo",
     "PathMoved",
     "PathOpened",
+    "PathSelected",
+    "PathSelector",
     "PathsLagged",
     "RecvStream",
     "SendStream",

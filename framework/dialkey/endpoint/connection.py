@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 
 from dialkey import limits
 from dialkey.endpoint.closing import to_error
+from dialkey.endpoint.path_manager import PathManager
 from dialkey.endpoint.paths import (
     ConnectionStats,
     PathClosed,
+    PathDemoted,
     PathEvent,
     PathEvents,
     PathInfo,
     PathMoved,
     PathOpened,
+    PathSelected,
     kind_of,
 )
 from dialkey.endpoint.streams import Data, RecvStream, SendStream
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId
 from dialkey.quic import connection as quic
-from dialkey.quic import events
+from dialkey.quic import events, multipath
 from dialkey.quic.path import Path
 from dialkey.quic.streams import RecvHalf, SendHalf
 
@@ -64,6 +67,7 @@ class Connection:
         self._datagrams_dropped = 0
         self._datagram_waiter: asyncio.Future[None] | None = None
         self._path_readers: list[PathEvents] = []
+        self.path_manager: PathManager | None = None
         # Owned by the endpoint: the pending timer and when it fires.
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = 0.0
@@ -216,15 +220,19 @@ class Connection:
 
     def paths(self) -> list[PathInfo]:
         """Return a snapshot of all paths, the selected one first."""
-        return [self._path_info(path) for path in self._core.paths.values()]
+        paths = [self.path_info(path) for path in self._core.paths.values() if not path.abandoned]
+        return sorted(paths, key=lambda path: not path.is_selected)
 
-    def _path_info(self, path: Path) -> PathInfo:
+    def path_info(self, path: Path) -> PathInfo:
+        """Return a snapshot of one path."""
+        state = "usable" if path.validated else "validating"
         recovery = path.recovery
         return PathInfo(
             id=path.id,
             remote=path.remote,
             kind=kind_of(path.remote),
-            is_selected=True,
+            is_selected=path is self._core.selected_path,
+            state="suspect" if path.suspect else state,
             rtt_s=recovery.srtt,
             lost_packets=recovery.lost_packets,
             sent_packets=recovery.sent_packets,
@@ -457,8 +465,22 @@ class Connection:
                 self._endpoint.demux.expect_reset(token, self)
             case events.HandshakeCompleted():
                 self._on_handshake()
+            case events.PathValidated(path_id=path_id):
+                if path_id in self._core.paths:
+                    self._emit_path(PathOpened(self.path_info(self._core.paths[path_id])))
+                self._update_paths()
+            case events.PathSuspected(path_id=path_id):
+                if path_id in self._core.paths:
+                    self._emit_path(PathDemoted(self.path_info(self._core.paths[path_id])))
+                if self.path_manager is not None:
+                    self.path_manager.on_suspected(path_id)
+            case events.PathAbandoned(path_id=path_id):
+                self._emit_path(PathClosed(self.path_info(self._core.paths[path_id])))
+                self._update_paths()
+            case events.PathRecovered() | events.PathsAvailable():
+                self._update_paths()
             case events.PathMigrated(path_id=path_id, previous=previous):
-                self._emit_path(PathMoved(self._path_info(self._core.paths[path_id]), previous))
+                self._emit_path(PathMoved(self.path_info(self._core.paths[path_id]), previous))
             case events.Closed(reason=reason):
                 self._on_closed(reason)
             case events.Drained():
@@ -466,9 +488,28 @@ class Connection:
                 if self._drained is not None:
                     self._drained.set_result(None)
 
+    def _update_paths(self) -> None:
+        if self.path_manager is not None:
+            self.path_manager.update()
+
+    def select_path(self, path_id: int) -> None:
+        """Send application data on a path from now on."""
+        previous = self._core.selected_path
+        multipath.select(self._core, path_id)
+        if previous is None or previous.id != path_id:
+            remote = previous.remote if previous is not None else None
+            info = self.path_info(self._core.paths[path_id])
+            self._emit_path(PathSelected(info, remote))
+
+    def process_events_later(self) -> None:
+        """Have events handled that were made outside the reception of datagrams."""
+        self._endpoint.flush_soon(self)
+
     def _on_handshake(self) -> None:
+        if self._core.multipath is not None:
+            self.path_manager = PathManager(self)
         for path in self._core.paths.values():
-            self._emit_path(PathOpened(self._path_info(path)))
+            self._emit_path(PathOpened(self.path_info(path)))
         if self._handshake is not None and not self._handshake.done():
             self._handshake.set_result(None)
         self._endpoint.on_handshake(self)
@@ -489,8 +530,10 @@ class Connection:
 
     def _on_closed(self, reason: events.CloseReason) -> None:
         self._error = to_error(reason, self._core.peer_id or self._expected_id)
+        if self.path_manager is not None:
+            self.path_manager.close()
         for path in self._core.paths.values():
-            self._emit_path(PathClosed(self._path_info(path)))
+            self._emit_path(PathClosed(self.path_info(path)))
         for reader in self._path_readers:
             reader.end()
         waiters = [

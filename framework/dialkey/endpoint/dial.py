@@ -171,6 +171,8 @@ class Dial:
                 hint="is the other side running?",
             )
         handshake.result()
+        if connection.path_manager is not None:
+            connection.path_manager.add_addresses(list(self.target.candidates))
         return connection
 
     def _add(self, addrs: Iterable[TransportAddr]) -> None:

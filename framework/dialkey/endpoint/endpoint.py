@@ -18,6 +18,7 @@ from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
+from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Refused
 from dialkey.hooks import Plugins
 from dialkey.identity import (
@@ -177,6 +178,7 @@ class Endpoint:
             quic_logger=options.quic_logger(),
             secrets_log_file=options.key_log_file,
         )
+        self.path_selector: PathSelector = DirectFirst()
         self._scratch = Scratch()
         self._connections: set[Connection] = set()
         self._dirty: dict[Connection, None] = {}
@@ -209,6 +211,10 @@ class Endpoint:
                 self._transports.append(answer.value)  # type: ignore[arg-type]
             for answer in await self.plugins.collect("dialkey_address_lookups", endpoint=self):
                 self._lookups.append(answer.value)  # type: ignore[arg-type]
+            for answer in await self.plugins.call(
+                "dialkey_path_selector", must_succeed=True, endpoint=self
+            ):
+                self.path_selector = answer.value  # type: ignore[assignment]
             for transport in self._transports:
                 started.append(transport)
                 await transport.start(_Inlet(self, transport))
@@ -326,6 +332,8 @@ class Endpoint:
         now = self.now()
         for connection in self._connections:
             connection.core.network_changed(now)
+            if connection.path_manager is not None:
+                connection.path_manager.network_changed()
             self.flush_soon(connection)
 
     # --- dialling -------------------------------------------------------------------------------

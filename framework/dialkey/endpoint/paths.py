@@ -25,6 +25,8 @@ class PathInfo:
         remote: where it leads.
         kind: "direct", "relay" or "custom".
         is_selected: whether application data goes this way.
+        state: "validating" until the peer has answered there, "usable", or "suspect" while it
+            answers nothing any more.
         rtt_s: smoothed round-trip time, seconds.
         lost_packets: packets taken for lost so far.
         sent_packets: packets sent so far.
@@ -36,6 +38,7 @@ class PathInfo:
     remote: PathAddress
     kind: str
     is_selected: bool
+    state: str
     rtt_s: float
     lost_packets: int
     sent_packets: int
@@ -95,13 +98,28 @@ class PathClosed:
 
 
 @attrs.frozen
+class PathSelected:
+    """Application data goes another way now."""
+
+    path: PathInfo
+    previous: PathAddress | None
+
+
+@attrs.frozen
+class PathDemoted:
+    """A path answers nothing any more; it is left if there is another."""
+
+    path: PathInfo
+
+
+@attrs.frozen
 class PathsLagged:
     """The reader was too slow: this many events were dropped before the next one."""
 
     count: int
 
 
-PathEvent = PathOpened | PathMoved | PathClosed | PathsLagged
+PathEvent = PathOpened | PathSelected | PathMoved | PathDemoted | PathClosed | PathsLagged
 
 
 class PathEvents:

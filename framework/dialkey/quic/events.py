@@ -124,6 +124,24 @@ class PathAbandoned(Event):
         self.remote = remote
 
 
+class PathSuspected(Event):
+    """A path answers nothing any more; another should carry data."""
+
+    __slots__ = ("path_id",)
+
+    def __init__(self, path_id: int) -> None:
+        self.path_id = path_id
+
+
+class PathRecovered(Event):
+    """A suspect path answered."""
+
+    __slots__ = ("path_id",)
+
+    def __init__(self, path_id: int) -> None:
+        self.path_id = path_id
+
+
 class PathsAvailable(Event):
     """Another path can be opened."""
 

@@ -242,7 +242,10 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
         raise TransportError(codes.PROTOCOL_VIOLATION, "an unsent packet was acknowledged")
     exponent = c.peer_parameters.ack_delay_exponent
     delay_s = (delay_us >> 3 << exponent) / 1e6
-    path.recovery.on_ack(ranges, delay_s, now)
+    if path.recovery.on_ack(ranges, delay_s, now):
+        multipath.answered(c, path)
+        if path.recovery.eliciting_in_flight:
+            path.waiting_since = now
     return pos
 
 

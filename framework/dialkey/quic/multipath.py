@@ -160,7 +160,11 @@ def forget(c: Connection, path: Path) -> None:
 
 
 def on_timer(c: Connection, path: Path, now: float) -> None:
-    """Forget a path that has drained; abandon one that is silent while there are others."""
+    """Forget a path that has drained; suspect, then abandon one that is silent."""
+    at = path.suspect_at
+    if at is not None and now >= at:
+        path.suspect = True
+        c.events.append(events.PathSuspected(path.id))
     if path.forget_at is not None:
         if now >= path.forget_at:
             forget(c, path)
@@ -174,7 +178,17 @@ def timer(path: Path) -> float:
     """Return when `on_timer` is due for a path."""
     if path.forget_at is not None:
         return path.forget_at
-    return path.last_received + _idle_period(path)
+    at = path.last_received + _idle_period(path)
+    suspect_at = path.suspect_at
+    return at if suspect_at is None else min(at, suspect_at)
+
+
+def answered(c: Connection, path: Path) -> None:
+    """Note that what was sent on a path was acknowledged: only that proves that it carries."""
+    path.waiting_since = None
+    if path.suspect:
+        path.suspect = False
+        c.events.append(events.PathRecovered(path.id))
 
 
 def _idle_period(path: Path) -> float:
@@ -189,7 +203,13 @@ def select(c: Connection, path_id: int) -> None:
     state = c.multipath
     if state is None or path_id not in c.paths:
         return
+    previous = c.selected_path
     state.selected_id = path_id
+    if previous is not None and previous.suspect and previous.id != path_id:
+        # What is on its way there is lost, most likely: send it again on the new path at once, and
+        # keep asking on the old one.
+        previous.recovery.discard()
+        previous.ping_pending = True
     for path in c.paths.values():
         available = path.id == path_id
         if path.abandoned or (path.available == available and path.status_sequence):

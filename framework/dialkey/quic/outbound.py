@@ -153,6 +153,8 @@ def _emit(
     _count(c, path, len(packet), 1, now)
     c.sent_eliciting(now)
     path.last_activity = now
+    if path.waiting_since is None:
+        path.waiting_since = now
     send(path.remote, packet, len(packet))
 
 
@@ -504,6 +506,8 @@ def _try_burst(
     _count(c, path, used, count, now)
     c.sent_eliciting(now)
     path.last_activity = now
+    if path.waiting_since is None:
+        path.waiting_since = now
     send(path.remote, scratch.view[:used], size)
     _rotate(c, half)
     return used

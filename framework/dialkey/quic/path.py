@@ -33,6 +33,8 @@ ACK_EVERY: Final = 2
 """Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000
 section 13.2.2); a flush follows each batch that was read, so under load one covers the batch."""
 CHALLENGE_STEP_S: Final = 2.0
+SUSPECT_AFTER_S: Final = 0.5
+"""A path that answers nothing for three round trips, and at least so long, is left for another."""
 PATH_IDLE_TIMEOUT_S: Final = 15.0
 """A silent path is abandoned after so long, while there are others: iroh's own number."""
 
@@ -142,6 +144,7 @@ class Challenge:
     """PATH_CHALLENGEs sent to one address and not yet answered."""
 
     tokens: list[bytes]
+    started_at: float
     next_at: float
     deadline: float
     tries: int = 0
@@ -157,6 +160,8 @@ class Path:
         limited: whether little may be sent to `remote` until it is validated; only a server is.
         abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
+        waiting_since: when something was sent that must be acknowledged, and nothing was since.
+        suspect: whether that has lasted so long that the path is probably dead.
         idle_timeout_s: how long the path may be silent while there are others.
         available, status_sequence: what we last told the peer of our use of it.
     """
@@ -187,7 +192,9 @@ class Path:
         "remote",
         "responses",
         "status_sequence",
+        "suspect",
         "validated",
+        "waiting_since",
     )
 
     def __init__(
@@ -213,6 +220,8 @@ class Path:
         self.idle_timeout_s = PATH_IDLE_TIMEOUT_S
         self.available = True
         self.status_sequence = 0
+        self.suspect = False
+        self.waiting_since: float | None = None
         self.last_received = 0.0
         self.mtu = MtuDiscovery(max_datagram)
         self.recovery = Recovery(
@@ -237,7 +246,7 @@ class Path:
     def start_challenge(self, now: float, deadline: float | None = None) -> None:
         """Begin to validate `remote`, until `deadline` or for three probe timeouts."""
         timeout = 3 * max(self.recovery.pto, 0.3)
-        self.challenge = Challenge([], now, now + timeout if deadline is None else deadline)
+        self.challenge = Challenge([], now, now, now + timeout if deadline is None else deadline)
 
     def new_challenge_token(self, now: float) -> bytes:
         """Return the data of the next PATH_CHALLENGE and schedule the one after it."""
@@ -249,6 +258,14 @@ class Path:
         challenge.tries += 1
         challenge.next_at = now + step
         return token
+
+    @property
+    def suspect_at(self) -> float | None:
+        """When the path becomes suspect if nothing comes; None while nothing is awaited."""
+        if self.waiting_since is None or self.suspect or self.abandoned:
+            return None
+        patience = 3 * (self.recovery.srtt + self.recovery.max_ack_delay)
+        return self.waiting_since + max(SUSPECT_AFTER_S, patience)
 
     def ack_is_due(self, now: float) -> bool:
         """Whether what arrived should be acknowledged now."""

@@ -1,0 +1,190 @@
+"""Keeps the paths of one connection: opens what is worth having, leaves what is dead, comes back.
+
+The client opens paths: one over each known relay, as a reserve, and over every direct address while no
+direct path works. Both sides choose for themselves where they send. A path that stops answering is
+*quarantined*: it is not chosen again before a time that doubles with each failure, however lively it
+looks, so that a flapping path does not take the connection with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from dialkey.endpoint.paths import kind_of
+from dialkey.network.transport import PathAddress
+from dialkey.quic import codes, multipath
+from dialkey.quic.connection import State
+from dialkey.quic.path import Path
+
+if TYPE_CHECKING:
+    from dialkey.endpoint.connection import Connection
+
+RETRY_FIRST_S: Final = 5.0
+RETRY_MOST_S: Final = 60.0
+"""Between two attempts to open a path to one address: iroh's own interval, then its own upgrade
+interval."""
+QUARANTINE_FIRST_S: Final = 1.0
+QUARANTINE_MOST_S: Final = 60.0
+QUARANTINE_FORGET_S: Final = 120.0
+"""An address that behaved for so long starts with a clean slate."""
+MAX_DIRECT_ATTEMPTS: Final = 4
+"""Direct paths being validated at a time; of eight paths some must be left for relays."""
+VALIDATION_TIMEOUT_S: Final = 5.0
+
+
+class _Record:
+    """What is known of one address."""
+
+    __slots__ = ("attempts", "failed_at", "failures", "next_try", "usable_at")
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self.next_try = 0.0
+        self.failures = 0
+        self.failed_at = 0.0
+        self.usable_at = 0.0
+
+
+class PathManager:
+    """See the module. One for each connection that speaks multipath."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._core = connection.core
+        self._endpoint = connection.endpoint
+        self._records: dict[PathAddress, _Record] = {}
+        self._known: dict[PathAddress, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add_addresses(self, addresses: list[PathAddress]) -> None:
+        """Learn of addresses of the peer."""
+        self._known.update(dict.fromkeys(addresses))
+        self.update()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def on_suspected(self, path_id: int) -> None:
+        """Quarantine a path that stopped answering."""
+        path = self._core.paths.get(path_id)
+        if path is not None:
+            now = self._endpoint.now()
+            record = self._record(path.remote)
+            if now - record.failed_at > QUARANTINE_FORGET_S:
+                record.failures = 0
+            record.failed_at = now
+            pause = min(QUARANTINE_FIRST_S * 2**record.failures, QUARANTINE_MOST_S)
+            record.failures += 1
+            record.usable_at = now + pause
+        self.update()
+
+    def network_changed(self) -> None:
+        """Try everything again at once."""
+        for record in self._records.values():
+            record.attempts = 0
+            record.next_try = 0.0
+        self.update()
+
+    def update(self) -> None:
+        """Look at all paths: select, open, abandon; and set the time of the next look."""
+        core = self._core
+        if core.multipath is None or core.state is not State.OPEN:
+            return
+        now = self._endpoint.now()
+        self._select(now)
+        if core.is_client and core.confirmed:
+            self._prune(now)
+            self._open_missing(now)
+        self._endpoint.flush_soon(self._connection)
+        self._schedule(now)
+
+    # --- choosing -------------------------------------------------------------------------------
+
+    def _select(self, now: float) -> None:
+        usable = [p for p in self._core.paths.values() if p.validated and not p.abandoned]
+        good = [p for p in usable if not p.suspect and self._record(p.remote).usable_at <= now]
+        # With nothing good left, the suspect ones are as good as any: stay where we are.
+        candidates = good or [p for p in usable if not p.suspect]
+        if not candidates:
+            return
+        infos = [self._connection.path_info(path) for path in candidates]
+        choice = self._endpoint.path_selector.select(infos)
+        if choice is not None and any(choice.id == info.id for info in infos):
+            self._connection.select_path(choice.id)
+
+    # --- opening and abandoning -----------------------------------------------------------------
+
+    def _open_paths(self) -> list[Path]:
+        return [path for path in self._core.paths.values() if not path.abandoned]
+
+    def _has_good_direct(self) -> bool:
+        selected = self._core.selected_path
+        return (
+            selected is not None
+            and selected.validated
+            and not selected.suspect
+            and kind_of(selected.remote) != "relay"
+        )
+
+    def _open_missing(self, now: float) -> None:
+        paths = self._open_paths()
+        taken = {path.remote for path in paths}
+        validating = sum(not path.validated for path in paths)
+        has_direct = self._has_good_direct()
+        for address in self._known:
+            if address in taken:
+                continue
+            is_relay = kind_of(address) == "relay"
+            if not is_relay and (has_direct or validating >= MAX_DIRECT_ATTEMPTS):
+                continue
+            record = self._record(address)
+            if record.next_try > now:
+                continue
+            if multipath.open_path(self._core, address, now) is None:
+                # Ids are lacking: PathsAvailable follows.
+                return
+            validating += 1
+            record.attempts += 1
+            record.next_try = now + min(RETRY_FIRST_S * 2 ** (record.attempts - 1), RETRY_MOST_S)
+        self._connection.process_events_later()
+
+    def _prune(self, now: float) -> None:
+        """Abandon what is not needed: further direct paths, and attempts that lead nowhere."""
+        selected = self._core.selected_path
+        for path in self._open_paths():
+            if path is selected or kind_of(path.remote) == "relay":
+                continue
+            if not path.validated:
+                challenge = path.challenge
+                started = challenge.started_at if challenge is not None else now
+                if now - started > VALIDATION_TIMEOUT_S or self._has_good_direct():
+                    multipath.abandon(self._core, path, codes.PATH_UNSTABLE_OR_POOR, now)
+            elif self._has_good_direct() and not path.suspect:
+                multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
+
+    def _record(self, address: PathAddress) -> _Record:
+        record = self._records.get(address)
+        if record is None:
+            record = self._records[address] = _Record()
+        return record
+
+    def _schedule(self, now: float) -> None:
+        at = now + RETRY_MOST_S
+        taken = {path.remote for path in self._open_paths()}
+        for address, record in self._records.items():
+            if address in taken and record.usable_at > now:
+                at = min(at, record.usable_at)
+            elif address not in taken and self._core.is_client and record.next_try > now:
+                at = min(at, record.next_try)
+        for path in self._open_paths():
+            if not path.validated and path.challenge is not None:
+                at = min(at, path.challenge.started_at + VALIDATION_TIMEOUT_S)
+        if len(self._core.paths) == 1 and not self._known:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(0.01, at - now)
+        self._timer = asyncio.get_running_loop().call_later(delay, self.update)
