@@ -1,0 +1,429 @@
+"""Blobs on an endpoint: a store, a provider for it, and downloads into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import attrs
+
+from dialkey import Connection, Endpoint, hookimpl
+from dialkey.errors import InvalidInput, LocalError, StorageError
+from dialkey.identity import EndpointAddr, Remote, parse_remote
+from dialkey_blobs.bitfield import Bitfield, ObserveReader
+from dialkey_blobs.collection import Collection
+from dialkey_blobs.download import Download
+from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
+from dialkey_blobs.hash_seq import HashSeq
+from dialkey_blobs.protocol import (
+    ALPN,
+    GetRequest,
+    ObserveRequest,
+    PushRequest,
+    StreamCode,
+    encode_request,
+)
+from dialkey_blobs.provider import Authorize, Provider, ProviderEvents
+from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
+from dialkey_blobs.responder import Responder, load_hash_seq
+from dialkey_blobs.safe_paths import SafeRoot, check_names
+from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
+from dialkey_blobs.ticket import BlobTicket
+
+__all__ = ["Blobs", "Entry", "Exported"]
+
+Source = BlobTicket | str
+
+
+@attrs.frozen
+class Entry:
+    """A file of a collection.
+
+    Attributes:
+        name: components joined by "/".
+        hash: its content.
+        size: its bytes.
+    """
+
+    name: str
+    hash: Hash
+    size: int
+
+
+@attrs.frozen
+class Exported:
+    """A file that was written.
+
+    Attributes:
+        path: where.
+        size: its bytes.
+    """
+
+    path: Path
+    size: int
+
+
+class Blobs:
+    """The blobs protocol as a plugin: ``blobs = router.add(Blobs.persistent("~/share"))``.
+
+    Everything in the store is offered to whoever connects and knows a hash, unless `authorize` says
+    otherwise. Adding and downloading works as soon as the plugin is added; without a router, call
+    `attach`.
+
+    Args:
+        store: where blobs are kept.
+        authorize: asked for each request of others; a `Refusal` turns it away.
+        allow_push: let others add blobs.
+        owns_store: close the store with the endpoint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        authorize: Authorize | None = None,
+        allow_push: bool = False,
+        owns_store: bool = False,
+    ) -> None:
+        self.store = store
+        self._provider = Provider(store, authorize=authorize, allow_push=allow_push)
+        self._owns_store = owns_store
+        self._endpoint: Endpoint | None = None
+
+    @classmethod
+    def memory(cls, *, authorize: Authorize | None = None, allow_push: bool = False) -> Blobs:
+        """Keep blobs in memory; they are gone with the process."""
+        store = MemoryStore()
+        return cls(store, authorize=authorize, allow_push=allow_push, owns_store=True)
+
+    @classmethod
+    def persistent(
+        cls,
+        path: str | Path,
+        *,
+        authorize: Authorize | None = None,
+        allow_push: bool = False,
+    ) -> Blobs:
+        """Keep blobs in a folder, which is made if it is not there.
+
+        Raises:
+            StorageError: it cannot be used, or another process has it open.
+        """
+        store = FsStore.open(Path(path).expanduser())
+        return cls(store, authorize=authorize, allow_push=allow_push, owns_store=True)
+
+    # --- being a plugin -------------------------------------------------------------------------
+
+    @hookimpl
+    def dialkey_protocols(self, endpoint: Endpoint) -> Mapping[str | bytes, Provider]:
+        """Serve the store."""
+        self.attach(endpoint)
+        return {ALPN: self._provider}
+
+    @hookimpl
+    async def dialkey_endpoint_closing(self, endpoint: Endpoint) -> None:
+        """Close the store, if it is ours."""
+        await self.close()
+
+    def attach(self, endpoint: Endpoint) -> None:
+        """Use an endpoint for tickets and downloads."""
+        self._endpoint = endpoint
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint in use.
+
+        Raises:
+            LocalError: there is none yet.
+        """
+        if self._endpoint is None:
+            raise LocalError(
+                "these blobs belong to no endpoint yet", hint="router.add(blobs), or blobs.attach"
+            )
+        return self._endpoint
+
+    async def close(self) -> None:
+        """Close the store if it is ours. Idempotent."""
+        if self._owns_store:
+            await self.store.close()
+
+    async def __aenter__(self) -> Blobs:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    def provider_events(self) -> ProviderEvents:
+        """Begin to listen to what others ask for; iterate over the result."""
+        return self._provider.events()
+
+    # --- adding ---------------------------------------------------------------------------------
+
+    async def add_bytes(self, data: bytes) -> TempTag:
+        """Add a blob from memory. It stays at least as long as the returned tag; see `store`."""
+        return await self.store.add_bytes(data)
+
+    async def add_path(
+        self, path: str | Path, mode: ImportMode = ImportMode.COPY
+    ) -> TempTag:
+        """Add a file.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        return await self.store.add_path(Path(path), mode)
+
+    async def add_collection(self, entries: Sequence[tuple[str, Hash]]) -> TempTag:
+        """Add a collection: names, and blobs that are in the store.
+
+        Raises:
+            UnsafeName: a name could not be received safely by others.
+        """
+        check_names([name for name, _ in entries], portable=False)
+        metadata, children = Collection(tuple(entries)).to_blobs()
+        with await self.store.add_bytes(metadata):
+            return await self.store.add_bytes(children.data, BlobFormat.HASH_SEQ)
+
+    async def add_files(
+        self, paths: Iterable[str | Path], mode: ImportMode = ImportMode.REFERENCE
+    ) -> tuple[TempTag, list[Entry]]:
+        """Add files and folders as one collection.
+
+        A folder goes in with all regular files below it; links and special files are left out, and
+        so are empty folders. Names begin with the last component of the path that was given.
+
+        Returns:
+            (the collection, its entries in order)
+
+        Raises:
+            InvalidInput: there is no file, or two have the same name.
+            StorageError: one cannot be read.
+        """
+        found = collect_files(paths)
+        entries: list[Entry] = []
+        tags: list[TempTag] = []
+        try:
+            for name, path in found:
+                tag = await self.store.add_path(path, mode)
+                tags.append(tag)
+                status = await self.store.status(tag.hash)
+                entries.append(Entry(name, tag.hash, status.size or 0))
+            collection = await self.add_collection([(e.name, e.hash) for e in entries])
+        finally:
+            for tag in tags:
+                tag.release()
+        return collection, entries
+
+    def ticket(self, content: HashAndFormat | TempTag | Hash) -> BlobTicket:
+        """Return a ticket with which others can fetch content from us."""
+        if isinstance(content, Hash):
+            content = HashAndFormat(content, BlobFormat.RAW)
+        elif isinstance(content, TempTag):
+            content = content.content
+        return BlobTicket(self.endpoint.addr(), content.hash, content.format)
+
+    # --- fetching -------------------------------------------------------------------------------
+
+    def download(
+        self,
+        source: Source | HashAndFormat,
+        *,
+        providers: Iterable[Remote] = (),
+        connection: Connection | None = None,
+    ) -> Download:
+        """Fetch content into the store: iterate over the result, or await it.
+
+        Only what is missing is fetched. To keep the content beyond the download, set a tag.
+
+        Args:
+            source: a ticket, or content together with `providers`.
+            providers: further endpoints that may have it; they are tried in order.
+            connection: an open connection to the first provider, with the ALPN of blobs.
+
+        Raises:
+            InvalidTicket: the text is no blob ticket.
+            InvalidInput: nobody is named who could have it.
+        """
+        addrs = [parse_remote(provider) for provider in providers]
+        if isinstance(source, str):
+            source = BlobTicket.parse(source)
+        if isinstance(source, BlobTicket):
+            addrs.insert(0, source.addr)
+            content = source.content
+        else:
+            content = source
+        if connection is not None and not addrs:
+            addrs.append(EndpointAddr(connection.remote_id))
+        if not addrs:
+            raise InvalidInput("nobody is named who could have this content")
+        return Download(self.endpoint, self.store, content, addrs, connection=connection)
+
+    async def read_bytes(self, hash: Hash, *, limit: int = 64 << 20) -> bytes:
+        """Return a complete blob.
+
+        Raises:
+            BlobMissing, BlobIncomplete: it is not held (in full).
+            InvalidInput: it is larger than `limit` bytes.
+        """
+        status = await self.store.status(hash)
+        if status.size is not None and status.size > limit:
+            raise InvalidInput(f"the blob has {status.size} bytes, more than {limit}")
+        return await self.store.read(hash)
+
+    async def load_collection(self, hash: Hash) -> Collection:
+        """Return a collection that is in the store; its names may be anything.
+
+        Raises:
+            WireError: it is none.
+            BlobMissing, BlobIncomplete: its list is not held.
+        """
+        children: HashSeq = await self.store.run(lambda core: load_hash_seq(core, hash))
+        if not len(children):
+            raise InvalidInput("an empty hash sequence is no collection")
+        metadata = await self.store.read(children[0])
+        return Collection.from_blobs(metadata, children)
+
+    async def entries(self, content: HashAndFormat) -> list[Entry]:
+        """Return the files of a collection with their sizes, as far as proven (else 0)."""
+        collection = await self.load_collection(content.hash)
+        result = []
+        for name, hash in collection:
+            status = await self.store.status(hash)
+            result.append(Entry(name, hash, status.size or 0))
+        return result
+
+    async def export(
+        self, content: HashAndFormat | Hash, target: str | Path, *, overwrite: bool = False
+    ) -> AsyncIterator[Exported]:
+        """Write content to files; yield each as it is done.
+
+        Args:
+            content: a blob, which goes to the file `target`; or a collection, whose files go below
+                the folder `target`.
+            overwrite: replace files that exist. Otherwise nothing at all is written if one exists.
+
+        Raises:
+            UnsafeName: a name leads elsewhere, or cannot stand beside the others.
+            TargetExists: a file exists, and `overwrite` is false.
+            StorageError: a file cannot be written. Partial data never stands under a final name.
+        """
+        target = Path(target).expanduser()
+        if isinstance(content, Hash) or content.format is BlobFormat.RAW:
+            hash = content if isinstance(content, Hash) else content.hash
+            names = [(target.name, hash)]
+            root = target.parent
+        else:
+            names = list(await self.load_collection(content.hash))
+            root = target
+        check_names([name for name, _ in names])
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"cannot make the folder {root}: {error.strerror}") from error
+        with SafeRoot(root) as folder:
+            if not overwrite:
+                folder.check_absent(name for name, _ in names)
+            for name, hash in names:
+                file = folder.create(name, overwrite=overwrite)
+                size = await self.store.export(hash, file)
+                yield Exported(root / name, size)
+
+    # --- other requests -------------------------------------------------------------------------
+
+    async def observe(self, remote: Remote, hash: Hash) -> AsyncIterator[Bitfield]:
+        """Yield what another endpoint holds of a blob, now and whenever it changes.
+
+        Raises:
+            DialError, ConnectionLost, ConnectionClosedByPeer, StreamReset: it cannot be asked.
+            WireError: its answer is malformed.
+        """
+        async with await self.endpoint.connect(remote, ALPN) as connection:
+            send, recv = await connection.open_bi()
+            request = ObserveRequest(hash, ChunkRanges.all())
+            await send.write(encode_request(request), finish=True)
+            reader = ObserveReader()
+            current: Bitfield | None = None
+            try:
+                while chunk := await recv.read():
+                    for item in reader.feed(chunk):
+                        current = item if current is None else current.combine(item)
+                        yield current
+            finally:
+                recv.stop(StreamCode.NONE)
+
+    async def push(self, remote: Remote, content: HashAndFormat | TempTag) -> None:
+        """Send content to an endpoint that allows it; returns when it has everything.
+
+        The protocol has no other acknowledgement than that of the transport.
+
+        Raises:
+            StreamStopped: it refuses, or the content did not verify there.
+            BlobMissing, BlobIncomplete: we do not hold it (in full).
+        """
+        if isinstance(content, TempTag):
+            content = content.content
+        sequence = (
+            ChunkRangesSeq.single()
+            if content.format is BlobFormat.RAW
+            else ChunkRangesSeq.all()
+        )
+        responder = Responder(GetRequest(content.hash, sequence), self._provider.cache)
+        async with await self.endpoint.connect(remote, ALPN) as connection:
+            send, recv = await connection.open_bi()
+            recv.stop(StreamCode.NONE)
+            await send.write(encode_request(PushRequest(content.hash, sequence)))
+            over = False
+            try:
+                while not over:
+                    pieces, _, error, over = await self.store.run(responder.step)
+                    for piece in pieces:
+                        await send.write(piece)
+                    if error is not None:
+                        send.reset(StreamCode.INTERNAL)
+                        raise LocalError(str(error)) from error
+                await send.finish()
+                await send.stopped()
+            finally:
+                await self.store.run(lambda _: responder.close())
+
+
+def collect_files(paths: Iterable[str | Path]) -> list[tuple[str, Path]]:
+    """Return (name, file) of all regular files at or below paths, sorted by name.
+
+    Raises:
+        InvalidInput: a path does not exist, nothing was found, or a name occurs twice or cannot
+            be received safely.
+    """
+    found: dict[str, Path] = {}
+    for given in paths:
+        path = Path(given).expanduser()
+        if not path.exists():
+            raise InvalidInput(f"there is no file or folder {path}")
+        path = path.resolve()
+        for file in _walk(path):
+            name = "/".join([path.name, *file.relative_to(path).parts])
+            if name in found:
+                raise InvalidInput(
+                    f"two files would have the name {name!r}", hint="send them separately"
+                )
+            found[name] = file
+    if not found:
+        raise InvalidInput("there is no regular file at these paths")
+    entries = sorted(found.items(), key=lambda item: item[0].encode("utf-8", "surrogateescape"))
+    check_names([name for name, _ in entries], portable=False)
+    return entries
+
+
+def _walk(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = []
+    for folder, folders, files in os.walk(path):
+        folders.sort()
+        for file in sorted(files):
+            each = Path(folder, file)
+            if each.is_file() and not each.is_symlink():
+                found.append(each)
+    return found
+

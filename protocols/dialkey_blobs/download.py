@@ -1,0 +1,382 @@
+"""Fetching content from one or several providers, with resumption.
+
+A download asks only for what the store does not hold, so it goes on wherever an earlier one, or a
+lost connection, ended. For a hash sequence it first fetches the sequence and its first child (the
+names of a collection), then the proofs of all sizes, then the rest: so totals are known early.
+
+Source: blobs wire reference 8.4, 8.5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Sequence
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from dialkey import Connection, Endpoint, PathInfo
+from dialkey.errors import (
+    ConnectionClosed,
+    ConnectionClosedByPeer,
+    ConnectionLost,
+    DialkeyError,
+    EndpointClosed,
+    NetworkError,
+    Refused,
+    StreamReset,
+)
+from dialkey.identity import EndpointAddr, EndpointId
+from dialkey.limits import MAX_HASH_SEQ_BYTES
+from dialkey_blobs.errors import BlobNotFound, ItemNotFound
+from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
+from dialkey_blobs.local import Local, look
+from dialkey_blobs.protocol import ALPN, GetRequest, StreamCode, encode_request
+from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
+from dialkey_blobs.receiving import Received, receive
+from dialkey_blobs.store.core import StoreReader
+from dialkey_blobs.store.values import BlobState
+
+if TYPE_CHECKING:
+    from dialkey_blobs.store import Store
+
+__all__ = [
+    "BlobFetched",
+    "Connected",
+    "Download",
+    "DownloadEvent",
+    "Downloaded",
+    "Progress",
+    "ProviderFailed",
+]
+
+MAX_FRUITLESS_ATTEMPTS: Final = 5
+"""Connections to one provider that may break one after the other without a byte of progress."""
+RETRY_FIRST_S: Final = 0.25
+RETRY_MOST_S: Final = 8.0
+STALL_TIMEOUT_S: Final = 30.0
+"""A provider that sends nothing for so long is given up; the connection itself may be alive."""
+SIZES_FIRST_CHILDREN: Final = 1024
+"""Up to so many children, their sizes are asked for before the content."""
+
+
+@attrs.frozen
+class Connected:
+    """A provider was reached.
+
+    Attributes:
+        remote_id: which.
+        path: the way to it.
+    """
+
+    remote_id: EndpointId
+    path: PathInfo
+
+
+@attrs.frozen
+class Progress:
+    """How far the download is.
+
+    Attributes:
+        held_bytes: content that is verified and stored, what was there before included.
+        total_bytes: all content, once every size is proven; None before.
+        bytes_per_s: content received per second, over the last seconds.
+        path: the way it comes, or None between connections.
+    """
+
+    held_bytes: int
+    total_bytes: int | None
+    bytes_per_s: float
+    path: PathInfo | None
+
+
+@attrs.frozen
+class BlobFetched:
+    """A blob is complete.
+
+    Attributes:
+        hash: which.
+        size: its bytes.
+    """
+
+    hash: Hash
+    size: int
+
+
+@attrs.frozen
+class ProviderFailed:
+    """A provider failed; what comes next depends on `retry_in_s`.
+
+    Attributes:
+        remote_id: which.
+        error: why.
+        retry_in_s: seconds until it is tried again, or None when it is given up.
+    """
+
+    remote_id: EndpointId
+    error: DialkeyError
+    retry_in_s: float | None
+
+
+@attrs.frozen
+class Downloaded:
+    """Everything is there.
+
+    Attributes:
+        content: what was asked for.
+        total_bytes: all content.
+        payload_bytes: content that this download received.
+        overhead_bytes: headers and pairs that it received.
+        elapsed_s: how long it took.
+        remote_id: who sent the last of it; None if everything was there before.
+    """
+
+    content: HashAndFormat
+    total_bytes: int
+    payload_bytes: int
+    overhead_bytes: int
+    elapsed_s: float
+    remote_id: EndpointId | None
+
+
+DownloadEvent = Connected | Progress | BlobFetched | ProviderFailed | Downloaded
+
+
+@attrs.define
+class _Candidate:
+    addr: EndpointAddr
+    fruitless: int = 0
+    was_connected: bool = False
+
+
+class _Rate:
+    """Bytes per second over the last few seconds."""
+
+    WINDOW_S: Final = 3.0
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, total: int) -> float:
+        samples = self._samples
+        samples.append((now, total))
+        while now - samples[0][0] > self.WINDOW_S and len(samples) > 2:
+            samples.popleft()
+        elapsed = now - samples[0][0]
+        return (total - samples[0][1]) / elapsed if elapsed > 0 else 0.0
+
+
+class Download:
+    """A download: iterate over its events, or await it for the last one.
+
+    It runs while it is iterated over or awaited. Leaving the iteration or cancelling stops it; what
+    was stored stays, and another download of the same content goes on from there.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        store: Store,
+        content: HashAndFormat,
+        providers: Sequence[EndpointAddr],
+        *,
+        connection: Connection | None = None,
+    ) -> None:
+        self._endpoint = endpoint
+        self._store = store
+        self.content = content
+        self._candidates = deque(_Candidate(addr) for addr in providers)
+        self._given = connection
+        self._rate = _Rate()
+        self._payload = 0
+        self._overhead = 0
+        self._started_at = 0.0
+
+    def __await__(self) -> Generator[object, None, Downloaded]:
+        return self._to_end().__await__()
+
+    async def _to_end(self) -> Downloaded:
+        last: DownloadEvent | None = None
+        async for event in self:
+            last = event
+        assert isinstance(last, Downloaded)
+        return last
+
+    async def __aiter__(self) -> AsyncIterator[DownloadEvent]:
+        """Yield events; the last is `Downloaded`.
+
+        Raises:
+            VerificationError: the only provider left lied.
+            BlobNotFound, ItemNotFound, StreamReset: no provider has it, or none gives it to us.
+            DialError, ConnectionLost: no provider can be reached any more.
+            StorageError: the store failed.
+        """
+        loop = asyncio.get_running_loop()
+        self._started_at = loop.time()
+        last_remote: EndpointId | None = None
+        with self._store.pin(self.content):
+            local = await self._look()
+            while not local.is_complete:
+                if not self._candidates:
+                    raise BlobNotFound("no provider is left to ask for this content")
+                candidate = self._candidates[0]
+                held = local.held_bytes
+                try:
+                    async for event in self._fetch_from(candidate, local):
+                        yield event
+                    last_remote = candidate.addr.id
+                    local = await self._look()
+                    if not local.is_complete:
+                        raise ItemNotFound("the provider holds only a part of this content")
+                except EndpointClosed:
+                    raise
+                except DialkeyError as error:
+                    if isinstance(error, ConnectionClosed):
+                        raise
+                    local = await self._look()
+                    delay = self._after_failure(candidate, error, local.held_bytes > held)
+                    yield ProviderFailed(candidate.addr.id, error, delay)
+                    if delay is None and not self._candidates:
+                        raise
+                    if delay:
+                        await asyncio.sleep(delay)
+            yield Downloaded(
+                self.content,
+                local.held_bytes,
+                self._payload,
+                self._overhead,
+                loop.time() - self._started_at,
+                last_remote,
+            )
+
+    def _after_failure(
+        self, candidate: _Candidate, error: DialkeyError, progressed: bool
+    ) -> float | None:
+        """Decide what becomes of a provider: seconds until it is tried again, None if never."""
+        candidate.fruitless = 0 if progressed else candidate.fruitless + 1
+        self._candidates.popleft()
+        lost = isinstance(error, (ConnectionLost, ConnectionClosedByPeer)) or (
+            isinstance(error, NetworkError) and candidate.was_connected
+        )
+        if isinstance(error, Refused) or not lost:
+            return None
+        if candidate.fruitless >= MAX_FRUITLESS_ATTEMPTS:
+            return None
+        self._candidates.append(candidate)
+        if len(self._candidates) > 1 and candidate.fruitless == 0:
+            return 0.0
+        delay = min(RETRY_FIRST_S * 2**candidate.fruitless, RETRY_MOST_S)
+        return delay * random.uniform(0.5, 1.0)
+
+    async def _look(self) -> Local:
+        return await self._store.run(lambda core: look(core, self.content))
+
+    async def _fetch_from(
+        self, candidate: _Candidate, local: Local
+    ) -> AsyncIterator[DownloadEvent]:
+        given, self._given = self._given, None
+        connection = given or await self._endpoint.connect(candidate.addr, ALPN)
+        candidate.was_connected = True
+        try:
+            yield Connected(connection.remote_id, connection.paths()[0])
+            for request in await self._plan_begin(local):
+                async for event in self._fetch(connection, request, local):
+                    yield event
+                local = await self._look()
+            sizes = await self._store.run(lambda core: _sizes_request(core, local))
+            if sizes is not None:
+                async for event in self._fetch(connection, sizes, local):
+                    yield event
+                local = await self._look()
+            if local.missing is not None:
+                async for event in self._fetch(connection, local.missing, local):
+                    yield event
+        finally:
+            if given is None:
+                connection.close()
+
+    async def _plan_begin(self, local: Local) -> list[GetRequest]:
+        """Return the request for a hash sequence and its first child, unless they are there."""
+        if self.content.format is BlobFormat.RAW or local.children is not None:
+            return []
+        assert local.missing is not None
+        sets = [local.missing.ranges[0], ChunkRanges.all()]
+        return [GetRequest(self.content.hash, ChunkRangesSeq.finite(sets))]
+
+    async def _fetch(
+        self, connection: Connection, request: GetRequest, local: Local
+    ) -> AsyncIterator[DownloadEvent]:
+        loop = asyncio.get_running_loop()
+        send, recv = await connection.open_bi()
+        await send.write(encode_request(request), finish=True)
+        before = self._payload, self._overhead
+        responses = receive(self._store, request, recv, max_root_size=self._root_limit())
+        try:
+            while True:
+                received = await _next(responses)
+                if received is None:
+                    break
+                self._payload = before[0] + received.payload_bytes
+                self._overhead = before[1] + received.overhead_bytes
+                for blob in received.finished:
+                    if blob.size_is_proven:
+                        yield BlobFetched(blob.hash, blob.size)
+                paths = connection.paths()
+                yield Progress(
+                    local.held_bytes + received.payload_bytes,
+                    local.total_bytes,
+                    self._rate.add(loop.time(), self._payload),
+                    paths[0] if paths else None,
+                )
+        except StreamReset as error:
+            raise _explain(error, connection.remote_id) from error
+        finally:
+            await responses.aclose()
+            recv.stop(StreamCode.NONE)
+
+    def _root_limit(self) -> int | None:
+        return None if self.content.format is BlobFormat.RAW else MAX_HASH_SEQ_BYTES
+
+
+async def _next(responses: AsyncIterator[Received]) -> Received | None:
+    try:
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            return await anext(responses, None)
+    except TimeoutError:
+        raise ConnectionLost(
+            f"the provider sent nothing for {STALL_TIMEOUT_S:g} s", hint="it can be resumed"
+        ) from None
+
+
+def _explain(error: StreamReset, remote_id: EndpointId) -> StreamReset:
+    reasons = {
+        StreamCode.PERMISSION: "the provider does not give us this content",
+        StreamCode.LIMIT: "the provider is too busy",
+        StreamCode.INTERNAL: "the provider does not have (all of) this content",
+    }
+    try:
+        message = reasons[StreamCode(error.error_code)]
+    except (KeyError, ValueError):
+        message = f"the provider ended the transfer with code {error.error_code}"
+    return StreamReset(message, error_code=error.error_code, endpoint_id=remote_id)
+
+
+def _sizes_request(reader: StoreReader, local: Local) -> GetRequest | None:
+    """Return the request for the last chunk of each child whose size is not proven."""
+    children = local.children
+    if children is None or len(children) > SIZES_FIRST_CHILDREN:
+        return None
+    sets = [ChunkRanges.empty()]
+    wanted = False
+    seen: set[Hash] = set()
+    for hash in children:
+        status = reader.status(hash)
+        if hash in seen or status.size is not None or status.state is BlobState.COMPLETE:
+            sets.append(ChunkRanges.empty())
+        else:
+            wanted = True
+            sets.append(ChunkRanges.last_chunk())
+        seen.add(hash)
+    return GetRequest(local.content.hash, ChunkRangesSeq.finite(sets)) if wanted else None
