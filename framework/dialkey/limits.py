@@ -216,6 +216,9 @@ MAX_RPC_MESSAGE_BYTES: Final = 16 << 20
 MAX_RPC_BUFFERED_BYTES: Final = 64 << 20
 """Messages above 64 KiB that one connection may have in our memory at once."""
 
+MAX_RPC_TOTAL_BUFFERED_BYTES: Final = 256 << 20
+"""The same for one service, over all its connections."""
+
 MAX_RPC_PARTS: Final = 4096
 """Byte strings beside the envelope of one message: 16 MiB in pieces of 4 KiB."""
 
@@ -227,6 +230,9 @@ MAX_RPC_METADATA_ENTRIES: Final = 64
 
 MAX_RPC_CALLS: Final = 1024
 """Calls in progress on one service, over all connections; each costs a task and its arguments."""
+
+RPC_CALL_ARRIVAL_TIMEOUT_S: Final = 120.0
+"""A call whose arguments have not arrived by then is dropped: 16 MiB at 1.1 Mbit/s."""
 
 MAX_RPC_ERROR_CHARS: Final = 8192
 """Message or traceback of one error; the rest is cut off."""
