@@ -37,7 +37,7 @@ from dialkey_rpc.metrics import MethodCounters
 from dialkey_rpc.order import RESPONSE, RESPONSE_STREAM, Order
 from dialkey_rpc.packing import unpack_frame
 from dialkey_rpc.retry import Reconnect
-from dialkey_rpc.shell import FrameSource, write_frame
+from dialkey_rpc.shell import ITEMS_BETWEEN_TURNS, FrameSource, write_frame
 
 if TYPE_CHECKING:
     from dialkey import Connection, Endpoint, RecvStream, SendStream
@@ -391,6 +391,7 @@ class Exchange:
         assert send is not None
         iterator = aiter(upload)
         counters = self._channel.counters[self._codec.spec.name]
+        sent = 0
         try:
             while True:
                 try:
@@ -406,6 +407,9 @@ class Exchange:
                     return
                 await write_frame(send, head, parts)
                 counters.items_up += 1
+                sent += 1
+                if not sent % ITEMS_BETWEEN_TURNS:
+                    await asyncio.sleep(0)
             await send.finish()
         except _GONE as error:
             logger.debug("an upload ended early; the answer will say why: %s", error)

@@ -70,6 +70,7 @@ class RpcLimits:
         envelope_bytes: msgpack of one message.
         message_bytes: one message with its parts.
         buffered_bytes: messages above 64 KiB in memory at once, for each connection.
+        total_buffered_bytes: the same for all connections of a service.
         parts: byte strings beside one envelope.
         depth: containers within containers.
     """
@@ -77,18 +78,24 @@ class RpcLimits:
     envelope_bytes: int = limits.MAX_RPC_ENVELOPE_BYTES
     message_bytes: int = limits.MAX_RPC_MESSAGE_BYTES
     buffered_bytes: int = limits.MAX_RPC_BUFFERED_BYTES
+    total_buffered_bytes: int = limits.MAX_RPC_TOTAL_BUFFERED_BYTES
     parts: int = limits.MAX_RPC_PARTS
     depth: int = limits.MAX_RPC_DEPTH
 
 
 class Budget:
-    """What the large messages of one connection may take together."""
+    """What the large messages of one connection may take together.
 
-    __slots__ = ("left", "total")
+    Args:
+        total: bytes.
+        parent: the budget of all connections, of which this one is a part.
+    """
 
-    def __init__(self, total: int) -> None:
-        self.total = total
+    __slots__ = ("left", "parent")
+
+    def __init__(self, total: int, parent: Budget | None = None) -> None:
         self.left = total
+        self.parent = parent
 
     def take(self, size: int) -> None:
         """Set bytes aside.
@@ -98,14 +105,18 @@ class Budget:
         """
         if size > self.left:
             raise MessageTooLarge(
-                f"a message of {size} bytes does not fit beside what this connection has under way",
+                f"a message of {size} bytes does not fit beside those that are under way",
                 hint="send fewer large messages at once, or stream them",
             )
+        if self.parent is not None:
+            self.parent.take(size)
         self.left -= size
 
     def give(self, size: int) -> None:
         """Put bytes back."""
         self.left += size
+        if self.parent is not None:
+            self.parent.give(size)
 
 
 @attrs.frozen

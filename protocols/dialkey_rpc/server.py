@@ -21,7 +21,7 @@ from dialkey.errors import (
     StreamReset,
     StreamStopped,
 )
-from dialkey.limits import MAX_RPC_CALLS
+from dialkey.limits import MAX_RPC_CALLS, RPC_CALL_ARRIVAL_TIMEOUT_S
 from dialkey_rpc.codec import (
     SCHEMA,
     CallRequest,
@@ -51,7 +51,7 @@ from dialkey_rpc.metrics import MethodCounters, MethodStats, prometheus_text
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, Order
 from dialkey_rpc.packing import unpack_frame
 from dialkey_rpc.schema import Schema, schema_of
-from dialkey_rpc.shell import FrameSource, StopWatch, write_frame
+from dialkey_rpc.shell import ITEMS_BETWEEN_TURNS, FrameSource, StopWatch, write_frame
 
 if TYPE_CHECKING:
     from dialkey import Connection, Endpoint, RecvStream, SendStream
@@ -136,6 +136,7 @@ class Rpc:
         self.max_calls = max_calls
         self.active = 0
         self.draining = False
+        self.budget = Budget(self.limits.total_buffered_bytes)
         self.methods: dict[str, tuple[MethodCodec, _Method]] = {
             SCHEMA.spec.name: (SCHEMA, self._answer_schema)
         }
@@ -215,9 +216,38 @@ class _Peer:
     def __init__(self, rpc: Rpc, connection: Connection) -> None:
         self.rpc = rpc
         self.connection = connection
-        self.budget = Budget(rpc.limits.buffered_bytes)
+        self.budget = Budget(rpc.limits.buffered_bytes, rpc.budget)
         self.answers: deque[SendStream] = deque(maxlen=RECENT_ANSWERS)
         self._tasks: set[asyncio.Task[None]] = set()
+        # Calls whose arguments have not arrived, the oldest first, and since when.
+        self._arriving: dict[asyncio.Task[Any], float] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def arriving(self, task: asyncio.Task[Any], now: float) -> None:
+        """Note that a call has begun to arrive."""
+        self._arriving[task] = now
+        if self._sweeper is None:
+            self._sweep_later()
+
+    def arrived(self, task: asyncio.Task[Any]) -> None:
+        """Note that it has arrived, or that nobody waits for it any more."""
+        self._arriving.pop(task, None)
+
+    def _sweep_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(RPC_CALL_ARRIVAL_TIMEOUT_S / 4, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = None
+        oldest = loop.time() - RPC_CALL_ARRIVAL_TIMEOUT_S
+        for task, since in list(self._arriving.items()):
+            if since > oldest:
+                break
+            logger.debug("%s: a call did not arrive in time", self.connection.remote_id.short())
+            task.cancel()
+            del self._arriving[task]
+        if self._arriving:
+            self._sweep_later()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -236,6 +266,8 @@ class _Peer:
         except (ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, EndpointClosed) as error:
             logger.debug("%s: %s", self.connection.remote_id.short(), error)
         finally:
+            if self._sweeper is not None:
+                self._sweeper.cancel()
             ending = list(tasks)
             for task in ending:
                 task.cancel()
@@ -291,7 +323,13 @@ class _ServerCall:
                 self._counters.end(outcome, loop.time() - started)
 
     async def _serve(self, started: float) -> None:
-        request = await self._read_call()
+        task = asyncio.current_task()
+        assert task is not None
+        self._peer.arriving(task, started)
+        try:
+            request = await self._read_call()
+        finally:
+            self._peer.arrived(task)
         codec, function = self._admit(request)
         arguments = codec.read_arguments(request)
         if codec.spec.upload is not None:
@@ -302,11 +340,11 @@ class _ServerCall:
         call_var.set(call)
         deadline_var.set(at)
         if at is None:
-            await self._answer(call, codec, function, arguments)
+            await self._answer(task, call, codec, function, arguments)
             return
         try:
             async with asyncio.timeout_at(at) as timeout:
-                await self._answer(call, codec, function, arguments)
+                await self._answer(task, call, codec, function, arguments)
         except TimeoutError as error:
             if not timeout.expired():
                 raise
@@ -342,11 +380,14 @@ class _ServerCall:
     # --- the answer -----------------------------------------------------------------------------
 
     async def _answer(
-        self, call: Call, codec: MethodCodec, function: _Method, arguments: dict[str, object]
+        self,
+        task: asyncio.Task[Any],
+        call: Call,
+        codec: MethodCodec,
+        function: _Method,
+        arguments: dict[str, object],
     ) -> None:
         invoke = _with_middleware(self._rpc.middleware, call, function, arguments)
-        task = asyncio.current_task()
-        assert task is not None
         watch = StopWatch(self._send, task)
         watch.start()
         try:
@@ -370,6 +411,7 @@ class _ServerCall:
         assert self._counters is not None
         send = self._send
         iterator: AsyncIterator[object] = aiter(result)
+        sent = 0
         try:
             while True:
                 try:
@@ -381,10 +423,13 @@ class _ServerCall:
                 self._is_writing = True
                 await write_frame(send, head, parts)
                 self._is_writing = False
-                self._counters.items_down += 1
+                sent += 1
+                if not sent % ITEMS_BETWEEN_TURNS:
+                    await asyncio.sleep(0)
                 watch.start()
         finally:
             watch.pause()
+            self._counters.items_down += sent
             aclose = getattr(iterator, "aclose", None)
             if aclose is not None:
                 await aclose()

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dialkey.errors import DialkeyError
 from dialkey_rpc.frames import Frame, FrameReader
@@ -15,7 +15,12 @@ from dialkey_rpc.order import Order
 if TYPE_CHECKING:
     from dialkey import RecvStream, SendStream
 
-__all__ = ["FrameSource", "StopWatch", "write_frame"]
+__all__ = ["ITEMS_BETWEEN_TURNS", "FrameSource", "StopWatch", "write_frame"]
+
+
+ITEMS_BETWEEN_TURNS: Final = 64
+"""An iterator that never waits gives others a turn after so many items; it would go on until a
+megabyte is queued."""
 
 
 async def write_frame(
