@@ -1,0 +1,564 @@
+"""The store on a file system, without an event loop.
+
+Layout below the store's directory::
+
+    blobs.db              what is held where, tags, small content (SQLite)
+    data/ab/ab….data      content, sparse while the blob is partial
+    data/ab/ab….obao4     outboard, unless it is small and in the database
+    data/ab/ab….bitfield  journal of a partial blob
+    temp/                 files that have no place yet; emptied on opening
+    lock                  held as long as the store is open
+
+Theory of operation. The database is the truth about what exists; a file that no entry speaks of is
+rubbish. So an entry is committed before files are made for a partial blob, and content is moved to
+its place before the entry that speaks of it is committed; files are removed after the entry is. A
+crash at any point leaves rubbish at worst, which is swept out when a store is opened that was not
+closed.
+
+What a killed process has written stays in the kernel, so nothing waits for the disk. A power failure
+is another matter: partial blobs then are hashed again before they are believed (see `journal`);
+complete ones are believed if their size is right. With `durable`, complete blobs and commits wait
+for the disk.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+from dialkey.errors import StorageError
+from dialkey_blobs.bitfield import Bitfield
+from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.hash import EMPTY_HASH, BlobFormat, Hash, HashAndFormat
+from dialkey_blobs.hashing import Buffer
+from dialkey_blobs.outboard import outboards
+from dialkey_blobs.ranges import ChunkRanges
+from dialkey_blobs.store.checking import check_blob
+from dialkey_blobs.store.core import (
+    INLINE_BYTES,
+    BytesBlob,
+    Import,
+    OpenBlob,
+    StoreCore,
+    whole_blob,
+)
+from dialkey_blobs.store.database import Database, Place, Reference, Row
+from dialkey_blobs.store.errors import (
+    BlobDamaged,
+    BlobMissing,
+    FileFailed,
+    SizeConflict,
+    file_errors,
+)
+from dialkey_blobs.store.file_blob import FileBlob
+from dialkey_blobs.store.files import FileOps, discard, make_directory, open_regular
+from dialkey_blobs.store.fs_import import FsImport
+from dialkey_blobs.store.importing import (
+    Hashed,
+    TempFile,
+    changed_during_import,
+    hash_file,
+    read_small,
+    same_file,
+)
+from dialkey_blobs.store.partial import BlobPaths, PartialFiles
+from dialkey_blobs.store.pins import TempTag
+from dialkey_blobs.store.recovery import (
+    StoreLock,
+    claimed_files,
+    empty_temp,
+    running_system,
+    sweep_rubbish,
+)
+from dialkey_blobs.store.values import (
+    BlobInfo,
+    CheckOutcome,
+    CheckReport,
+    ImportMode,
+    Steps,
+    StoreStats,
+    Tag,
+    finish,
+)
+from dialkey_blobs.tree import GROUP_BYTES, outboard_size
+
+__all__ = ["FsCore"]
+
+_log: Final = logging.getLogger("dialkey.blobs.store")
+_MAX_OPEN_PARTIALS: Final = 32
+
+
+class FsCore(StoreCore):
+    """See the module.
+
+    Args:
+        root: the store's directory, created if it is missing.
+        ops: the door to the file system.
+        durable: whether complete blobs and commits wait for the disk.
+        epoch: id of the running operating system, by default what it says itself.
+
+    Raises:
+        StoreLocked: the store is open elsewhere.
+        StoreDamaged: the database is not one, or of a newer version.
+        StorageError: the directory cannot be used.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        ops: FileOps | None = None,
+        durable: bool = False,
+        epoch: bytes | None = None,
+    ) -> None:
+        super().__init__(FileOps() if ops is None else ops)
+        self.root = root
+        self.ops = self._ops
+        self._durable = durable
+        self._epoch = running_system() if epoch is None else epoch
+        self._partials: OrderedDict[Hash, PartialFiles] = OrderedDict()
+        self._unsealed: set[Hash] = set()
+        # Files to remove when the transaction is committed, by blob; or when it is undone.
+        self._doomed: dict[Hash, set[Path]] = {}
+        self._created: list[Path] = []
+        self._is_tidy = True
+        self._closed = False
+        for folder in (root, root / "data", root / "temp"):
+            make_directory(self.ops, folder)
+        self._lock = StoreLock(self.ops, root / "lock")
+        try:
+            self.database = Database(root / "blobs.db", self.ops, durable=durable)
+        except BaseException:
+            self._lock.release()
+            raise
+        try:
+            self._recover()
+        except BaseException:
+            self._release()
+            raise
+
+    def _recover(self) -> None:
+        empty_temp(self.ops, self.root / "temp")
+        was_closed = self.database.state("closed")
+        self.database.set_state("closed", 0)
+        self.commit()
+        if was_closed == 0:
+            for hash in sweep_rubbish(self.ops, self.root, self.database):
+                finish(self.check(hash))
+                self.commit()
+
+    # --- small things ---------------------------------------------------------------------------
+
+    def paths(self, hash: Hash) -> BlobPaths:
+        """Return where the files of a blob are."""
+        return BlobPaths.of(self.root, hash)
+
+    def new_temp(self) -> Path:
+        """Return a path for a file that has no place yet."""
+        return self.root / "temp" / secrets.token_hex(16)
+
+    def stored_outboard(self, hash: Hash, row: Row) -> bytes | Path:
+        """Return the outboard of a complete blob, or the path of its file."""
+        if row.outboard_inline:
+            return self.database.inline_outboard(row)
+        return self.paths(hash).outboard if (row.size or 0) > GROUP_BYTES else b""
+
+    def content_path(self, hash: Hash, row: Row) -> Path:
+        """Return the file with the content of a complete blob."""
+        if row.place == Place.REFERENCE:
+            return self.database.reference(row).path
+        return self.paths(hash).data
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _bitfield(self, hash: Hash) -> Bitfield | None:
+        row = self.database.row(hash)
+        if row is None:
+            return None
+        if row.place == Place.PARTIAL:
+            return self._partial(hash).bitfield
+        return Bitfield.complete(row.size or 0)
+
+    def _open(self, hash: Hash) -> OpenBlob:
+        try:
+            return self._open_entry(hash)
+        except BlobDamaged:
+            outcome = finish(self.check(hash)).outcome
+            if outcome not in (CheckOutcome.GOOD, CheckOutcome.REPAIRED):
+                raise
+            return self._open_entry(hash)
+
+    def _open_entry(self, hash: Hash) -> OpenBlob:
+        bitfield = self._bitfield(hash)
+        row = self.database.row(hash)
+        if row is None or bitfield is None:
+            raise BlobMissing(hash)
+        paths = self.paths(hash)
+        if row.place == Place.INLINE:
+            return BytesBlob(hash, self.database.inline_data(row))
+        if row.place == Place.PARTIAL:
+            return FileBlob(self.ops, hash, bitfield, paths.data, paths.outboard)
+        outboard = self.stored_outboard(hash, row)
+        if row.place == Place.REFERENCE:
+            reference = self.database.reference(row)
+            return FileBlob(self.ops, hash, bitfield, reference.path, outboard, reference)
+        for path in (paths.data, outboard):
+            if isinstance(path, Path) and not path.exists():
+                raise BlobDamaged(f"{path} is gone", hash=hash)
+        blob = FileBlob(self.ops, hash, bitfield, paths.data, outboard)
+        if blob.data_length < blob.size or blob.outboard_length < outboard_size(blob.size):
+            blob.close()
+            raise BlobDamaged(f"{paths.data} or its outboard was cut off", hash=hash)
+        return blob
+
+    def _partial(self, hash: Hash) -> PartialFiles:
+        """Return the files of a partial blob; if they turn out complete, the entry becomes so."""
+        partial = self._partials.get(hash)
+        if partial is not None:
+            self._partials.move_to_end(hash)
+            return partial
+        partial = PartialFiles(self.ops, self.paths(hash), hash, self._epoch, self.new_temp())
+        self._partials[hash] = partial
+        while len(self._partials) > _MAX_OPEN_PARTIALS:
+            self._partials.popitem(last=False)[1].close()
+        if partial.bitfield.is_complete:
+            self._complete(partial)
+        return partial
+
+    def blobs(self) -> list[BlobInfo]:
+        return self.database.blobs()
+
+    # --- adding ---------------------------------------------------------------------------------
+
+    def add_many(self, blobs: Sequence[Buffer], format: BlobFormat) -> list[TempTag]:
+        tags = []
+        for built, content in zip(outboards(blobs), blobs, strict=True):
+            self._put_bytes(built.hash, content, built.data)
+            tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
+        return tags
+
+    def _put_bytes(self, hash: Hash, content: Buffer, outboard: bytes) -> None:
+        if hash == EMPTY_HASH or self._is_owned(hash):
+            return
+        if len(content) <= INLINE_BYTES:
+            self._put(hash, Place.INLINE, len(content), data=bytes(content))
+            return
+        data, pairs = TempFile(self.ops, self.new_temp()), None
+        try:
+            data.write(content, 0)
+            if len(outboard) > INLINE_BYTES:
+                pairs = TempFile(self.ops, self.new_temp())
+                pairs.write(outboard, 0)
+            self._place(hash, len(content), data, outboard, pairs)
+        finally:
+            data.discard()
+            if pairs is not None:
+                pairs.discard()
+
+    def _is_owned(self, hash: Hash) -> bool:
+        """Return whether a blob is complete in the store itself, and to all appearance sound."""
+        row = self.database.row(hash)
+        if row is None or row.place in (Place.PARTIAL, Place.REFERENCE):
+            return False
+        if row.place == Place.INLINE:
+            return True
+        try:
+            return os.stat(self.paths(hash).data).st_size >= (row.size or 0)
+        except OSError:
+            return False
+
+    def begin_import(self, format: BlobFormat) -> Import:
+        return FsImport(self, format)
+
+    def add_path(self, path: Path, mode: ImportMode, format: BlobFormat) -> Steps[TempTag]:
+        # The path without links, since a link may point elsewhere tomorrow.
+        path = Path(os.path.realpath(path))
+        source, before = open_regular(self.ops, path)
+        copy: TempFile | None = None
+        hashed: Hashed | None = None
+        try:
+            if before.st_size <= INLINE_BYTES:
+                return self.add_many([read_small(source, path, before)], format)[0]
+            if mode is ImportMode.COPY:
+                copy = TempFile(self.ops, self.new_temp())
+            size = before.st_size
+            hashed = yield from hash_file(self.ops, source, path, size, self.new_temp, copy)
+            if not same_file(before, os.fstat(source)):
+                raise changed_during_import(path)
+            reference = Reference(path, before.st_mtime_ns) if copy is None else None
+            return self.add_hashed(hashed, copy, reference, format)
+        finally:
+            os.close(source)
+            for temp in (copy, hashed.outboard_file if hashed is not None else None):
+                if temp is not None:
+                    temp.discard()
+
+    def add_hashed(
+        self,
+        hashed: Hashed,
+        data: TempFile | None,
+        reference: Reference | None,
+        format: BlobFormat,
+    ) -> TempTag:
+        """Make an entry of content that is in a file of ours, or in one outside the store."""
+        hash, size = hashed.built.hash, hashed.built.size
+        if not self._is_owned(hash):
+            self._place(hash, size, data, hashed.built.data, hashed.outboard_file, reference)
+        return self.pins.pin(HashAndFormat(hash, format))
+
+    def _place(
+        self,
+        hash: Hash,
+        size: int,
+        data: TempFile | None,
+        outboard: bytes,
+        outboard_file: TempFile | None,
+        reference: Reference | None = None,
+    ) -> None:
+        """Move files to where they belong and make the entry that speaks of them."""
+        self._prepare(hash)
+        paths = self.paths(hash)
+        is_new = self.database.row(hash) is None
+        make_directory(self.ops, paths.data.parent)
+        try:
+            for temp, target in ((outboard_file, paths.outboard), (data, paths.data)):
+                if temp is not None:
+                    temp.move_to(target, durable=self._durable)
+            if self._durable:
+                self._sync_folder(paths.data.parent)
+        except StorageError:
+            if is_new:
+                self._discard_all(paths.all)
+            raise
+        if is_new:
+            self._created += paths.all
+        place = Place.REFERENCE if data is None else Place.FILE
+        inline = outboard if outboard_file is None else None
+        self._put(hash, place, size, outboard=inline, reference=reference)
+
+    def _put(
+        self,
+        hash: Hash,
+        place: int,
+        size: int,
+        *,
+        data: bytes | None = None,
+        outboard: bytes | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        """Make the entry of a complete blob, and doom what it does not speak of."""
+        self._close_partial(hash)
+        self._unsealed.discard(hash)
+        old = self.database.row(hash)
+        row = self.database.put(
+            hash, place, size, data=data, outboard=outboard, reference=reference
+        )
+        if old is not None:
+            self._doom(hash, row)
+        self._changed(hash, Bitfield.complete(size))
+
+    def write_items(
+        self,
+        hash: Hash,
+        size: int,
+        parents: Sequence[VerifiedParent],
+        leaves: Sequence[VerifiedLeaf],
+    ) -> None:
+        if hash == EMPTY_HASH or not leaves:
+            return
+        row = self.database.row(hash)
+        if row is None:
+            whole = whole_blob(size, parents, leaves)
+            if whole is not None:
+                self._put_bytes(hash, *whole)
+                return
+            self._prepare(hash)
+            self.database.put(hash, Place.PARTIAL)
+            # The entry first: files without one would not survive a crash.
+            self._flush()
+        held = self._bitfield(hash)
+        assert held is not None
+        if held.is_validated and held.size != size:
+            raise SizeConflict(hash, claimed=size, proven=held.size)
+        if held.is_complete:
+            return
+        partial = self._partial(hash)
+        self._unsealed.add(hash)
+        partial.write(size, parents, leaves)
+        self._changed(hash, partial.bitfield)
+        if partial.bitfield.is_complete:
+            self._complete(partial)
+
+    def _complete(self, partial: PartialFiles) -> None:
+        size = partial.bitfield.size
+        if size <= INLINE_BYTES:
+            self._put(partial.hash, Place.INLINE, size, data=partial.read_data(0, size))
+            return
+        partial.truncate_data(size)
+        if self._durable:
+            partial.sync()
+        pairs = outboard_size(size)
+        outboard = partial.read_outboard(0, pairs) if pairs <= INLINE_BYTES else None
+        self._put(partial.hash, Place.FILE, size, outboard=outboard)
+
+    # --- tags -----------------------------------------------------------------------------------
+
+    def tag(self, name: bytes) -> HashAndFormat | None:
+        return self.database.tag(name)
+
+    def tags(self, first: bytes, end: bytes | None) -> list[Tag]:
+        return self.database.tags(first, end)
+
+    def delete_tags(self, first: bytes, end: bytes | None) -> int:
+        return self.database.delete_tags(first, end)
+
+    def _put_tag(self, name: bytes, content: HashAndFormat) -> None:
+        self.database.set_tag(name, content)
+
+    # --- maintenance ----------------------------------------------------------------------------
+
+    def remove(self, hash: Hash) -> bool:
+        row = self.database.row(hash)
+        if row is None:
+            return False
+        self._close_partial(hash)
+        self._unsealed.discard(hash)
+        self.database.delete(row)
+        self._doom(hash, None)
+        self._changed(hash, Bitfield())
+        return True
+
+    def check(self, hash: Hash) -> Steps[CheckReport]:
+        if hash == EMPTY_HASH:
+            whole = Bitfield.complete(0)
+            return CheckReport(hash, CheckOutcome.GOOD, whole, whole)
+        return (yield from check_blob(self, hash))
+
+    def strike(self, hash: Hash, lost: ChunkRanges) -> None:
+        """Forget chunks of a partial blob."""
+        partial = self._partial(hash)
+        partial.strike(lost)
+        self._changed(hash, partial.bitfield)
+
+    def demote(self, hash: Hash, bitfield: Bitfield, outboard: bytes | Path) -> None:
+        """Turn a complete blob in a file into a partial one that holds `bitfield`."""
+        self._prepare(hash)
+        if isinstance(outboard, bytes):
+            pairs = TempFile(self.ops, self.new_temp())
+            try:
+                pairs.write(outboard, 0)
+                pairs.move_to(self.paths(hash).outboard, durable=self._durable)
+            finally:
+                pairs.discard()
+        partial = PartialFiles(self.ops, self.paths(hash), hash, self._epoch, self.new_temp())
+        self._partials[hash] = partial
+        partial.reset(bitfield)
+        self.database.put(hash, Place.PARTIAL)
+        self._unsealed.add(hash)
+        self._changed(hash, bitfield)
+
+    def replace_outboard(self, hash: Hash, row: Row, hashed: Hashed) -> None:
+        """Replace the damaged outboard of a complete blob."""
+        reference = self.database.reference(row) if row.place == Place.REFERENCE else None
+        if hashed.outboard_file is not None:
+            hashed.outboard_file.move_to(self.paths(hash).outboard, durable=self._durable)
+        inline = hashed.built.data if hashed.outboard_file is None else None
+        self.database.put(hash, row.place, row.size, outboard=inline, reference=reference)
+
+    def stats(self) -> StoreStats:
+        return self.database.stats(len(self.pins.live()))
+
+    # --- transactions ---------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        try:
+            self.database.commit()
+        except StorageError:
+            self._undo()
+            raise
+        self._settle()
+        super().commit()
+
+    def _flush(self) -> None:
+        """Commit in the middle of a batch."""
+        try:
+            self.database.flush()
+        except StorageError:
+            self._undo()
+            raise
+        self._settle()
+
+    def _settle(self) -> None:
+        """Remove what the committed transaction has doomed."""
+        self._created.clear()
+        doomed, self._doomed = self._doomed, {}
+        self._discard_all(path for paths in doomed.values() for path in sorted(paths))
+
+    def _undo(self) -> None:
+        """Forget what was about to happen; what the files say is in force again."""
+        created, self._created = self._created, []
+        self._discard_all(created)
+        self._doomed.clear()
+        self._changes.clear()
+        for hash in list(self._partials):
+            self._close_partial(hash)
+
+    def _discard_all(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            try:
+                discard(self.ops, path)
+            except FileFailed as error:
+                # It takes up space and does no other harm; the next opening tries again.
+                self._is_tidy = False
+                _log.warning("%s", error)
+
+    def _doom(self, hash: Hash, row: Row | None) -> None:
+        paths = self.paths(hash)
+        claimed = set() if row is None else claimed_files(row, paths)
+        self._doomed[hash] = set(paths.all) - claimed
+
+    def _prepare(self, hash: Hash) -> None:
+        """See to it that files of a blob that are made now are not removed by an earlier wish."""
+        self._close_partial(hash)
+        if hash in self._doomed:
+            self._flush()
+
+    def _close_partial(self, hash: Hash) -> None:
+        partial = self._partials.pop(hash, None)
+        if partial is not None:
+            partial.close()
+
+    def _sync_folder(self, folder: Path) -> None:
+        with file_errors("sync", folder):
+            descriptor = self.ops.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                self.ops.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.commit()
+            for hash in self._unsealed:
+                self._partial(hash).seal()
+            if self._is_tidy:
+                self.database.set_state("closed", 1)
+            self.commit()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        for hash in list(self._partials):
+            self._close_partial(hash)
+        self.database.close()
+        self._lock.release()

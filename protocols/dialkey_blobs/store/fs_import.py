@@ -1,0 +1,58 @@
+"""A blob that arrives in pieces at a store on a file system."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dialkey_blobs.hash import BlobFormat
+from dialkey_blobs.hashing import Buffer
+from dialkey_blobs.store.core import INLINE_BYTES
+from dialkey_blobs.store.importing import Hashed, TempFile, hash_file
+from dialkey_blobs.store.pins import TempTag
+from dialkey_blobs.store.values import Steps
+
+if TYPE_CHECKING:
+    from dialkey_blobs.store.fs_core import FsCore
+
+__all__ = ["FsImport"]
+
+
+class FsImport:
+    """A blob that arrives in pieces: in memory while it is small, then in a file."""
+
+    def __init__(self, core: FsCore, format: BlobFormat) -> None:
+        self._core = core
+        self._format = format
+        self._small = bytearray()
+        self._file: TempFile | None = None
+
+    def write(self, data: Buffer) -> None:
+        """Append `data`."""
+        if self._file is None:
+            if len(self._small) + len(data) <= INLINE_BYTES:
+                self._small += data
+                return
+            self._file = TempFile(self._core.ops, self._core.new_temp())
+            self._file.write(self._small, 0)
+        self._file.write(data, self._file.length)
+
+    def finish(self) -> Steps[TempTag]:
+        """Hash what came and add it to the store."""
+        core, file = self._core, self._file
+        if file is None:
+            return core.add_many([bytes(self._small)], self._format)[0]
+        hashed: Hashed | None = None
+        try:
+            hashed = yield from hash_file(
+                core.ops, file.descriptor, file.path, file.length, core.new_temp
+            )
+            return core.add_hashed(hashed, file, None, self._format)
+        finally:
+            file.discard()
+            if hashed is not None and hashed.outboard_file is not None:
+                hashed.outboard_file.discard()
+
+    def discard(self) -> None:
+        """Forget what came. Idempotent."""
+        if self._file is not None:
+            self._file.discard()

@@ -1,0 +1,160 @@
+"""Hashing of what is added: a few megabytes in each step, with memory that does not grow with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from dialkey_blobs.hashing import Buffer
+from dialkey_blobs.outboard import Outboard, OutboardBuilder
+from dialkey_blobs.store.core import INLINE_BYTES, SLICE_BYTES
+from dialkey_blobs.store.errors import ReferenceChanged, file_errors
+from dialkey_blobs.store.files import FileOps, discard, read_at, write_at
+from dialkey_blobs.store.values import Steps
+from dialkey_blobs.tree import outboard_size
+
+__all__ = [
+    "Hashed",
+    "TempFile",
+    "changed_during_import",
+    "hash_file",
+    "read_small",
+    "same_file",
+]
+
+
+class TempFile:
+    """A file of ours that has no place yet; it is removed unless it is taken.
+
+    Raises:
+        FileFailed: it cannot be created.
+    """
+
+    def __init__(self, ops: FileOps, path: Path) -> None:
+        self.path = path
+        self.length = 0
+        self._ops = ops
+        with file_errors("create", path):
+            self.descriptor = ops.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        write_at(self._ops, self.descriptor, data, offset, self.path)
+        self.length = max(self.length, offset + len(data))
+
+    def move_to(self, target: Path, *, durable: bool) -> None:
+        """Give the file its place, over whatever was there."""
+        if durable:
+            with file_errors("sync", self.path):
+                self._ops.fsync(self.descriptor)
+        with file_errors("create", target):
+            self._ops.replace(self.path, target)
+        self._close()
+
+    def discard(self) -> None:
+        """Remove the file unless it has been moved. Idempotent."""
+        if self.descriptor >= 0:
+            self._close()
+            discard(self._ops, self.path)
+
+    def _close(self) -> None:
+        os.close(self.descriptor)
+        self.descriptor = -1
+
+
+@attrs.frozen
+class Hashed:
+    """What hashing brought.
+
+    Attributes:
+        built: hash and size, and the outboard if it is small.
+        outboard_file: the outboard if it is not.
+    """
+
+    built: Outboard
+    outboard_file: TempFile | None
+
+
+def hash_file(
+    ops: FileOps,
+    source: int,
+    path: Path,
+    size: int,
+    new_temp: Callable[[], Path],
+    copy_to: TempFile | None = None,
+) -> Steps[Hashed]:
+    """Hash `size` bytes of an open file, and make the outboard.
+
+    Args:
+        ops: the door to the file system.
+        source: the descriptor.
+        path: its path, for messages.
+        size: its bytes; a large outboard is written out as it grows, which needs to know.
+        new_temp: returns a path for a file of ours.
+        copy_to: where to copy the content at the same time.
+
+    Raises:
+        ReferenceChanged: the file does not have `size` bytes any more.
+        FileFailed: reading or writing failed; `copy_to` is the caller's to discard.
+    """
+    outboard: TempFile | None = None
+    builder = OutboardBuilder()
+    if outboard_size(size) > INLINE_BYTES:
+        outboard = TempFile(ops, new_temp())
+        place = outboard.write
+        builder = OutboardBuilder(size, lambda offset, pairs: place(pairs, offset))
+    try:
+        offset = 0
+        # One byte more is asked for at the end: a file that has grown must not pass.
+        while data := read_at(source, min(SLICE_BYTES, size - offset) or 1, offset, path):
+            offset += len(data)
+            if offset > size:
+                break
+            if copy_to is not None:
+                copy_to.write(data, offset - len(data))
+            builder.update(data)
+            yield offset
+        if offset != size:
+            raise changed_during_import(path)
+        built = builder.finish()
+    except BaseException:
+        if outboard is not None:
+            outboard.discard()
+        raise
+    return Hashed(built, outboard)
+
+
+def read_small(source: int, path: Path, status: os.stat_result) -> bytes:
+    """Return the content of a small open file.
+
+    Args:
+        source: the descriptor.
+        path: its path, for messages.
+        status: its status when it was opened.
+
+    Raises:
+        ReferenceChanged: its size is another by now.
+    """
+    data = read_at(source, status.st_size + 1, 0, path)
+    if len(data) != status.st_size:
+        raise changed_during_import(path)
+    return data
+
+
+def changed_during_import(path: Path) -> ReferenceChanged:
+    """Return the error for a file that somebody writes to while it is read."""
+    return ReferenceChanged(
+        f"{path} changed while it was imported", path=path, hint="import it again"
+    )
+
+
+_UNCHANGING: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+
+
+def same_file(before: os.stat_result, after: os.stat_result) -> bool:
+    """Return whether a file is, as far as its status tells, what it was."""
+    return all(getattr(before, name) == getattr(after, name) for name in _UNCHANGING)

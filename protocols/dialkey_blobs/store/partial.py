@@ -1,0 +1,239 @@
+"""A partial blob on the disk: content, outboard and the journal of what they hold.
+
+Content goes to its final offset in a sparse file, pairs likewise; only then does the journal say
+so. See `journal` for what that means after a crash.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import attrs
+
+from dialkey_blobs.bitfield import Bitfield
+from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.hash import Hash
+from dialkey_blobs.ranges import ChunkRanges
+from dialkey_blobs.store.audit import sound_groups
+from dialkey_blobs.store.core import chunks_of, contiguous
+from dialkey_blobs.store.errors import file_errors
+from dialkey_blobs.store.files import FileOps, make_directory, read_at, write_at
+from dialkey_blobs.store.journal import Journal, JournalWriter
+from dialkey_blobs.store.values import finish
+from dialkey_blobs.tree import PAIR_BYTES
+
+__all__ = ["BlobPaths", "PartialFiles"]
+
+_COMPACT_BYTES: Final = 64 * 1024
+
+
+@attrs.frozen
+class BlobPaths:
+    """Where the files of a blob are.
+
+    Attributes:
+        data: content.
+        outboard: pairs in pre-order.
+        journal: chunks of a partial blob.
+    """
+
+    data: Path
+    outboard: Path
+    journal: Path
+
+    @classmethod
+    def of(cls, root: Path, hash: Hash) -> BlobPaths:
+        """Return the paths below `root`, the store's directory."""
+        name = hash.hex()
+        folder = root / "data" / name[:2]
+        return cls(folder / f"{name}.data", folder / f"{name}.obao4", folder / f"{name}.bitfield")
+
+    @property
+    def all(self) -> tuple[Path, Path, Path]:
+        # The journal first: without it the others mean nothing.
+        return self.journal, self.data, self.outboard
+
+
+class PartialFiles:
+    """The three files, open.
+
+    Opening creates what is missing, reads the journal, and after a power failure hashes what it
+    cannot trust; that takes some three seconds for each gigabyte held.
+
+    Args:
+        ops: the door to the file system.
+        paths: the files.
+        hash: the blob.
+        epoch: id of the running operating system; empty if unknown.
+        temp: a path in the same file system for a file of ours.
+
+    Raises:
+        FileFailed: they cannot be opened, read or written.
+    """
+
+    def __init__(
+        self, ops: FileOps, paths: BlobPaths, hash: Hash, epoch: bytes, temp: Path
+    ) -> None:
+        self.hash = hash
+        self.paths = paths
+        self.bitfield = Bitfield()
+        self._ops = ops
+        self._epoch = epoch
+        self._temp = temp
+        self._files: list[int] = []
+        self._knows_epoch = False
+        try:
+            make_directory(ops, paths.data.parent)
+            for path in (paths.data, paths.outboard, paths.journal):
+                with file_errors("open", path):
+                    self._files.append(ops.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
+            self._writer = self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self) -> JournalWriter:
+        length = os.fstat(self._files[2]).st_size
+        data = read_at(self._files[2], length, 0, self.paths.journal)
+        journal = Journal.read(self.hash, data)
+        self.bitfield = journal.bitfield
+        self._writer = JournalWriter(self.hash, journal)
+        if not journal.is_trusted(self._epoch):
+            self._keep_sound()
+        return self._writer
+
+    def _keep_sound(self) -> None:
+        """Hash what is held, and forget what does not match.
+
+        Parts of groups are forgotten too: the pairs that would prove them are not stored.
+        """
+        held = self.bitfield
+        steps = sound_groups(self.hash, held.size, held.ranges, self.read_data, self.read_outboard)
+        ranges = finish(steps)
+        self.reset(Bitfield.of(held.size, ranges) if ranges else Bitfield())
+
+    def strike(self, lost: ChunkRanges) -> None:
+        """Forget chunks.
+
+        Raises:
+            FileFailed: the journal cannot be written; nothing is forgotten.
+        """
+        held = self.bitfield
+        ranges = held.ranges.limited_to(held.size) - lost
+        self.reset(Bitfield.of(held.size, ranges) if ranges else Bitfield())
+
+    def reset(self, bitfield: Bitfield) -> None:
+        """Write the journal anew.
+
+        Raises:
+            FileFailed: it cannot be written; the old one is in force.
+        """
+        ops, paths = self._ops, self.paths
+        writer = JournalWriter(self.hash)
+        records = writer.epoch(self._epoch) + writer.chunks(bitfield)
+        with file_errors("create", self._temp):
+            descriptor = ops.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        try:
+            write_at(ops, descriptor, records, 0, self._temp)
+            with file_errors("replace", paths.journal):
+                ops.replace(self._temp, paths.journal)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        writer.appended()
+        os.close(self._files[2])
+        self._files[2] = descriptor
+        self._writer = writer
+        self._knows_epoch = True
+        self.bitfield = bitfield
+
+    def write(
+        self, size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedLeaf]
+    ) -> None:
+        """Store verified items, then say so in the journal.
+
+        Raises:
+            FileFailed: not all could be stored; the bitfield is as before.
+        """
+        ops, paths = self._ops, self.paths
+        for offset, content in contiguous(leaves):
+            write_at(ops, self._files[0], content, offset, paths.data)
+        for offset, pairs in _runs(parents):
+            write_at(ops, self._files[1], pairs, offset, paths.outboard)
+        added = Bitfield.of(size, chunks_of(leaves))
+        merged = self.bitfield.combine(added)
+        if merged == self.bitfield:
+            return
+        if self._writer.length > _COMPACT_BYTES and self._writer.length > 32 * len(
+            merged.ranges.boundaries
+        ):
+            self.reset(merged)
+            return
+        records = b"" if self._knows_epoch else self._writer.epoch(self._epoch)
+        records += self._writer.chunks(added)
+        try:
+            write_at(ops, self._files[2], records, self._writer.length, paths.journal)
+        except BaseException:
+            self._writer.failed()
+            raise
+        self._writer.appended()
+        self._knows_epoch = True
+        self.bitfield = merged
+
+    def read_data(self, offset: int, length: int) -> bytes:
+        """Return content; less than asked for where the file ends."""
+        return read_at(self._files[0], length, offset, self.paths.data)
+
+    def read_outboard(self, offset: int, length: int) -> bytes:
+        """Return pairs; less than asked for where the file ends."""
+        return read_at(self._files[1], length, offset, self.paths.outboard)
+
+    def truncate_data(self, size: int) -> None:
+        """Cut content to `size`, should the file be longer."""
+        with file_errors("cut", self.paths.data):
+            if os.fstat(self._files[0]).st_size != size:
+                self._ops.ftruncate(self._files[0], size)
+
+    def sync(self) -> None:
+        """Wait until content and pairs are on the disk."""
+        paths = (self.paths.data, self.paths.outboard)
+        for descriptor, path in zip(self._files[:2], paths, strict=True):
+            with file_errors("sync", path):
+                self._ops.fsync(descriptor)
+
+    def seal(self) -> None:
+        """Bring everything to the disk and say so, so that it is trusted after a power failure."""
+        self.sync()
+        record = self._writer.sealed()
+        try:
+            write_at(self._ops, self._files[2], record, self._writer.length, self.paths.journal)
+            with file_errors("sync", self.paths.journal):
+                self._ops.fsync(self._files[2])
+        except BaseException:
+            self._writer.failed()
+            raise
+        self._writer.appended()
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        files, self._files = self._files, []
+        for descriptor in files:
+            os.close(descriptor)
+
+
+def _runs(parents: Sequence[VerifiedParent]) -> list[tuple[int, bytes]]:
+    """Return (offset, pairs) of runs of neighbours in the outboard."""
+    ordered = sorted(
+        (item.node.outboard_index, item.pair) for item in parents if item.node.outboard_index >= 0
+    )
+    runs: list[tuple[int, list[bytes]]] = []
+    following = -1
+    for index, pair in ordered:
+        if index != following:
+            runs.append((index * PAIR_BYTES, []))
+        runs[-1][1].append(pair)
+        following = index + 1
+    return [(offset, b"".join(pairs)) for offset, pairs in runs]
