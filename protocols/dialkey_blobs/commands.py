@@ -1,0 +1,466 @@
+"""What ``dialkey send``, ``receive`` and ``demo`` do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import attrs
+from blake3 import blake3
+
+from dialkey import Endpoint, PathInfo, Router
+from dialkey.cli import Options, Output, Progress, format_bytes, format_rate
+from dialkey.errors import DialkeyError, LocalError
+from dialkey_blobs.blobs import Blobs, Entry, collect_files
+from dialkey_blobs.download import Connected, Downloaded, ProviderFailed
+from dialkey_blobs.download import Progress as DownloadProgress
+from dialkey_blobs.hash import BlobFormat, HashAndFormat
+from dialkey_blobs.provider import ProviderEvents, RequestEnded, RequestStarted
+from dialkey_blobs.safe_paths import TargetExists, check_names, safe_join
+from dialkey_blobs.store import ImportMode, TempTag
+from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
+from dialkey_blobs.ticket import BlobTicket
+
+__all__ = ["Summary", "demo", "receive", "send"]
+
+LISTED_NAMES: Final = 20
+"""Names shown of a collection; a screen has some more lines than that."""
+
+CLOSING_GRACE_S: Final = 5.0
+"""A getter that has everything leaves at once; one that stays longer keeps its connection open."""
+
+
+# --- send -----------------------------------------------------------------------------------------
+
+
+async def send(output: Output, options: Options, paths: Sequence[Path], *, once: bool) -> None:
+    """Offer files until cancelled, or with `once` until they were taken one time.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        DialkeyError: the endpoint cannot be opened, or a file cannot be read.
+    """
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(2, "no such file", str(path))
+    with tempfile.TemporaryDirectory(prefix="dialkey-send-") as scratch:
+        async with (
+            Blobs.persistent(scratch) as blobs,
+            await options.open_endpoint() as endpoint,
+            Router(endpoint) as router,
+        ):
+            router.add(blobs)
+            collection, entries = await _add(output, blobs, paths)
+            with collection:
+                _announce(output, blobs, collection, entries)
+                taken = _Taken(await _total_bytes(blobs, collection, entries))
+                async with asyncio.TaskGroup() as tasks:
+                    serving = tasks.create_task(router.serve())
+                    following = tasks.create_task(taken.follow(output, blobs.provider_events()))
+                    if once:
+                        await taken.once(endpoint)
+                        serving.cancel()
+                        following.cancel()
+
+
+async def _add(output: Output, blobs: Blobs, paths: Sequence[Path]) -> tuple[TempTag, list[Entry]]:
+    found = [(name, path, path.stat().st_size) for name, path in collect_files(paths)]
+    tags: list[TempTag] = []
+    entries: list[Entry] = []
+    done_bytes = 0
+    try:
+        with output.progress("reading", sum(size for _, _, size in found)) as progress:
+            for name, path, size in found:
+                tag = await blobs.add_path(path, ImportMode.REFERENCE)
+                tags.append(tag)
+                entries.append(Entry(name, tag.hash, size))
+                done_bytes += size
+                progress.update(done_bytes)
+        return await blobs.add_collection([(e.name, e.hash) for e in entries]), entries
+    finally:
+        for tag in tags:
+            tag.release()
+
+
+def _announce(output: Output, blobs: Blobs, tag: TempTag, entries: list[Entry]) -> None:
+    ticket = str(blobs.ticket(tag))
+    _list(output, "Offering", entries)
+    output.remark("Ctrl-C ends it. On the other machine: dialkey receive with this ticket:")
+    output.result(
+        "ready",
+        ticket,
+        ticket=ticket,
+        endpoint_id=str(blobs.endpoint.id),
+        hash=str(tag.hash),
+        files=[{"name": entry.name, "size": entry.size} for entry in entries],
+        total_bytes=sum(entry.size for entry in entries),
+    )
+
+
+async def _total_bytes(blobs: Blobs, tag: TempTag, entries: list[Entry]) -> int:
+    """Return what a getter that begins with nothing is sent: list, names and content."""
+    root = (await blobs.store.status(tag.hash)).size or 0
+    first = (await blobs.store.read(tag.hash))[:32]
+    names = len(await blobs.store.read(type(tag.hash)(first)))
+    return root + names + sum({entry.hash: entry.size for entry in entries}.values())
+
+
+class _Taken:
+    """Notices when everything was sent once.
+
+    Getters ask in several requests, and one that was interrupted comes back with another key for
+    the rest; so the bytes of all requests are counted together, and the end is a request that was
+    acknowledged after as many bytes as there are, whose getter has then left.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        self._missing_bytes = total_bytes
+        self._active: set[int] = set()
+        self._complete = asyncio.Event()
+
+    async def follow(self, output: Output, events: ProviderEvents) -> None:
+        """Report every request; runs until cancelled."""
+        async for event in events:
+            if isinstance(event, RequestStarted):
+                self._active.add(event.request_id)
+            elif isinstance(event, RequestEnded):
+                self._active.discard(event.request_id)
+                self._missing_bytes -= event.payload_bytes
+                if event.error is None and self._missing_bytes <= 0:
+                    self._complete.set()
+                self._report(output, event)
+
+    def _report(self, output: Output, event: RequestEnded) -> None:
+        outcome = "" if event.error is None else f"; it ended early: {event.error}"
+        output.result(
+            "sent",
+            None,
+            endpoint_id=str(event.remote_id),
+            payload_bytes=event.payload_bytes,
+            error=event.error,
+        )
+        output.remark(
+            f"sent {format_bytes(event.payload_bytes)} to {event.remote_id.short()}{outcome}"
+        )
+
+    async def once(self, endpoint: Endpoint) -> None:
+        """Wait for the end of the first complete transfer."""
+        await self._complete.wait()
+        while True:
+            leaving = [asyncio.ensure_future(each.closed()) for each in endpoint.connections]
+            if not leaving:
+                return
+            _, staying = await asyncio.wait(leaving, timeout=CLOSING_GRACE_S)
+            for waiting in staying:
+                waiting.cancel()
+            if not self._active:
+                return
+
+
+# --- receive --------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Summary:
+    """What a command received.
+
+    Attributes:
+        paths: the files that were written.
+        total_bytes: all content.
+        received_bytes: what of it came in this run.
+        elapsed_s: how long the download took.
+        path: the path in use at the end, such as ``direct 192.0.2.1:4433``; None if all was there.
+    """
+
+    paths: tuple[Path, ...]
+    total_bytes: int
+    received_bytes: int
+    elapsed_s: float
+    path: str | None
+
+    def __str__(self) -> str:
+        if self.path is None:
+            return f"{format_bytes(self.total_bytes)}, all of it was there"
+        rate = self.received_bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
+        resumed = (
+            f" (of {format_bytes(self.total_bytes)}; the rest was there)"
+            if self.received_bytes < self.total_bytes
+            else ""
+        )
+        return (
+            f"{format_bytes(self.received_bytes)}{resumed} in {self.elapsed_s:.1f} s:"
+            f" {format_rate(rate)}, {self.path}"
+        )
+
+
+async def receive(
+    output: Output, options: Options, ticket: BlobTicket, target: Path, *, overwrite: bool
+) -> Summary:
+    """Fetch what a ticket names into a folder.
+
+    What has come so far is kept in a hidden folder below `target` until everything was exported, so
+    that another call goes on from there.
+
+    Raises:
+        TargetExists: a file exists and may not be overwritten; noticed before content is fetched.
+        UnsafeName: the sender named a file in a way that could do harm.
+        DialkeyError: everything else that can go wrong with peer, network and disk.
+    """
+    async with _keeping(target, ticket) as kept:
+        async with (
+            Blobs.persistent(kept.folder) as blobs,
+            await options.open_endpoint() as endpoint,
+        ):
+            blobs.attach(endpoint)
+            receiving = _Receiving(output, blobs, ticket.content, target, overwrite=overwrite)
+            try:
+                with output.progress("receiving") as progress:
+                    await receiving.download(ticket, progress)
+            except asyncio.CancelledError:
+                output.remark("Interrupted. Run the same command again to go on from here.")
+                raise
+            finally:
+                kept.is_worth_keeping |= receiving.has_received
+            summary = await receiving.export()
+        kept.is_done = True
+    output.result(
+        "received",
+        "\n".join(map(str, summary.paths)),
+        paths=[str(path) for path in summary.paths],
+        total_bytes=summary.total_bytes,
+        received_bytes=summary.received_bytes,
+        elapsed_s=round(summary.elapsed_s, 3),
+        path=summary.path,
+    )
+    output.remark(f"Received {summary}")
+    return summary
+
+
+class _Kept:
+    """The hidden folder of a download, kept while there is something in it to go on from."""
+
+    def __init__(self, target: Path, ticket: BlobTicket) -> None:
+        self._target = target
+        self.folder = target / f".dialkey-{ticket.hash.hex()[:16]}"
+        self._had_target = target.exists()
+        self._is_new = not self.folder.exists()
+        self.is_worth_keeping = not self._is_new
+        self.is_done = False
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def close(self) -> None:
+        if self.is_done or not self.is_worth_keeping:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            if not self._had_target and not any(self._target.iterdir()):
+                self._target.rmdir()
+
+
+@asynccontextmanager
+async def _keeping(target: Path, ticket: BlobTicket) -> AsyncIterator[_Kept]:
+    kept = await asyncio.to_thread(_Kept, target, ticket)
+    try:
+        yield kept
+    finally:
+        await asyncio.to_thread(kept.close)
+
+
+class _Receiving:
+    """One run of ``dialkey receive``."""
+
+    def __init__(
+        self,
+        output: Output,
+        blobs: Blobs,
+        content: HashAndFormat,
+        target: Path,
+        *,
+        overwrite: bool,
+    ) -> None:
+        self._output = output
+        self._blobs = blobs
+        self._content = content
+        self._target = target
+        self._overwrite = overwrite
+        self._is_listed = False
+        self._path: str | None = None
+        self._downloaded: Downloaded | None = None
+        self.has_received = False
+
+    async def download(self, ticket: BlobTicket, progress: Progress) -> None:
+        """Fetch the content into the store; show names and sizes as soon as they are known."""
+        if self._content.format is BlobFormat.RAW:
+            self._look_at([Entry(str(self._content.hash), self._content.hash, 0)])
+        async for event in self._blobs.download(ticket):
+            if isinstance(event, Connected):
+                self._path = _path_text(event.path)
+            elif isinstance(event, DownloadProgress):
+                self.has_received |= self._is_listed
+                if event.path is not None:
+                    self._path = _path_text(event.path)
+                if not self._is_listed:
+                    await self._list_if_known(event.total_bytes)
+                progress.update(event.held_bytes, total_bytes=event.total_bytes, note=self._path)
+            elif isinstance(event, ProviderFailed) and event.retry_in_s is not None:
+                self._output.remark(
+                    f"{event.error}; going on in {event.retry_in_s:.1f} s where it stopped"
+                )
+            elif isinstance(event, Downloaded):
+                self._downloaded = event
+                if not self._is_listed:
+                    self._look_at(await self._blobs.entries(self._content))
+
+    async def _list_if_known(self, total_bytes: int | None) -> None:
+        try:
+            entries = await self._blobs.entries(self._content)
+        except (BlobMissing, BlobIncomplete):
+            return
+        if total_bytes is not None or not entries or len(entries) > LISTED_NAMES:
+            self._look_at(entries)
+
+    def _look_at(self, entries: list[Entry]) -> None:
+        """Show the names, and refuse what may not be written, before the content is fetched."""
+        names = [entry.name for entry in entries]
+        check_names(names)
+        self._is_listed = True
+        if self._content.format is BlobFormat.HASH_SEQ:
+            _list(self._output, "Receiving", entries)
+        self._output.result(
+            "files", None, files=[{"name": entry.name, "size": entry.size} for entry in entries]
+        )
+        if not self._overwrite:
+            for name in names:
+                path = safe_join(self._target, name)
+                if os.path.lexists(path):
+                    raise TargetExists(path)
+
+    async def export(self) -> Summary:
+        """Write the files under their names."""
+        assert self._downloaded is not None
+        target = self._target
+        if self._content.format is BlobFormat.RAW:
+            target /= str(self._content.hash)
+        paths = [
+            exported.path
+            async for exported in self._blobs.export(
+                self._content, target, overwrite=self._overwrite
+            )
+        ]
+        downloaded = self._downloaded
+        return Summary(
+            tuple(paths),
+            downloaded.total_bytes,
+            downloaded.payload_bytes,
+            downloaded.elapsed_s,
+            self._path if downloaded.remote_id is not None else None,
+        )
+
+
+def _path_text(path: PathInfo) -> str:
+    return f"{path.kind} {path.remote}"
+
+
+def _list(output: Output, verb: str, entries: Sequence[Entry]) -> None:
+    total = format_bytes(sum(entry.size for entry in entries))
+    files = "1 file" if len(entries) == 1 else f"{len(entries)} files"
+    output.remark(f"{verb} {files}, {total}:")
+    for entry in entries[:LISTED_NAMES]:
+        # Names are strangers' text; what could move the cursor or turn the line is escaped.
+        name = entry.name if entry.name.isprintable() else ascii(entry.name)
+        output.remark(f"  {format_bytes(entry.size):>9}  {name}")
+    if len(entries) > LISTED_NAMES:
+        output.remark(f"  … and {len(entries) - LISTED_NAMES} more")
+
+
+# --- demo -----------------------------------------------------------------------------------------
+
+
+async def demo(output: Output, *, size_bytes: int) -> None:
+    """Send a file from another process to this one, and compare.
+
+    Raises:
+        DialkeyError: the transfer failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="dialkey-demo-") as scratch:
+        folder = Path(scratch)
+        sent, received = folder / "sent" / "demo.bin", folder / "received"
+        output.remark(f"1. Making a file of {format_bytes(size_bytes)}: {sent}")
+        await asyncio.to_thread(_make_file, sent, size_bytes)
+        async with _sender(sent) as ticket:
+            output.remark(f"2. A process of its own offers it, as endpoint {ticket.addr.id}")
+            output.remark("3. This process, with another key, dials that key:")
+            summary = await receive(
+                output,
+                Options(json=output.json, bind="127.0.0.1:0"),
+                ticket,
+                received,
+                overwrite=False,
+            )
+        hashes = [await asyncio.to_thread(_hash_of, path) for path in (sent, *summary.paths)]
+        if len(set(hashes)) != 1 or len(hashes) != 2:
+            raise LocalError("the received file is not the one that was sent")
+        output.remark(f"4. BLAKE3 of both files: {hashes[0]}")
+        output.result(
+            "demo",
+            f"equal: {format_bytes(size_bytes)}, {summary}",
+            size_bytes=size_bytes,
+            hash=hashes[0],
+            elapsed_s=round(summary.elapsed_s, 3),
+            rate_bytes_per_s=round(size_bytes / max(summary.elapsed_s, 1e-9)),
+            path=summary.path,
+        )
+
+
+@asynccontextmanager
+async def _sender(file: Path) -> AsyncIterator[BlobTicket]:
+    """Run ``dialkey send --once`` in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "dialkey", "send", "--once", "--json"),
+        *("--bind", "127.0.0.1:0", str(file)),
+        stdout=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    try:
+        ticket: BlobTicket | None = None
+        while ticket is None:
+            line = await process.stdout.readline()
+            event = json.loads(line) if line else {"event": "error", "message": "it ended"}
+            if event["event"] == "error":
+                raise DialkeyError(f"the sending process failed: {event['message']}")
+            if event["event"] == "ready":
+                ticket = BlobTicket.parse(event["ticket"])
+        draining = asyncio.create_task(process.stdout.read())
+        yield ticket
+        await draining
+        if await process.wait() != 0:
+            raise LocalError(f"the sending process ended with code {process.returncode}")
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def _make_file(path: Path, size_bytes: int) -> None:
+    path.parent.mkdir(parents=True)
+    block = os.urandom(1 << 20)
+    with path.open("wb") as file:
+        for number in range(-(-size_bytes // len(block))):
+            # Blocks differ, so that nothing could be saved by sending equal parts once.
+            data = number.to_bytes(8, "little") + block[8:]
+            file.write(data[: size_bytes - number * len(block)])
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        hasher = blake3()
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
