@@ -515,8 +515,9 @@ class Connection:
 
     def _on_path_timer(self, path: Path, now: float) -> None:
         at = path.recovery.timer()
-        if at is not None and now >= at and path.recovery.on_timeout(now):
-            path.probes_pending = 2 if path.recovery.pto_count > 1 else 1
+        if at is not None and now >= at:
+            probes = path.recovery.on_timeout(now)
+            path.probes_pending = max(path.probes_pending, probes)
         if not path.abandoned and now >= path.last_activity + self.config.keep_alive_s:
             path.ping_pending = True
             path.last_activity = now

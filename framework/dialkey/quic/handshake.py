@@ -28,6 +28,7 @@ from dialkey.identity import EndpointId, SecretKey
 from dialkey.quic import codes, parameters
 from dialkey.quic.codes import TransportError
 from dialkey.quic.parameters import TransportParameters
+from dialkey.quic.recovery import MAX_PTO_STEP_S
 from dialkey.quic.tls import (
     CIPHER_SUITES,
     AlertCertificateRequired,
@@ -222,6 +223,10 @@ class Handshake:
 
     def handle_timer(self, now: float) -> None:
         self._machine.handle_timer(now)
+        # Doubling without end would leave a dial through a lossy network with five tries in 20 s.
+        loss = self._machine._loss
+        while loss._pto_count and loss.get_probe_timeout() * 2**loss._pto_count > MAX_PTO_STEP_S:
+            loss._pto_count -= 1
 
     def confirm(self) -> None:
         """Note that the server has confirmed (HANDSHAKE_DONE): drop the Handshake keys."""

@@ -20,6 +20,7 @@ GRANULARITY_S: Final = 0.001
 MAX_PTO_STEP_S: Final = 2.0
 """Longest wait between two probes, as in iroh: a phone that gets its network back is heard soon."""
 PERSISTENT_CONGESTION_PTOS: Final = 3
+_MAX_EXPIRED: Final = 64
 
 Frame = tuple[Any, ...]
 """(frame type, what is needed to write it again if it is lost)."""
@@ -89,6 +90,7 @@ class Recovery:
 
     __slots__ = (
         "_acked",
+        "_expired",
         "_lost",
         "cc",
         "eliciting_in_flight",
@@ -122,6 +124,9 @@ class Recovery:
         self.cc = Cubic(max_datagram)
         self.pacer = Pacer()
         self.sent: deque[Sent] = deque()
+        # Numbers and times of packets whose data a probe timeout queued again. They may arrive yet,
+        # and then they are all that tells of a round trip longer than the timeout.
+        self._expired: deque[tuple[int, float]] = deque(maxlen=_MAX_EXPIRED)
         self.eliciting_in_flight = 0
         self.largest_acked = -1
         self.loss_time: float | None = None
@@ -178,7 +183,8 @@ class Recovery:
             Whether anything was newly acknowledged.
         """
         largest = ranges[0][1] - 1
-        if largest > self.largest_acked:
+        largest_before = self.largest_acked
+        if largest > largest_before:
             self.largest_acked = largest
         sent = self.sent
         keep: list[Sent] = []
@@ -211,6 +217,11 @@ class Recovery:
                     break
                 at -= 1
         sent.extendleft(reversed(keep))
+        if self._expired:
+            for number, time in self._take_expired(ranges):
+                newly = True
+                if rtt_time is None and number > largest_before:
+                    rtt_time = time
         if not newly:
             return False
         if rtt_time is not None:
@@ -218,6 +229,17 @@ class Recovery:
         self.pto_count = 0
         self._detect_loss(now)
         return True
+
+    def _take_expired(self, ranges: list[tuple[int, int]]) -> list[tuple[int, float]]:
+        """Remove and return the packets, newest first, that arrived after a timeout gave them up."""
+        found = [
+            each
+            for each in reversed(self._expired)
+            if any(low <= each[0] < high for low, high in ranges)
+        ]
+        for each in found:
+            self._expired.remove(each)
+        return found
 
     def _on_part_acked(self, part: Sent, now: float) -> None:
         if part.eliciting:
@@ -252,9 +274,10 @@ class Recovery:
         while sent and sent[0].number < self.largest_acked:
             record = sent.popleft()
             stop = min(record.stop, self.largest_acked)
-            if record.time > now - delay:
+            # The same sum decides here and sets the timer, so that a timer that fires finds it due.
+            at = record.time + delay
+            if at > now:
                 stop = min(stop, self.largest_acked - PACKET_THRESHOLD + 1)
-                at = record.time + delay
                 if stop < record.stop and (self.loss_time is None or at < self.loss_time):
                     self.loss_time = at
             if stop <= record.number:
@@ -287,20 +310,25 @@ class Recovery:
             ):
                 self.cc.on_persistent_congestion()
 
-    def on_timeout(self, now: float) -> bool:
-        """Handle the timer; return whether a probe must be sent.
+    def on_timeout(self, now: float) -> int:
+        """Handle the timer; return how many probes must be sent.
 
-        On a probe timeout the oldest data is queued again, so that the probe carries it.
+        On a probe timeout the oldest data is queued again, so that the probes carry it.
         """
         if self.loss_time is not None:
             self._detect_loss(now)
-            return False
+            return 0
         self.pto_count += 1
-        self.requeue_oldest()
-        return True
+        probes = 2 if self.pto_count > 1 else 1
+        for _ in range(probes):
+            self.requeue_oldest()
+        return probes
 
     def requeue_oldest(self) -> None:
-        """Hand the oldest packet in flight to `on_lost`, without taking it for congestion."""
+        """Hand the oldest packet in flight to `on_lost`, without taking it for congestion.
+
+        Packets before it that carried nothing worth repeating go the same way.
+        """
         sent = self.sent
         while sent:
             record = sent.popleft()
@@ -310,10 +338,12 @@ class Recovery:
                 sent.appendleft(record.part(record.number + 1, record.stop))
             if not part.eliciting:
                 continue
+            self._expired.append((part.number, part.time))
             self.eliciting_in_flight -= 1
             self.cc.on_expired(part.wire)
             self._lost(part)
-            return
+            if part.stream is not None or part.frames:
+                return
 
     def discard(self) -> None:
         """Forget everything in flight (the path is gone); each record goes to `on_lost`."""
@@ -323,4 +353,5 @@ class Recovery:
                 self.eliciting_in_flight -= record.stop - record.number
                 self.cc.on_expired(record.wire)
             self._lost(record)
+        self._expired.clear()
         self.loss_time = None
