@@ -48,6 +48,18 @@ Send = Callable[[Address, bytes | memoryview, int], None]
 """Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and
 their size. The buffer is only valid during the call."""
 
+MAX_OWED_FRAMES = 1000
+"""Frames that answer the peer's and wait to be sent. Honest ones are some sixty after the handshake."""
+
+_OWED_FRAMES = frozenset(
+    {
+        codes.NEW_CONNECTION_ID,
+        codes.RETIRE_CONNECTION_ID,
+        codes.PATH_ABANDON,
+        codes.MAX_PATH_ID,
+    }
+)
+
 MAX_EARLY_SHORT_PACKETS = 16
 """1-RTT packets that overtook the handshake, kept until the keys are there."""
 
@@ -175,6 +187,7 @@ class Connection:
         # other things to send
         self.control: deque[Frame] = deque()
         self.datagrams: deque[bytes] = deque()
+        self.datagram_bytes = 0
         self.datagrams_dropped = 0
         self.ack_only_packets = 0
 
@@ -186,6 +199,7 @@ class Connection:
         self.packets_duplicate = 0
 
         # timers and closing
+        self._handshake_timeout_s = config.handshake_timeout_s
         self._deadline: float | None = now + config.handshake_timeout_s
         self._eliciting_sent_since_receipt = False
         self._pacing_at: float | None = None
@@ -207,12 +221,14 @@ class Connection:
         alpns: list[str],
         remote: Address,
         now: float,
+        timeout_s: float = limits.HANDSHAKE_TIMEOUT_S,
     ) -> Connection:
         """Begin a connection to the holder of a key.
 
         Args:
             expected_id: the only key that will do.
             remote: where the first flight goes; the owner may send it to several real addresses.
+            timeout_s: how long to wait for an answer.
         """
         host_cid = config.new_cid()
         handshake = Handshake(
@@ -230,6 +246,8 @@ class Connection:
         connection = cls(
             config, handshake, is_client=True, host_cid=host_cid, remote=remote, now=now
         )
+        connection._handshake_timeout_s = timeout_s
+        connection._deadline = now + timeout_s
         handshake.start(now)
         return connection
 
@@ -335,6 +353,8 @@ class Connection:
         self.protection = PacketProtection(send, recv)
         self.peer_id = handshake.peer_id
         self.alpn = handshake.alpn
+        if len(handshake.peer_cid) != codes.CID_LENGTH:
+            raise TransportError(codes.PROTOCOL_VIOLATION, "connection ids must have 8 bytes")
         peer = self.peer_parameters = handshake.peer_parameters
         if peer.max_idle_timeout_ms:
             self.idle_timeout_s = min(self.idle_timeout_s, peer.max_idle_timeout_ms / 1000)
@@ -394,7 +414,19 @@ class Connection:
             cids.local.append(local)
             self.cids[cid] = (cids.id, local.sequence)
             self.events.append(events.CidIssued(cid))
-            self.control.append((codes.NEW_CONNECTION_ID, cids, local))
+            self.owe((codes.NEW_CONNECTION_ID, cids, local))
+
+    def owe(self, frame: Frame) -> None:
+        """Queue a frame that the peer made us send.
+
+        Raises:
+            TransportError: it makes us send many, and never lets us send them.
+        """
+        self.control.append(frame)
+        if len(self.control) > MAX_OWED_FRAMES:
+            owed = sum(1 for each in self.control if each[0] in _OWED_FRAMES)
+            if owed > MAX_OWED_FRAMES:
+                raise TransportError(codes.PROTOCOL_VIOLATION, "too many frames are owed")
 
     @property
     def selected_path(self) -> Path | None:
@@ -488,7 +520,9 @@ class Connection:
                 if other < at:
                     at = other
             if path.challenge is not None:
-                at = min(at, path.challenge.next_at, path.challenge.deadline)
+                at = min(at, path.challenge.deadline)
+                if path.cids.peer.active is not None:
+                    at = min(at, path.challenge.next_at)
             if self.multipath is not None and (len(self.paths) > 1 or path.abandoned):
                 at = min(at, multipath.timer(path))
         return at
@@ -533,7 +567,7 @@ class Connection:
 
     def _heard(self, now: float) -> None:
         self._deadline = now + (
-            self._idle_period() if self.state is State.OPEN else self.config.handshake_timeout_s
+            self._idle_period() if self.state is State.OPEN else self._handshake_timeout_s
         )
         self._eliciting_sent_since_receipt = False
 
@@ -647,8 +681,10 @@ class Connection:
             half.in_queue = True
             queue = self.ready.get(half.priority)
             if queue is None:
-                queue = self.ready[half.priority] = deque()
-                self.ready = dict(sorted(self.ready.items(), reverse=True))
+                queue = deque()
+                # A new mapping: somebody may be iterating over this one.
+                ready = {**self.ready, half.priority: queue}
+                self.ready = dict(sorted(ready.items(), reverse=True))
             queue.append(half)
 
     def consumed(self, half: RecvHalf, length: int) -> None:
@@ -718,9 +754,16 @@ class Connection:
     def send_datagram(self, data: bytes) -> None:
         """Queue an application datagram; the oldest is dropped when too many wait."""
         self.datagrams.append(data)
-        while sum(map(len, self.datagrams)) > limits.MAX_DATAGRAM_QUEUE_BYTES:
-            self.datagrams.popleft()
+        self.datagram_bytes += len(data)
+        while self.datagram_bytes > limits.MAX_DATAGRAM_QUEUE_BYTES:
+            self.next_datagram()
             self.datagrams_dropped += 1
+
+    def next_datagram(self) -> bytes:
+        """Take the oldest datagram out of the queue."""
+        data = self.datagrams.popleft()
+        self.datagram_bytes -= len(data)
+        return data
 
     # --- addresses and keys ---------------------------------------------------------------------
 
@@ -740,7 +783,7 @@ class Connection:
         """Queue RETIRE_CONNECTION_ID frames and publish the reset token now in force."""
         peer = cids.peer
         while peer.retirements:
-            self.control.append((codes.RETIRE_CONNECTION_ID, cids, peer.retirements.popleft()))
+            self.owe((codes.RETIRE_CONNECTION_ID, cids, peer.retirements.popleft()))
         if peer.active is not None and peer.active.reset_token is not None:
             self.events.append(events.PeerResetToken(peer.active.reset_token))
 
@@ -752,7 +795,12 @@ class Connection:
         """Start a key update; False when one is under way or the handshake is not confirmed."""
         if self.protection is None or not self.confirmed:
             return False
-        return self.protection.initiate_update(now, self.key_keep_s)
+        return self.protection.initiate_update(now, self.key_keep_s, self.next_numbers)
+
+    @property
+    def next_numbers(self) -> dict[int, int]:
+        """The next packet number of each path."""
+        return {path.id: path.next_number for path in self.paths.values()}
 
     @property
     def key_keep_s(self) -> float:

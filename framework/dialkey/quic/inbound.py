@@ -149,10 +149,8 @@ def _open(
         if protection.awaits_confirmation:
             protection.confirm_update()
         return plain
-    if not c.confirmed:
-        return None
     try:
-        return protection.open_other_phase(nonce_low, body, aad, now, c.key_keep_s)
+        return protection.open_other_phase(nonce_low, body, aad, now, c.key_keep_s, c.next_numbers)
     except InvalidTag:
         return None
     except KeyUpdateRefused as exc:
@@ -196,10 +194,7 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
             _on_stream(c, stream_id, offset, plain[pos:stop], bool(frame & 1))
             pos = stop
         elif frame == codes.PADDING:
-            kind |= 0
-            pos += 1
-            while pos < end and plain[pos] == 0:
-                pos += 1
+            pos = end - len(plain[pos:].lstrip(b"\0"))
         elif frame == codes.ACK or frame == codes.ACK_ECN:
             kind |= _NON_PROBING
             pos = _on_ack(c, 0, plain, pos + 1, frame == codes.ACK_ECN, now)
@@ -242,6 +237,12 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
         raise TransportError(codes.PROTOCOL_VIOLATION, "an unsent packet was acknowledged")
     exponent = c.peer_parameters.ack_delay_exponent
     delay_s = (delay_us >> 3 << exponent) / 1e6
+    assert c.protection is not None
+    if c.protection.awaits_acknowledgement:
+        c.protection.on_acknowledged(path_id, ranges[0][1] - 1)
+    if not c.confirmed:
+        # Only a server that has confirmed can answer 1-RTT packets (RFC 9001 section 4.1.2).
+        c.handshake_confirmed()
     if path.recovery.on_ack(ranges, delay_s, now):
         multipath.answered(c, path)
         if path.recovery.eliciting_in_flight:
@@ -467,6 +468,8 @@ def _on_new_connection_id(
     length = data[pos]
     if not 1 <= length <= 20:
         raise TransportError(codes.FRAME_ENCODING_ERROR, "a connection id's length", frame)
+    if length != codes.CID_LENGTH:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "connection ids must have 8 bytes", frame)
     cid, pos = read_bytes(data, pos + 1, length)
     token, pos = read_bytes(data, pos, codes.RESET_TOKEN_LENGTH)
     cids = c.cid_sets.get(path_id) or multipath.find_cids(c, path_id, frame)

@@ -6,7 +6,7 @@ paths; only the nonce differs: path id and packet number, XORed into the IV.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from aioquic.quic.crypto import derive_key_iv_hp
@@ -114,6 +114,7 @@ class PacketProtection:
         "_previous_until",
         "_sealed",
         "_update_unacknowledged",
+        "_update_unseen",
         "recv",
         "recv_header",
         "recv_phase",
@@ -137,23 +138,37 @@ class PacketProtection:
         self._previous_recv: PacketKey | None = None
         self._previous_until = 0.0
         # True from our own update until a packet of the new phase arrives.
-        self._update_unacknowledged = False
+        self._update_unseen = False
+        # The number of the first packet of the current phase on each path, until one of them is
+        # acknowledged: before that the peer might miss a whole phase.
+        self._update_unacknowledged: Mapping[int, int] | None = None
 
     def count_sealed(self, packets: int) -> bool:
         """Count packets sealed; return whether the key is due for an update."""
         self._sealed += packets
-        return self._sealed >= self._limit and not self._update_unacknowledged
+        return self._sealed >= self._limit and self._update_unacknowledged is None
 
-    def initiate_update(self, now: float, keep_s: float) -> bool:
-        """Start a key update; False while an earlier one is not yet confirmed by the peer."""
-        if self._update_unacknowledged:
+    def initiate_update(self, now: float, keep_s: float, next_numbers: Mapping[int, int]) -> bool:
+        """Start a key update; False while the peer has not acknowledged the current keys.
+
+        Args:
+            keep_s: how long the old keys stay usable for late packets.
+            next_numbers: the next packet number of each path.
+        """
+        if self._update_unacknowledged is not None:
             return False
-        self._turn(now, keep_s)
-        self._update_unacknowledged = True
+        self._turn(now, keep_s, next_numbers)
+        self._update_unseen = True
         return True
 
     def open_other_phase(
-        self, nonce_low: int, data: Bytes, aad: bytes, now: float, keep_s: float
+        self,
+        nonce_low: int,
+        data: Bytes,
+        aad: bytes,
+        now: float,
+        keep_s: float,
+        next_numbers: Mapping[int, int],
     ) -> bytes:
         """Open a packet whose key phase bit differs from `recv_phase`.
 
@@ -163,7 +178,7 @@ class PacketProtection:
             InvalidTag: it is neither.
         """
         # After our own update the peer goes on in the old phase until it has seen it.
-        keep_previous = now < self._previous_until or self._update_unacknowledged
+        keep_previous = now < self._previous_until or self._update_unseen
         if self._previous_recv is not None and keep_previous:
             try:
                 key = self._previous_recv
@@ -174,20 +189,30 @@ class PacketProtection:
             self._next_recv = self.recv.next()
         key = self._next_recv
         plain = key.decrypt((key.iv ^ nonce_low).to_bytes(12, "big"), data, aad)
-        if self._update_unacknowledged:
+        if self._update_unseen:
             raise KeyUpdateRefused("a second key update before the first was acknowledged")
-        self._turn(now, keep_s)
+        self._turn(now, keep_s, next_numbers)
         return plain
 
     def confirm_update(self) -> None:
         """Note that a packet of the current receive phase arrived."""
-        self._update_unacknowledged = False
+        self._update_unseen = False
 
     @property
     def awaits_confirmation(self) -> bool:
-        return self._update_unacknowledged
+        return self._update_unseen
 
-    def _turn(self, now: float, keep_s: float) -> None:
+    @property
+    def awaits_acknowledgement(self) -> bool:
+        return self._update_unacknowledged is not None
+
+    def on_acknowledged(self, path_id: int, largest: int) -> None:
+        """Note the largest packet number that the peer acknowledged on a path."""
+        first = self._update_unacknowledged
+        if first is not None and largest >= first.get(path_id, 0):
+            self._update_unacknowledged = None
+
+    def _turn(self, now: float, keep_s: float, next_numbers: Mapping[int, int]) -> None:
         self._previous_recv = self.recv
         self._previous_until = now + keep_s
         self.recv = self._next_recv or self.recv.next()
@@ -196,4 +221,5 @@ class PacketProtection:
         self.send = self.send.next()
         self.send_phase ^= 1
         self._sealed = 0
+        self._update_unacknowledged = next_numbers
         self.updates += 1

@@ -145,7 +145,7 @@ def _raise_max(c: Connection) -> None:
     assert state is not None
     if state.local_max < MAX_PATH_ID:
         state.local_max += 1
-        c.control.append((codes.MAX_PATH_ID,))
+        c.owe((codes.MAX_PATH_ID,))
         issue_cids(c)
 
 
@@ -284,12 +284,12 @@ def on_abandon(c: Connection, path_id: int, error_code: int, now: float) -> None
         for local in cids.local if cids is not None else ():
             c.cids.pop(local.cid, None)
             c.events.append(events.CidRetired(local.cid))
-        c.control.append((codes.PATH_ABANDON, path_id, error_code))
+        c.owe((codes.PATH_ABANDON, path_id, error_code))
         _raise_max(c)
         return
     if not path.abandoned:
         _retire(c, path, now)
-        c.control.append((codes.PATH_ABANDON, path_id, error_code))
+        c.owe((codes.PATH_ABANDON, path_id, error_code))
         if all(p.abandoned for p in c.paths.values()):
             c.no_viable_path(now)
     _raise_max(c)

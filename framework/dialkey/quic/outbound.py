@@ -125,9 +125,13 @@ def flush_path(
         if not path.validated:
             room = min(room, path.amplification_room())
         paced = allowance <= 0
-        may_send_data = (room >= size and not paced) or path.probes_pending > 0
+        # Probes are not held back by congestion, but by an address that has proved nothing yet.
+        may_probe = path.probes_pending > 0 and (
+            path.validated or path.amplification_room() >= size
+        )
+        may_send_data = (room >= size and not paced) or may_probe
         half = _next_half(c) if may_send_data and carries_data else None
-        if half is not None and not path.probes_pending:
+        if half is not None and not may_probe:
             used = _try_burst(c, path, half, cid, room, now, send, scratch)
             if used:
                 allowance -= used
@@ -164,7 +168,7 @@ def _count(c: Connection, path: Path, size: int, packets: int, now: float) -> No
     protection = c.protection
     assert protection is not None
     if protection.count_sealed(packets) and c.confirmed:
-        protection.initiate_update(now, c.key_keep_s)
+        protection.initiate_update(now, c.key_keep_s, c.next_numbers)
 
 
 def _acks_due(c: Connection, path: Path, carries_data: bool, now: float) -> list[Path]:
@@ -344,11 +348,11 @@ def _add_datagrams(
         if used + len(head) + len(data) > budget:
             if used == 0:
                 # It fitted when it was queued; the path has become smaller since.
-                c.datagrams.popleft()
+                c.next_datagram()
                 c.datagrams_dropped += 1
                 continue
             break
-        c.datagrams.popleft()
+        c.next_datagram()
         parts.append(head + data)
         frames.append((codes.DATAGRAM,))
         used += len(head) + len(data)

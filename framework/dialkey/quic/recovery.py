@@ -319,6 +319,8 @@ class Recovery:
             self._detect_loss(now)
             return 0
         self.pto_count += 1
+        # Should nothing be sendable now, the next timeout still lies ahead.
+        self.last_eliciting_time = now
         probes = 2 if self.pto_count > 1 else 1
         for _ in range(probes):
             self.requeue_oldest()
