@@ -5,7 +5,7 @@ phase* it happened, because that decides what was lost::
 
     DialkeyError
     ├── LocalError                     this program, its input or its machine
-    │   ├── InvalidInput               a text or value that we were given cannot be used (also a ValueError)
+    │   ├── InvalidInput               what we were given cannot be used (also a ValueError)
     │   │   ├── InvalidKey
     │   │   ├── InvalidAddress
     │   │   └── InvalidTicket

@@ -492,8 +492,13 @@ class Endpoint:
         touched, self._touched = self._touched, {}
         now = self.now()
         for connection in touched:
-            self._dirty.pop(connection, None)
-            self._flush(connection, now)
+            if connection.core.has_urgent_work:
+                self._dirty.pop(connection, None)
+                self._flush(connection, now)
+            else:
+                # Let the tasks that were just woken go first: what they write, the acknowledgement
+                # and the timer then cost one flush and one packet.
+                self.flush_soon(connection)
 
     def _flush_all(self) -> None:
         self._flush_scheduled = False
@@ -504,7 +509,7 @@ class Endpoint:
 
     def _flush(self, connection: Connection, now: float) -> None:
         core = connection.core
-        if any(transport.is_blocked for transport in self._transports):
+        if self._is_blocked():
             # What the sockets do not take would only be lost; `on_writable` resumes.
             self._dirty[connection] = None
         else:
@@ -528,6 +533,12 @@ class Endpoint:
             timer.cancel()
         connection.timer_at = at
         connection.timer = self._loop.call_at(at, self._on_timer, connection)
+
+    def _is_blocked(self) -> bool:
+        for transport in self._transports:
+            if transport.is_blocked:
+                return True
+        return False
 
     def _on_timer(self, connection: Connection) -> None:
         connection.timer = None

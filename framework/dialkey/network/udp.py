@@ -270,6 +270,8 @@ class UdpTransport:
         self._sockets: list[UdpSocket] = []
         self._known: dict[SocketAddress, IpAddr] = {}
         self._targets: dict[IpAddr, tuple[UdpSocket, SocketAddress] | None] = {}
+        self._last_remote: IpAddr | None = None
+        self._last_target: tuple[UdpSocket, SocketAddress] | None = None
         self._local: list[IpAddr] | None = None
 
     async def start(self, receiver: Receiver) -> None:
@@ -323,6 +325,7 @@ class UdpTransport:
     async def close(self) -> None:
         """Close the sockets. Idempotent."""
         sockets, self._sockets = self._sockets, []
+        self._last_remote = None
         self._targets.clear()
         for each in sockets:
             each.close()
@@ -370,13 +373,19 @@ class UdpTransport:
 
     def send(self, remote: PathAddress, data: bytes | memoryview, segment_bytes: int) -> None:
         assert isinstance(remote, IpAddr)
-        target = self._target(remote)
+        if remote is not self._last_remote:
+            # Hashing an address for each packet costs more than a system call.
+            self._last_remote, self._last_target = remote, self._target(remote)
+        target = self._last_target
         if target is not None:
             target[0].send(data, target[1], segment_bytes)
 
     @property
     def is_blocked(self) -> bool:
-        return any(each.is_blocked for each in self._sockets)
+        for each in self._sockets:
+            if each.is_blocked:
+                return True
+        return False
 
     @property
     def bound(self) -> list[IpAddr]:
@@ -395,6 +404,7 @@ class UdpTransport:
 
     def network_changed(self) -> None:
         self._local = None
+        self._last_remote = None
         self._targets.clear()
 
 

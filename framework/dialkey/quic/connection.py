@@ -33,6 +33,7 @@ from dialkey.quic.keys import PacketProtection
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.parameters import TransportParameters
 from dialkey.quic.path import (
+    ACK_EVERY,
     MAX_LOCAL_CIDS,
     MAX_PEER_CIDS,
     Address,
@@ -482,6 +483,16 @@ class Connection:
             for path in self.paths.values():
                 outbound.flush_path(self, path, path is selected, now, send, scratch)
 
+    @property
+    def has_urgent_work(self) -> bool:
+        """Whether a flush would send something now even if the application adds nothing."""
+        if self.handshake is not None or self.ready or self.state is not State.OPEN:
+            return True
+        for path in self.paths.values():
+            if path.ack_pending >= ACK_EVERY or path.responses or path.challenge is not None:
+                return True
+        return bool(self.control)
+
     def pace(self, at: float) -> None:
         """Note that the pacer allows more at `at`."""
         if self._pacing_at is None or at < self._pacing_at:
@@ -574,8 +585,12 @@ class Connection:
     heard = _heard
 
     def _idle_period(self) -> float:
-        slowest = max((path.recovery.pto for path in self.paths.values()), default=0.0)
-        return max(self.idle_timeout_s, 3 * slowest)
+        period = self.idle_timeout_s
+        for path in self.paths.values():
+            # Asked for each packet: three probe timeouts matter only on very slow paths.
+            if 20 * path.recovery.srtt > period:
+                period = max(period, 3 * path.recovery.pto)
+        return period
 
     # --- closing --------------------------------------------------------------------------------
 

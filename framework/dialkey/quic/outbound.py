@@ -31,6 +31,8 @@ _MIN_PAYLOAD: Final = 4
 """Shorter payloads are padded, so that the header-protection sample exists (RFC 9001 5.4.2)."""
 _MAX_STREAM_HEAD: Final = 1 + 8 + 8 + 2
 PACKET_OVERHEAD: Final = 1 + CID_LENGTH + 4 + TAG_LENGTH
+_ROOM_LEFT: Final = 128
+"""A lone packet with more room than this left took everything: no frame but a datagram is larger."""
 _SHORT_NUMBER_RANGE: Final = 1 << 14
 _ACK_ONLY_PING_EVERY: Final = 24
 """So many acknowledgement-only packets with gaps, and one asks to be acknowledged itself: then the
@@ -144,6 +146,9 @@ def flush_path(
             break
         allowance -= used
         recovery.pacer.spend(used)
+        if used + _ROOM_LEFT < size and not path.probes_pending and not c.datagrams:
+            # More was not there to be sent, or it would be in this packet.
+            break
     _send_mtu_probe(c, path, cid, now, send)
 
 
