@@ -1,0 +1,1 @@
+"""The relay client: one connection to one relay, and what chooses among several."""

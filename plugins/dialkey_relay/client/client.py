@@ -1,0 +1,481 @@
+"""A client of one relay that stays connected: dialling, coming back, changing tokens, watching itself.
+
+What is promised:
+
+- Every attempt ends within `DIAL_TIMEOUT_S`; attempts repeat for ever, with back-off.
+- An established connection is pinged; it is given up when a pong is late.
+- A watchdog looks at all of that from outside. It ends a connection that is neither connected nor
+  making progress, whatever the reason may be, and restarts the work if it died.
+- A new token is used by a *second* connection. The relay makes that one the active one, and only
+  then the first is closed, so that nothing is interrupted.
+
+Source: relay wire reference 5.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from enum import Enum
+from random import Random, SystemRandom
+from typing import Final
+
+import attrs
+
+from dialkey.errors import DialkeyError, LocalError
+from dialkey.identity import EndpointId, RelayUrl, SecretKey
+from dialkey_relay.client.backoff import Backoff
+from dialkey_relay.client.dial import Dialer, Target
+from dialkey_relay.client.link import Link
+from dialkey_relay.client.machine import ClientMachine, Established, Event
+from dialkey_relay.errors import InvalidGrant, RelayUnreachable
+from dialkey_relay.frames import Datagrams, RelayVersion, Restarting
+from dialkey_relay.grants import PREFIX, Grant
+
+__all__ = ["ClientState", "ClientStatus", "RelayClient", "Token"]
+
+logger = logging.getLogger("dialkey.relay.client")
+
+DIAL_TIMEOUT_S: Final = 10.0
+"""For names, TCP, TLS, upgrade and handshake together; iroh's own number."""
+
+WATCHDOG_S: Final = 5.0
+"""How often the watchdog looks."""
+
+STUCK_S: Final = 30.0
+"""No frame on a connection that is pinged after 15 s and given up 5 s later: something is broken."""
+
+DRAIN_S: Final = 1.0
+"""How long a replaced connection stays open for what is on its way to us."""
+
+REFRESH_AT: Final = 0.75
+"""The part of a grant's life after which its successor is fetched."""
+
+MIN_REFRESH_S: Final = 1.0
+MAX_QUEUED: Final = 512
+"""Received batches that wait for `receive`; iroh's own number."""
+
+Token = str | Callable[[], Awaitable[str]] | None
+"""A token, something that fetches one (asked again for each connection), or none."""
+
+
+class ClientState(Enum):
+    """Where a client stands."""
+
+    STOPPED = "stopped"
+    CONNECTING = "connecting"
+    CONNECTED = "connected"
+    WAITING = "waiting to try again"
+
+
+@attrs.frozen
+class ClientStatus:
+    """A snapshot of a client.
+
+    Attributes:
+        state: where it stands.
+        rtt_s: the last round-trip time to the relay, or None.
+        version: of the relay protocol, while connected.
+        error: why the last attempt or connection ended, or None.
+        attempts: since it was last connected.
+        connects: how often it got connected.
+        watchdog_kills: how often the watchdog had to step in.
+        dropped: batches that could not be sent or were not fetched in time.
+    """
+
+    state: ClientState
+    rtt_s: float | None = None
+    version: RelayVersion | None = None
+    error: DialkeyError | None = None
+    attempts: int = 0
+    connects: int = 0
+    watchdog_kills: int = 0
+    dropped: int = 0
+
+
+class RelayClient:
+    """A connection to one relay that is kept up.
+
+    Args:
+        url: the relay.
+        secret_key: the endpoint's key.
+        token: for the relay's access rules; a callable is asked before each attempt, and again in
+            time before a grant expires.
+        dialer: TLS roots and proxy.
+        on_datagrams: called with what arrives, in the event loop; `receive` is for those who pass
+            none.
+        on_status: called after each change of `status`.
+        random: for everything that must not be predicted, and for jitter.
+        clock: gives Unix seconds, to see when a grant expires.
+    """
+
+    def __init__(
+        self,
+        url: RelayUrl | str,
+        secret_key: SecretKey,
+        *,
+        token: Token = None,
+        dialer: Dialer | None = None,
+        on_datagrams: Callable[[Datagrams], None] | None = None,
+        on_status: Callable[[ClientStatus], None] | None = None,
+        random: Random | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.url = url if isinstance(url, RelayUrl) else RelayUrl(url)
+        self._target = Target.of(self.url)
+        self._secret_key = secret_key
+        self._token = token
+        self._dialer = dialer if dialer is not None else Dialer()
+        self._on_datagrams = on_datagrams
+        self._on_status = on_status
+        self._random = random if random is not None else SystemRandom()
+        self._clock = clock
+        self._backoff = Backoff(self._random)
+        self._status = ClientStatus(ClientState.STOPPED)
+        self._changed = asyncio.Event()
+        self._link: Link | None = None
+        self._draining: dict[Link, asyncio.TimerHandle] = {}
+        self._main: asyncio.Task[None] | None = None
+        self._watchdog: asyncio.Task[None] | None = None
+        self._attempt: asyncio.Task[Link] | None = None
+        self._attempt_since = 0.0
+        self._poke = asyncio.Event()
+        self._restarting: Restarting | None = None
+        self._refresh_at: float | None = None
+        self._queue: asyncio.Queue[Datagrams] = asyncio.Queue()
+        self._closed = False
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect; `connected` waits for it. Needs a running event loop."""
+        if self._main is None and not self._closed:
+            self._main = asyncio.create_task(self._run(), name=f"relay {self.url}")
+            self._watchdog = asyncio.create_task(self._watch(), name=f"watch relay {self.url}")
+
+    async def close(self) -> None:
+        """Say goodbye to the relay and stop. Idempotent."""
+        self._closed = True
+        tasks = [task for task in (self._watchdog, self._main) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._main = self._watchdog = None
+        for link in list(self._draining):
+            self._drained(link)
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+        self._set(state=ClientState.STOPPED, rtt_s=None, version=None)
+
+    async def __aenter__(self) -> RelayClient:
+        self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
+
+    # --- status ---------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> ClientStatus:
+        """Where it stands now."""
+        return self._status
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether datagrams can be sent."""
+        return self._link is not None and self._link.is_open
+
+    @property
+    def last_sent_at(self) -> float:
+        """When datagrams were last sent, in the loop's time; 0 for never."""
+        return self._link.sent_at if self._link is not None else 0.0
+
+    async def connected(self) -> None:
+        """Wait until datagrams can be sent.
+
+        Raises:
+            LocalError: the client was closed.
+        """
+        while not self.is_connected:
+            if self._closed:
+                raise LocalError("the relay client is closed")
+            await self._next_change()
+
+    async def watch(self) -> AsyncIterator[ClientStatus]:
+        """Go through its states, the current one first; a slow reader sees the latest only."""
+        seen: ClientStatus | None = None
+        while not self._closed:
+            if self._status != seen:
+                seen = self._status
+                yield seen
+            else:
+                await self._next_change()
+
+    async def _next_change(self) -> None:
+        await self._changed.wait()
+
+    def _set(self, **changes: object) -> None:
+        self._status = attrs.evolve(self._status, **changes)  # type: ignore[arg-type]
+        # Everybody who waits now is woken; the next to wait get a new event.
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if self._on_status is not None:
+            self._on_status(self._status)
+
+    # --- datagrams ------------------------------------------------------------------------------
+
+    def send(
+        self, to: EndpointId | bytes, data: bytes | memoryview, segment_bytes: int | None = None
+    ) -> bool:
+        """Send datagrams to an endpoint that uses the same relay; never wait.
+
+        Args:
+            data: one or more datagrams behind each other; copied.
+            segment_bytes: the size of each but the last; one datagram if None.
+
+        Returns:
+            Whether they are on their way to the relay. If not they are dropped and counted.
+        """
+        if self._link is not None and self._link.send(bytes(to), data, segment_bytes or len(data)):
+            return True
+        self._status = attrs.evolve(self._status, dropped=self._status.dropped + 1)
+        return False
+
+    async def receive(self) -> Datagrams:
+        """Wait for the next datagrams. Cancellation loses none."""
+        return await self._queue.get()
+
+    def _deliver(self, datagrams: Datagrams) -> None:
+        if self._on_datagrams is not None:
+            self._on_datagrams(datagrams)
+            return
+        if self._queue.qsize() >= MAX_QUEUED:
+            self._queue.get_nowait()
+            self._status = attrs.evolve(self._status, dropped=self._status.dropped + 1)
+        self._queue.put_nowait(datagrams)
+
+    def _on_events(self, link: Link, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Datagrams):
+                self._deliver(event)
+            elif isinstance(event, Established):
+                if link is self._link:
+                    self._set(rtt_s=event.rtt_s)
+            elif isinstance(event, Restarting):
+                self._restarting = event
+                logger.info("relay %s restarts", self.url)
+                link.abort("the relay restarts")
+            else:
+                logger.debug("relay %s: %s", self.url, event)
+
+    # --- from outside ---------------------------------------------------------------------------
+
+    def set_token(self, token: Token) -> None:
+        """Use another token from now on: a new connection replaces the present one when it is up."""
+        self._token = token
+        self._refresh_at = 0.0
+        self._poke.set()
+
+    def network_changed(self) -> None:
+        """Check the connection at once, or try at once if there is none."""
+        self._backoff.reset()
+        if self._link is not None:
+            self._link.ping()
+        self._poke.set()
+
+    # --- the work -------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            self._set(state=ClientState.CONNECTING, attempts=self._status.attempts + 1)
+            try:
+                link = await self._dial()
+            except DialkeyError as error:
+                logger.info("relay %s: %s", self.url, error)
+                self._set(state=ClientState.WAITING, error=error)
+                await self._pause(self._backoff.failed())
+                continue
+            self._adopt(link)
+            reason = await self._serve()
+            self._set(state=ClientState.WAITING, error=reason, rtt_s=None, version=None)
+            await self._pause(self._delay_after(link))
+
+    def _delay_after(self, link: Link) -> float:
+        restarting, self._restarting = self._restarting, None
+        if restarting is not None:
+            wait = min(restarting.reconnect_in_ms, 60_000) / 1000
+            return wait + self._random.uniform(0, wait)
+        lasted = asyncio.get_running_loop().time() - link.connected_at
+        return self._backoff.lost(lasted)
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait, unless the network changes."""
+        self._poke.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._poke.wait()
+        except TimeoutError:
+            return
+
+    async def _dial(self) -> Link:
+        """Make one attempt, in a task of its own that the watchdog can end."""
+        self._attempt_since = asyncio.get_running_loop().time()
+        self._attempt = asyncio.create_task(self._connect())
+        try:
+            return await self._attempt
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                self._attempt.cancel()
+                raise
+            raise RelayUnreachable("the attempt made no progress") from None
+        finally:
+            self._attempt = None
+
+    async def _connect(self) -> Link:
+        token = await self._fetch_token()
+        link: Link | None = None
+
+        def make_machine(transport: asyncio.BaseTransport) -> ClientMachine:
+            return ClientMachine(
+                self._secret_key,
+                host=self._target.host_header,
+                target=self._target.relay_path,
+                random=self._random,
+                now=asyncio.get_running_loop().time(),
+                token=token,
+            )
+
+        def make_link() -> Link:
+            nonlocal link
+            link = Link(make_machine, self._on_events)
+            return link
+
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                await self._dialer.open(self._target, make_link)
+                assert link is not None
+                await link.confirmed
+        except BaseException as error:
+            if link is not None:
+                link.abort("the attempt was given up")
+            if isinstance(error, TimeoutError):
+                raise RelayUnreachable(
+                    f"the relay did not answer within {DIAL_TIMEOUT_S:.0f} s"
+                ) from None
+            raise
+        self._plan_refresh(token)
+        return link
+
+    async def _fetch_token(self) -> str | None:
+        if not callable(self._token):
+            return self._token
+        try:
+            async with asyncio.timeout(DIAL_TIMEOUT_S):
+                return await self._token()
+        except DialkeyError:
+            raise
+        except Exception as error:
+            # The application's own code; its failure is one failed attempt, not the end.
+            raise RelayUnreachable(f"no token could be fetched: {error!r}") from error
+
+    def _plan_refresh(self, token: str | None) -> None:
+        """Find out from a grant when its successor is needed."""
+        self._refresh_at = None
+        if not callable(self._token) or token is None or not token.startswith(PREFIX):
+            return
+        try:
+            grant = Grant.parse(token)
+        except InvalidGrant:
+            return
+        left = grant.issued_at + grant.lifetime_s * REFRESH_AT - self._clock()
+        now = asyncio.get_running_loop().time()
+        self._refresh_at = now + max(left, MIN_REFRESH_S)
+
+    def _adopt(self, link: Link) -> None:
+        previous, self._link = self._link, link
+        if previous is not None and not previous.ended.done():
+            # The relay sends to the new connection already; this one empties itself.
+            loop = asyncio.get_running_loop()
+            self._draining[previous] = loop.call_later(DRAIN_S, self._drained, previous)
+        assert link.machine is not None
+        logger.info("relay %s: connected", self.url)
+        self._set(
+            state=ClientState.CONNECTED,
+            version=link.machine.version,
+            error=None,
+            attempts=0,
+            connects=self._status.connects + 1,
+        )
+
+    def _drained(self, link: Link) -> None:
+        handle = self._draining.pop(link, None)
+        if handle is not None:
+            handle.cancel()
+        link.close()
+
+    async def _serve(self) -> DialkeyError:
+        """Stay with the connection, and with those that replace it, until it is lost."""
+        loop = asyncio.get_running_loop()
+        while True:
+            link = self._link
+            assert link is not None
+            self._poke.clear()
+            timeout = None if self._refresh_at is None else max(0, self._refresh_at - loop.time())
+            poke = asyncio.create_task(self._poke.wait())
+            try:
+                await asyncio.wait(
+                    (link.ended, poke), timeout=timeout, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                poke.cancel()
+            if link.ended.done():
+                return link.ended.result()
+            if self._refresh_at is not None and loop.time() >= self._refresh_at:
+                await self._replace()
+
+    async def _replace(self) -> None:
+        """Connect a second time with a new token; if that fails keep the first and try again."""
+        try:
+            self._adopt(await self._dial())
+        except DialkeyError as error:
+            logger.warning("relay %s: the new token did not work: %s", self.url, error)
+            delay = max(MIN_REFRESH_S, self._backoff.failed())
+            self._refresh_at = asyncio.get_running_loop().time() + delay
+
+    # --- the watchdog ---------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(WATCHDOG_S)
+            reason = self.wedged(loop.time())
+            if reason is None:
+                continue
+            logger.error("relay %s: the watchdog steps in: %s", self.url, reason)
+            self._set(watchdog_kills=self._status.watchdog_kills + 1)
+            if self._attempt is not None:
+                self._attempt.cancel()
+            if self._link is not None:
+                self._link.abort(reason)
+            if self._main is not None and self._main.done():
+                self._main = asyncio.create_task(self._run(), name=f"relay {self.url}")
+
+    def wedged(self, now: float) -> str | None:
+        """Say what is stuck, None if all is well; `now` is in the loop's time."""
+        if self._main is None or self._closed:
+            return None
+        if self._main.done():
+            return "the work has stopped"
+        if self._attempt is not None and now - self._attempt_since > 2 * DIAL_TIMEOUT_S + 5:
+            return "an attempt does not end"
+        link = self._link
+        if link is not None and link.is_open and link.machine is not None:
+            last = link.machine.last_frame_at
+            if last is not None and now - last > STUCK_S:
+                return "a connection is silent and nobody noticed"
+        return None

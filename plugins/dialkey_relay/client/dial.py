@@ -1,0 +1,256 @@
+"""Opening a byte stream to a relay: names, addresses, proxies, TLS.
+
+Source: relay wire reference 1.1, 1.6 and 5.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import ssl
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from dialkey.errors import InvalidAddress, InvalidInput
+from dialkey.identity import RelayUrl
+from dialkey_relay.errors import RelayUnreachable, RelayWireError
+from dialkey_relay.http1 import HeadReader
+
+__all__ = ["Dialer", "Target", "default_tls", "proxy_from_environment"]
+
+HAPPY_EYEBALLS_DELAY_S: Final = 0.25
+PROXY_TIMEOUT_S: Final = 10.0
+
+
+@functools.lru_cache(maxsize=1)
+def _system_tls() -> ssl.SSLContext:
+    # Reading the system's roots takes some 20 ms, too long to do it for each attempt.
+    return ssl.create_default_context()
+
+
+def default_tls(*extra_roots: str) -> ssl.SSLContext:
+    """Make a TLS context with the system's roots and those in further PEM files."""
+    context = ssl.create_default_context()
+    for path in extra_roots:
+        context.load_verify_locations(cafile=path)
+    return context
+
+
+@attrs.frozen
+class Target:
+    """Where a relay URL leads.
+
+    Attributes:
+        host: name or address, as the resolver takes it.
+        port: TCP port.
+        is_tls: whether to speak TLS.
+        host_header: for HTTP: as in the URL, with the port unless it is the scheme's own.
+        query: of the URL.
+    """
+
+    host: str
+    port: int
+    is_tls: bool
+    host_header: str
+    query: str
+
+    @classmethod
+    def of(cls, url: RelayUrl) -> Target:
+        """Take a relay URL apart.
+
+        Raises:
+            InvalidAddress: it has no host, or a scheme that no relay speaks.
+        """
+        if url.scheme not in ("http", "https", "ws", "wss") or url.host is None:
+            raise InvalidAddress(
+                f"{url} cannot be dialled", hint="a relay URL begins with https:// or http://"
+            )
+        is_tls = url.scheme in ("https", "wss")
+        standard = 443 if is_tls else 80
+        port = url.port or standard
+        header = url.host if port == standard else f"{url.host}:{port}"
+        _, _, query = str(url).partition("#")[0].partition("?")
+        return cls(url.host.strip("[]"), port, is_tls, header, query)
+
+    @property
+    def relay_path(self) -> str:
+        """Path and query of the upgrade request: the path is replaced, the query kept."""
+        return f"/relay?{self.query}" if self.query else "/relay"
+
+    @property
+    def server_name(self) -> str:
+        """What a certificate must name: a name is written there without its final dot."""
+        return self.host.removesuffix(".")
+
+
+def proxy_from_environment(target: Target) -> str | None:
+    """Return the proxy that the environment names for a target (``HTTPS_PROXY`` …), or None."""
+    if urllib.request.proxy_bypass(f"{target.host}:{target.port}"):
+        return None
+    proxies = urllib.request.getproxies()
+    schemes = ("https", "http") if target.is_tls else ("http", "https")
+    return next((proxies[scheme] for scheme in schemes if scheme in proxies), None)
+
+
+@attrs.frozen
+class _Proxy:
+    host: str
+    port: int
+    is_tls: bool
+    authorization: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> _Proxy:
+        parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+        if parts.scheme not in ("http", "https") or parts.hostname is None:
+            raise InvalidInput(
+                f"a proxy with scheme {parts.scheme!r} is not supported",
+                hint="give an http:// or https:// proxy that allows CONNECT",
+            )
+        is_tls = parts.scheme == "https"
+        authorization = None
+        if parts.username is not None:
+            user = urllib.parse.unquote(parts.username)
+            password = urllib.parse.unquote(parts.password or "")
+            encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
+            authorization = f"Basic {encoded}"
+        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls, authorization)
+
+
+class _Tunnel(asyncio.Protocol):
+    """Speaks CONNECT to a proxy, until the tunnel is open."""
+
+    def __init__(self, proxy: _Proxy, target: Target) -> None:
+        self._proxy = proxy
+        self._target = target
+        self._head = HeadReader()
+        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        host = f"[{self._target.host}]" if ":" in self._target.host else self._target.host
+        lines = [
+            f"CONNECT {host}:{self._target.port} HTTP/1.1",
+            f"Host: {host}:{self._target.port}",
+            "Proxy-Connection: Keep-Alive",
+        ]
+        if self._proxy.authorization is not None:
+            lines.append(f"Proxy-Authorization: {self._proxy.authorization}")
+        transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    def data_received(self, data: bytes) -> None:
+        if self.opened.done():
+            return
+        try:
+            self._head.feed(data)
+            response = self._head.next_response()
+        except RelayWireError as error:
+            self.opened.set_exception(RelayUnreachable(f"the proxy: {error.message}"))
+            return
+        if response is None:
+            return
+        if 200 <= response.status < 300:
+            self.opened.set_result(None)
+            return
+        hint = "it wants credentials" if response.status == 407 else None
+        self.opened.set_exception(
+            RelayUnreachable(
+                f"the proxy answered {response.status} {response.phrase[:80]}", hint=hint
+            )
+        )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.opened.done():
+            self.opened.set_exception(RelayUnreachable("the proxy closed the connection"))
+
+
+@attrs.frozen
+class Dialer:
+    """How to get to relays.
+
+    Attributes:
+        tls: for ``https``; the system's roots if None.
+        proxy: the URL of a proxy, "" for none, None for what the environment says.
+    """
+
+    tls: ssl.SSLContext | None = None
+    proxy: str | None = None
+
+    async def open(self, target: Target, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        """Connect; the protocol's `connection_made` gets the transport.
+
+        Cancelling it closes what was opened so far.
+
+        Raises:
+            RelayUnreachable: nobody answers there, or TLS fails; the message tells which.
+        """
+        proxy = proxy_from_environment(target) if self.proxy is None else self.proxy or None
+        context: ssl.SSLContext | None = None
+        if target.is_tls:
+            context = self.tls if self.tls is not None else _system_tls()
+        try:
+            if proxy is None:
+                await asyncio.get_running_loop().create_connection(
+                    protocol,
+                    target.host,
+                    target.port,
+                    ssl=context,
+                    server_hostname=target.server_name if context is not None else None,
+                    happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S,
+                    interleave=1,
+                )
+            else:
+                await self._through(_Proxy.parse(proxy), target, context, protocol)
+        except ssl.SSLCertVerificationError as error:
+            raise RelayUnreachable(
+                f"the certificate of {target.host} is not trusted: {error.verify_message}",
+                hint="a private authority's root can be added to the TLS context",
+            ) from error
+        except ssl.SSLError as error:
+            raise RelayUnreachable(f"TLS with {target.host} failed: {error.reason}") from error
+        except OSError as error:
+            raise RelayUnreachable(
+                f"no connection to {target.host} port {target.port}: {error.strerror or error}"
+            ) from error
+
+    async def _through(
+        self,
+        proxy: _Proxy,
+        target: Target,
+        context: ssl.SSLContext | None,
+        protocol: Callable[[], asyncio.BaseProtocol],
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        proxy_tls = _system_tls() if proxy.is_tls else None
+        transport, tunnel = await loop.create_connection(
+            lambda: _Tunnel(proxy, target),
+            proxy.host,
+            proxy.port,
+            ssl=proxy_tls,
+            happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S,
+            interleave=1,
+        )
+        try:
+            async with asyncio.timeout(PROXY_TIMEOUT_S):
+                await tunnel.opened
+            inner = protocol()
+            if context is None:
+                transport.set_protocol(inner)
+                inner.connection_made(transport)
+                return
+            secure = await loop.start_tls(
+                transport, inner, context, server_hostname=target.server_name
+            )
+            if secure is None:
+                raise RelayUnreachable("the proxy closed the connection")
+            inner.connection_made(secure)
+        except BaseException as error:
+            transport.abort()
+            if isinstance(error, TimeoutError):
+                raise RelayUnreachable("the proxy does not answer") from None
+            raise
