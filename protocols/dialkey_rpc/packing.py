@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # it has no annotations
 
@@ -48,29 +49,32 @@ class _Packer:
 
     def _refer(self, value: object) -> msgpack.ExtType:
         if type(value) is not Part:
-            raise TypeError(f"a {type(value).__name__} has no form on the wire")
+            raise CannotSend(f"a {type(value).__name__} has no form on the wire", hint=_hint(value))
         self._parts.append(value.data)
         number = len(self._parts) - 1
         if number > 0xFFFF:
-            raise ValueError("too many large byte strings in one message")
+            raise CannotSend("too many large byte strings in one message")
         return msgpack.ExtType(EXT_PART, number.to_bytes(2, "big"))
 
     def pack(self, value: object) -> tuple[bytes, Sequence[bytes]]:
         try:
             envelope: bytes = self._packer.pack(value)
+        except CannotSend:
+            self._parts = []
+            raise
         except (TypeError, ValueError, OverflowError) as error:
             self._parts = []
-            raise CannotSend(f"this value cannot be sent: {error}", hint=_hint(error)) from error
+            raise CannotSend(f"this value cannot be sent: {error}") from error
         if not self._parts:
             return envelope, ()
         parts, self._parts = self._parts, []
         return envelope, parts
 
 
-def _hint(error: Exception) -> str | None:
-    if isinstance(error, OverflowError):
+def _hint(value: object) -> str | None:
+    if isinstance(value, int):
         return "integers have 64 bits on the wire"
-    if "tzinfo" in str(error):
+    if isinstance(value, datetime):
         return "give the datetime a timezone, datetime.now(UTC) for example"
     return None
 
@@ -126,19 +130,38 @@ def unpack(envelope: bytes, parts: Sequence[bytes], max_depth: int) -> object:
 
 
 class _Scanner:
+    """Checks that an envelope is one whole value, without making anything of it."""
+
     def __init__(self) -> None:
-        self._kept = msgpack.Unpacker()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._kept = _new_scanner(_MAX_KEPT_BYTES)
+        self._fed = 0
 
     def __call__(self, envelope: bytes) -> None:
-        kept = len(envelope) <= _MAX_KEPT_BYTES
-        unpacker = self._kept if kept else msgpack.Unpacker(max_buffer_size=len(envelope))
+        size = len(envelope)
+        if size > _MAX_KEPT_BYTES:
+            scanner = _new_scanner(size)
+            scanner.feed(envelope)
+            scanner.skip()
+            return
+        scanner = self._kept
+        self._fed += size
         try:
-            unpacker.feed(envelope)
-            unpacker.skip()
+            scanner.feed(envelope)
+            scanner.skip()
+            if scanner.tell() != self._fed:
+                # What is left over would be taken for the beginning of the next envelope.
+                raise ValueError("more than one value")
         except BaseException:
-            if kept:
-                self._kept = msgpack.Unpacker()
+            self._reset()
             raise
+
+
+def _new_scanner(size: int) -> Any:
+    # By itself it would make room for a megabyte at once.
+    return msgpack.Unpacker(read_size=min(size, 4096), max_buffer_size=size)
 
 
 _scan: Final = _Scanner()
