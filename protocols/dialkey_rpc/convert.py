@@ -109,6 +109,7 @@ def make_converter() -> cattrs.Converter:
     drop(uuid.UUID, lambda value: value.bytes)
     drop(EndpointId, bytes)
     converter.register_unstructure_hook_factory(_is_any, lambda _: _from_any(converter))
+    converter.register_unstructure_hook_factory(is_named_tuple, _from_named_tuple)
     converter.register_unstructure_hook_factory(is_union, _from_union)
     return converter
 
@@ -235,6 +236,14 @@ def _to_named_tuple(kind: Any, converter: cattrs.Converter) -> _Hook:
     hints = get_type_hints(kind, include_extras=True)
     items = tuple(hints[name] for name in kind._fields)
     return _fixed(items, converter, lambda values: kind(*values))
+
+
+def _from_named_tuple(kind: Any, converter: cattrs.Converter) -> Unstructure:
+    hints = get_type_hints(kind, include_extras=True)
+    hooks = [converter.get_unstructure_hook(hints[name]) for name in kind._fields]
+    return lambda value: [
+        hook(each) for hook, each in zip(hooks, cast("tuple[Any, ...]", value), strict=True)
+    ]
 
 
 def _fixed(

@@ -142,7 +142,7 @@ class Types:
         if origin is tuple and arguments:
             if len(arguments) == 2 and arguments[1] is Ellipsis:
                 return ["list", self.describe(arguments[0])]
-            return ["tuple", *(self.describe(each) for each in arguments if each != ())]
+            return ["tuple", *(self.describe(each) for each in arguments)]
         if origin in LISTS and arguments:
             return ["list", self.describe(arguments[0])]
         if origin in SETS and arguments:
