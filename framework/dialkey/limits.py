@@ -66,8 +66,11 @@ MAX_BLOB_REQUEST_BYTES: Final = 1 << 20
 MAX_BLOB_REQUESTS: Final = 256
 """Requests answered at a time; each holds about 1 MiB. Further ones wait their turn."""
 
-MAX_BLOB_REQUESTS_PER_CONNECTION: Final = 64
-"""Of those, from one connection; below the number of streams that it may open."""
+MAX_BLOB_REQUESTS_PER_PEER: Final = 64
+"""Of those, from one endpoint, over all its connections."""
+
+MAX_BLOB_OBSERVERS: Final = 1024
+"""Answers to Observe that are open; each costs two tasks and otherwise nothing."""
 
 MAX_BLOB_RANGE_BOUNDARIES: Final = 1 << 18
 """Boundaries in one request, over all its blobs: 131,072 holes, about 10 MiB once decoded."""

@@ -1,0 +1,178 @@
+"""Blobs: content by its hash, verified while it comes; wire-compatible with iroh-blobs.
+
+    async with Endpoint.bind() as endpoint, Router(endpoint) as router:
+        blobs = router.add(Blobs.persistent("~/share"))
+        tag, _ = await blobs.add_files(["photos"])
+        print(blobs.ticket(tag))
+        await router.serve()
+
+The names below are imported when first used, so importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dialkey_blobs.bitfield import Bitfield
+    from dialkey_blobs.blobs import Blobs, Entry, Exported
+    from dialkey_blobs.collection import Collection
+    from dialkey_blobs.download import (
+        BlobFetched,
+        Connected,
+        Download,
+        Downloaded,
+        DownloadEvent,
+        Progress,
+        ProviderFailed,
+    )
+    from dialkey_blobs.errors import (
+        BlobNotFound,
+        BlobTooLarge,
+        BlobTruncated,
+        ItemNotFound,
+        LeafMismatch,
+        ParentMismatch,
+        RangeMissing,
+        VerificationError,
+    )
+    from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
+    from dialkey_blobs.hash_seq import HashSeq
+    from dialkey_blobs.protocol import (
+        ALPN,
+        GetManyRequest,
+        GetRequest,
+        ObserveRequest,
+        PushRequest,
+        Request,
+        StreamCode,
+    )
+    from dialkey_blobs.provider import Authorize, ProviderLimits
+    from dialkey_blobs.provider_events import (
+        BlobServed,
+        ProviderEvent,
+        ProviderEvents,
+        ProviderEventsLagged,
+        RequestEnded,
+        RequestStarted,
+    )
+    from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
+    from dialkey_blobs.safe_paths import TargetExists, UnsafeName
+    from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
+    from dialkey_blobs.ticket import BlobTicket
+
+__all__ = [
+    "ALPN",
+    "Authorize",
+    "Bitfield",
+    "BlobFetched",
+    "BlobFormat",
+    "BlobNotFound",
+    "BlobServed",
+    "BlobTicket",
+    "BlobTooLarge",
+    "BlobTruncated",
+    "Blobs",
+    "ChunkRanges",
+    "ChunkRangesSeq",
+    "Collection",
+    "Connected",
+    "Download",
+    "DownloadEvent",
+    "Downloaded",
+    "Entry",
+    "Exported",
+    "FsStore",
+    "GetManyRequest",
+    "GetRequest",
+    "Hash",
+    "HashAndFormat",
+    "HashSeq",
+    "ImportMode",
+    "ItemNotFound",
+    "LeafMismatch",
+    "MemoryStore",
+    "ObserveRequest",
+    "ParentMismatch",
+    "Progress",
+    "ProviderEvent",
+    "ProviderEvents",
+    "ProviderEventsLagged",
+    "ProviderFailed",
+    "ProviderLimits",
+    "PushRequest",
+    "RangeMissing",
+    "Request",
+    "RequestEnded",
+    "RequestStarted",
+    "Store",
+    "StreamCode",
+    "TargetExists",
+    "TempTag",
+    "UnsafeName",
+    "VerificationError",
+]
+
+_HOMES = {
+    "bitfield": ("Bitfield",),
+    "blobs": ("Blobs", "Entry", "Exported"),
+    "collection": ("Collection",),
+    "download": (
+        "BlobFetched",
+        "Connected",
+        "Download",
+        "DownloadEvent",
+        "Downloaded",
+        "Progress",
+        "ProviderFailed",
+    ),
+    "errors": (
+        "BlobNotFound",
+        "BlobTooLarge",
+        "BlobTruncated",
+        "ItemNotFound",
+        "LeafMismatch",
+        "ParentMismatch",
+        "RangeMissing",
+        "VerificationError",
+    ),
+    "hash": ("BlobFormat", "Hash", "HashAndFormat"),
+    "hash_seq": ("HashSeq",),
+    "protocol": (
+        "ALPN",
+        "GetManyRequest",
+        "GetRequest",
+        "ObserveRequest",
+        "PushRequest",
+        "Request",
+        "StreamCode",
+    ),
+    "provider": ("Authorize", "ProviderLimits"),
+    "provider_events": (
+        "BlobServed",
+        "ProviderEvent",
+        "ProviderEvents",
+        "ProviderEventsLagged",
+        "RequestEnded",
+        "RequestStarted",
+    ),
+    "ranges": ("ChunkRanges", "ChunkRangesSeq"),
+    "safe_paths": ("TargetExists", "UnsafeName"),
+    "store": ("FsStore", "ImportMode", "MemoryStore", "Store", "TempTag"),
+    "ticket": ("BlobTicket",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'dialkey_blobs' has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"dialkey_blobs.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

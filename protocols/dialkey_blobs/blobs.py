@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import attrs
 
 from dialkey import Connection, Endpoint, hookimpl
-from dialkey.errors import InvalidInput, LocalError, StorageError
+from dialkey.errors import InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, Remote, parse_remote
 from dialkey_blobs.bitfield import Bitfield, ObserveReader
 from dialkey_blobs.collection import Collection
@@ -24,11 +25,21 @@ from dialkey_blobs.protocol import (
     StreamCode,
     encode_request,
 )
-from dialkey_blobs.provider import Authorize, Provider, ProviderEvents
+from dialkey_blobs.provider import Authorize, Provider, ProviderEvents, ProviderLimits
 from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
 from dialkey_blobs.responder import Responder, load_hash_seq
-from dialkey_blobs.safe_paths import SafeRoot, check_names
-from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
+from dialkey_blobs.safe_paths import SafeRoot, TargetExists, check_names
+from dialkey_blobs.store import (
+    BlobIncomplete,
+    BlobMissing,
+    BlobState,
+    FsStore,
+    ImportMode,
+    MemoryStore,
+    Store,
+    StoreReader,
+    TempTag,
+)
 from dialkey_blobs.ticket import BlobTicket
 
 __all__ = ["Blobs", "Entry", "Exported"]
@@ -74,7 +85,9 @@ class Blobs:
     Args:
         store: where blobs are kept.
         authorize: asked for each request of others; a `Refusal` turns it away.
-        allow_push: let others add blobs.
+        allow_push: let others add blobs. Nothing but what you do protects those from garbage
+            collection.
+        limits: how much is answered at a time.
         owns_store: close the store with the endpoint.
     """
 
@@ -84,18 +97,30 @@ class Blobs:
         *,
         authorize: Authorize | None = None,
         allow_push: bool = False,
+        limits: ProviderLimits | None = None,
         owns_store: bool = False,
     ) -> None:
         self.store = store
-        self._provider = Provider(store, authorize=authorize, allow_push=allow_push)
+        self._provider = Provider(store, authorize=authorize, allow_push=allow_push, limits=limits)
         self._owns_store = owns_store
         self._endpoint: Endpoint | None = None
 
     @classmethod
-    def memory(cls, *, authorize: Authorize | None = None, allow_push: bool = False) -> Blobs:
+    def memory(
+        cls,
+        *,
+        authorize: Authorize | None = None,
+        allow_push: bool = False,
+        limits: ProviderLimits | None = None,
+    ) -> Blobs:
         """Keep blobs in memory; they are gone with the process."""
-        store = MemoryStore()
-        return cls(store, authorize=authorize, allow_push=allow_push, owns_store=True)
+        return cls(
+            MemoryStore(),
+            authorize=authorize,
+            allow_push=allow_push,
+            limits=limits,
+            owns_store=True,
+        )
 
     @classmethod
     def persistent(
@@ -104,14 +129,19 @@ class Blobs:
         *,
         authorize: Authorize | None = None,
         allow_push: bool = False,
+        limits: ProviderLimits | None = None,
     ) -> Blobs:
-        """Keep blobs in a folder, which is made if it is not there.
+        """Keep blobs in a folder, which is made if it is not there; one process at a time can.
 
-        Raises:
-            StorageError: it cannot be used, or another process has it open.
+        It is opened with the endpoint, which fails then if the folder cannot be used.
         """
-        store = FsStore.open(Path(path).expanduser())
-        return cls(store, authorize=authorize, allow_push=allow_push, owns_store=True)
+        return cls(
+            FsStore(path),
+            authorize=authorize,
+            allow_push=allow_push,
+            limits=limits,
+            owns_store=True,
+        )
 
     # --- being a plugin -------------------------------------------------------------------------
 
@@ -120,6 +150,11 @@ class Blobs:
         """Serve the store."""
         self.attach(endpoint)
         return {ALPN: self._provider}
+
+    @hookimpl
+    async def dialkey_endpoint_started(self, endpoint: Endpoint) -> None:
+        """Open the store, so that what is wrong with it is known at once."""
+        await self.store.ready()
 
     @hookimpl
     async def dialkey_endpoint_closing(self, endpoint: Endpoint) -> None:
@@ -149,6 +184,7 @@ class Blobs:
             await self.store.close()
 
     async def __aenter__(self) -> Blobs:
+        await self.store.ready()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -164,9 +200,7 @@ class Blobs:
         """Add a blob from memory. It stays at least as long as the returned tag; see `store`."""
         return await self.store.add_bytes(data)
 
-    async def add_path(
-        self, path: str | Path, mode: ImportMode = ImportMode.COPY
-    ) -> TempTag:
+    async def add_path(self, path: str | Path, mode: ImportMode = ImportMode.COPY) -> TempTag:
         """Add a file.
 
         Raises:
@@ -200,19 +234,16 @@ class Blobs:
             InvalidInput: there is no file, or two have the same name.
             StorageError: one cannot be read.
         """
-        found = collect_files(paths)
-        entries: list[Entry] = []
-        tags: list[TempTag] = []
-        try:
-            for name, path in found:
-                tag = await self.store.add_path(path, mode)
-                tags.append(tag)
-                status = await self.store.status(tag.hash)
-                entries.append(Entry(name, tag.hash, status.size or 0))
-            collection = await self.add_collection([(e.name, e.hash) for e in entries])
-        finally:
-            for tag in tags:
-                tag.release()
+        found = await asyncio.to_thread(collect_files, list(paths))
+        with self.store.batch() as batch:
+            hashes = [batch.add(await self.store.add_path(path, mode)).hash for _, path in found]
+            names = [name for name, _ in found]
+            collection = await self.add_collection(list(zip(names, hashes, strict=True)))
+        statuses = await self.store.statuses(hashes)
+        entries = [
+            Entry(name, hash, status.size or 0)
+            for name, hash, status in zip(names, hashes, statuses, strict=True)
+        ]
         return collection, entries
 
     def ticket(self, content: HashAndFormat | TempTag | Hash) -> BlobTicket:
@@ -287,14 +318,19 @@ class Blobs:
     async def entries(self, content: HashAndFormat) -> list[Entry]:
         """Return the files of a collection with their sizes, as far as proven (else 0)."""
         collection = await self.load_collection(content.hash)
-        result = []
-        for name, hash in collection:
-            status = await self.store.status(hash)
-            result.append(Entry(name, hash, status.size or 0))
-        return result
+        statuses = await self.store.statuses([hash for _, hash in collection])
+        return [
+            Entry(name, hash, status.size or 0)
+            for (name, hash), status in zip(collection, statuses, strict=True)
+        ]
 
     async def export(
-        self, content: HashAndFormat | Hash, target: str | Path, *, overwrite: bool = False
+        self,
+        content: HashAndFormat | Hash,
+        target: str | Path,
+        *,
+        overwrite: bool = False,
+        durable: bool = False,
     ) -> AsyncIterator[Exported]:
         """Write content to files; yield each as it is done.
 
@@ -302,32 +338,32 @@ class Blobs:
             content: a blob, which goes to the file `target`; or a collection, whose files go below
                 the folder `target`.
             overwrite: replace files that exist. Otherwise nothing at all is written if one exists.
+            durable: wait for the disk, so that not even a power failure leaves a file incomplete.
 
         Raises:
+            BlobMissing, BlobIncomplete: not all of it is held; nothing is written then.
             UnsafeName: a name leads elsewhere, or cannot stand beside the others.
             TargetExists: a file exists, and `overwrite` is false.
             StorageError: a file cannot be written. Partial data never stands under a final name.
         """
-        target = Path(target).expanduser()
-        if isinstance(content, Hash) or content.format is BlobFormat.RAW:
-            hash = content if isinstance(content, Hash) else content.hash
-            names = [(target.name, hash)]
-            root = target.parent
-        else:
-            names = list(await self.load_collection(content.hash))
-            root = target
-        check_names([name for name, _ in names])
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"cannot make the folder {root}: {error.strerror}") from error
-        with SafeRoot(root) as folder:
-            if not overwrite:
-                folder.check_absent(name for name, _ in names)
-            for name, hash in names:
-                file = folder.create(name, overwrite=overwrite)
-                size = await self.store.export(hash, file)
-                yield Exported(root / name, size)
+        target = _expanded(target)
+        if isinstance(content, Hash):
+            content = HashAndFormat(content)
+        if content.format is BlobFormat.RAW:
+            size = await self.store.export(
+                content.hash, target, overwrite=overwrite, durable=durable
+            )
+            yield Exported(target, size)
+            return
+        entries = list(await self.load_collection(content.hash))
+        await self.store.run(lambda core: _check_complete(core, [hash for _, hash in entries]))
+        names = [name for name, _ in entries]
+        folder = await asyncio.to_thread(_open_folder, target, names, overwrite)
+        with folder:
+            for name, hash in entries:
+                file = await asyncio.to_thread(folder.create, name, overwrite=overwrite)
+                size = await self.store.export(hash, file, durable=durable)
+                yield Exported(file.path, size)
 
     # --- other requests -------------------------------------------------------------------------
 
@@ -364,11 +400,9 @@ class Blobs:
         if isinstance(content, TempTag):
             content = content.content
         sequence = (
-            ChunkRangesSeq.single()
-            if content.format is BlobFormat.RAW
-            else ChunkRangesSeq.all()
+            ChunkRangesSeq.single() if content.format is BlobFormat.RAW else ChunkRangesSeq.all()
         )
-        responder = Responder(GetRequest(content.hash, sequence), self._provider.cache)
+        responder = Responder(GetRequest(content.hash, sequence), self._provider.caches)
         async with await self.endpoint.connect(remote, ALPN) as connection:
             send, recv = await connection.open_bi()
             recv.stop(StreamCode.NONE)
@@ -386,6 +420,30 @@ class Blobs:
                 await send.stopped()
             finally:
                 await self.store.run(lambda _: responder.close())
+
+
+def _expanded(path: str | Path) -> Path:
+    return Path(path).expanduser()
+
+
+def _check_complete(reader: StoreReader, hashes: Iterable[Hash]) -> None:
+    for hash in hashes:
+        state = reader.status(hash).state
+        if state is BlobState.MISSING:
+            raise BlobMissing(hash)
+        if state is BlobState.PARTIAL:
+            raise BlobIncomplete(hash)
+
+
+def _open_folder(path: Path, names: Sequence[str], overwrite: bool) -> SafeRoot:
+    """Open the folder for files, none of which may be there unless they may be overwritten."""
+    check_names(names)
+    if not overwrite:
+        for name in names:
+            target = path.joinpath(*name.split("/"))
+            if os.path.lexists(target):
+                raise TargetExists(target)
+    return SafeRoot(path)
 
 
 def collect_files(paths: Iterable[str | Path]) -> list[tuple[str, Path]]:
@@ -426,4 +484,3 @@ def _walk(path: Path) -> list[Path]:
             if each.is_file() and not each.is_symlink():
                 found.append(each)
     return found
-

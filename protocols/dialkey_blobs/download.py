@@ -12,32 +12,33 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from dialkey import Connection, Endpoint, PathInfo
 from dialkey.errors import (
-    ConnectionClosed,
     ConnectionClosedByPeer,
-    ConnectionLost,
     DialkeyError,
-    EndpointClosed,
+    InvalidInput,
+    LocalError,
     NetworkError,
-    Refused,
     StreamReset,
 )
 from dialkey.identity import EndpointAddr, EndpointId
 from dialkey.limits import MAX_HASH_SEQ_BYTES
-from dialkey_blobs.errors import BlobNotFound, ItemNotFound
+from dialkey_blobs.errors import BlobNotFound
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.local import Local, look
 from dialkey_blobs.protocol import ALPN, GetRequest, StreamCode, encode_request
 from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
-from dialkey_blobs.receiving import Received, receive
+from dialkey_blobs.receiving import receive
 from dialkey_blobs.store.core import StoreReader
 from dialkey_blobs.store.values import BlobState
+from dialkey_blobs.tree import CHUNK_BYTES
 
 if TYPE_CHECKING:
     from dialkey_blobs.store import Store
@@ -56,8 +57,6 @@ MAX_FRUITLESS_ATTEMPTS: Final = 5
 """Connections to one provider that may break one after the other without a byte of progress."""
 RETRY_FIRST_S: Final = 0.25
 RETRY_MOST_S: Final = 8.0
-STALL_TIMEOUT_S: Final = 30.0
-"""A provider that sends nothing for so long is given up; the connection itself may be alive."""
 SIZES_FIRST_CHILDREN: Final = 1024
 """Up to so many children, their sizes are asked for before the content."""
 
@@ -81,7 +80,8 @@ class Progress:
 
     Attributes:
         held_bytes: content that is verified and stored, what was there before included.
-        total_bytes: all content, once every size is proven; None before.
+        total_bytes: all content, once every size is proven; None before. For a single blob it is
+            what the provider claims, until that is proven.
         bytes_per_s: content received per second, over the last seconds.
         path: the way it comes, or None between connections.
     """
@@ -187,12 +187,14 @@ class Download:
         self._endpoint = endpoint
         self._store = store
         self.content = content
-        self._candidates = deque(_Candidate(addr) for addr in providers)
+        others = [addr for addr in providers if addr.id != endpoint.id]
+        if not others:
+            raise InvalidInput("nobody else is named who could have this content")
+        self._candidates = deque(_Candidate(addr) for addr in others)
         self._given = connection
         self._rate = _Rate()
         self._payload = 0
         self._overhead = 0
-        self._started_at = 0.0
 
     def __await__(self) -> Generator[object, None, Downloaded]:
         return self._to_end().__await__()
@@ -210,35 +212,32 @@ class Download:
         Raises:
             VerificationError: the only provider left lied.
             BlobNotFound, ItemNotFound, StreamReset: no provider has it, or none gives it to us.
-            DialError, ConnectionLost: no provider can be reached any more.
+            DialError, ConnectionLost, ConnectionClosedByPeer: no provider can be reached any more.
             StorageError: the store failed.
         """
         loop = asyncio.get_running_loop()
-        self._started_at = loop.time()
+        started_at = loop.time()
         last_remote: EndpointId | None = None
         with self._store.pin(self.content):
             local = await self._look()
             while not local.is_complete:
-                if not self._candidates:
-                    raise BlobNotFound("no provider is left to ask for this content")
                 candidate = self._candidates[0]
                 held = local.held_bytes
                 try:
-                    async for event in self._fetch_from(candidate, local):
-                        yield event
+                    async with aclosing(self._fetch_from(candidate, local)) as events:
+                        async for event in events:
+                            yield event
                     last_remote = candidate.addr.id
                     local = await self._look()
                     if not local.is_complete:
-                        raise ItemNotFound("the provider holds only a part of this content")
-                except EndpointClosed:
+                        raise BlobNotFound("the provider holds only a part of this content")
+                except LocalError:
                     raise
                 except DialkeyError as error:
-                    if isinstance(error, ConnectionClosed):
-                        raise
                     local = await self._look()
                     delay = self._after_failure(candidate, error, local.held_bytes > held)
                     yield ProviderFailed(candidate.addr.id, error, delay)
-                    if delay is None and not self._candidates:
+                    if not self._candidates:
                         raise
                     if delay:
                         await asyncio.sleep(delay)
@@ -247,7 +246,7 @@ class Download:
                 local.held_bytes,
                 self._payload,
                 self._overhead,
-                loop.time() - self._started_at,
+                loop.time() - started_at,
                 last_remote,
             )
 
@@ -257,17 +256,12 @@ class Download:
         """Decide what becomes of a provider: seconds until it is tried again, None if never."""
         candidate.fruitless = 0 if progressed else candidate.fruitless + 1
         self._candidates.popleft()
-        lost = isinstance(error, (ConnectionLost, ConnectionClosedByPeer)) or (
-            isinstance(error, NetworkError) and candidate.was_connected
-        )
-        if isinstance(error, Refused) or not lost:
-            return None
-        if candidate.fruitless >= MAX_FRUITLESS_ATTEMPTS:
+        if not _may_recover(error, candidate) or candidate.fruitless >= MAX_FRUITLESS_ATTEMPTS:
             return None
         self._candidates.append(candidate)
-        if len(self._candidates) > 1 and candidate.fruitless == 0:
+        if len(self._candidates) > 1 and self._candidates[0].fruitless == 0:
             return 0.0
-        delay = min(RETRY_FIRST_S * 2**candidate.fruitless, RETRY_MOST_S)
+        delay: float = min(RETRY_FIRST_S * 2**candidate.fruitless, RETRY_MOST_S)
         return delay * random.uniform(0.5, 1.0)
 
     async def _look(self) -> Local:
@@ -275,79 +269,75 @@ class Download:
 
     async def _fetch_from(
         self, candidate: _Candidate, local: Local
-    ) -> AsyncIterator[DownloadEvent]:
+    ) -> AsyncGenerator[DownloadEvent, None]:
         given, self._given = self._given, None
         connection = given or await self._endpoint.connect(candidate.addr, ALPN)
         candidate.was_connected = True
         try:
-            yield Connected(connection.remote_id, connection.paths()[0])
-            for request in await self._plan_begin(local):
-                async for event in self._fetch(connection, request, local):
-                    yield event
+            path = _path_of(connection)
+            if path is not None:
+                yield Connected(connection.remote_id, path)
+            for plan in (_begin_request, _sizes_request, _missing_request):
+                request = await self._store.run(partial(plan, local=local))
+                if request is None:
+                    continue
+                async with aclosing(self._fetch(connection, request, local)) as events:
+                    async for event in events:
+                        yield event
                 local = await self._look()
-            sizes = await self._store.run(lambda core: _sizes_request(core, local))
-            if sizes is not None:
-                async for event in self._fetch(connection, sizes, local):
-                    yield event
-                local = await self._look()
-            if local.missing is not None:
-                async for event in self._fetch(connection, local.missing, local):
-                    yield event
         finally:
             if given is None:
                 connection.close()
 
-    async def _plan_begin(self, local: Local) -> list[GetRequest]:
-        """Return the request for a hash sequence and its first child, unless they are there."""
-        if self.content.format is BlobFormat.RAW or local.children is not None:
-            return []
-        assert local.missing is not None
-        sets = [local.missing.ranges[0], ChunkRanges.all()]
-        return [GetRequest(self.content.hash, ChunkRangesSeq.finite(sets))]
-
     async def _fetch(
         self, connection: Connection, request: GetRequest, local: Local
-    ) -> AsyncIterator[DownloadEvent]:
+    ) -> AsyncGenerator[DownloadEvent, None]:
         loop = asyncio.get_running_loop()
+        payload, overhead = self._payload, self._overhead
         send, recv = await connection.open_bi()
-        await send.write(encode_request(request), finish=True)
-        before = self._payload, self._overhead
-        responses = receive(self._store, request, recv, max_root_size=self._root_limit())
         try:
-            while True:
-                received = await _next(responses)
-                if received is None:
-                    break
-                self._payload = before[0] + received.payload_bytes
-                self._overhead = before[1] + received.overhead_bytes
-                for blob in received.finished:
-                    if blob.size_is_proven:
-                        yield BlobFetched(blob.hash, blob.size)
-                paths = connection.paths()
-                yield Progress(
-                    local.held_bytes + received.payload_bytes,
-                    local.total_bytes,
-                    self._rate.add(loop.time(), self._payload),
-                    paths[0] if paths else None,
-                )
+            await send.write(encode_request(request), finish=True)
+            responses = receive(self._store, request, recv, max_root_size=self._root_limit())
+            async with aclosing(responses):
+                async for received in responses:
+                    self._payload = payload + received.payload_bytes
+                    self._overhead = overhead + received.overhead_bytes
+                    for blob in received.finished:
+                        if _completes(request.ranges[blob.index], blob.size):
+                            yield BlobFetched(blob.hash, blob.size)
+                    total = local.total_bytes
+                    if total is None and local.content.format is BlobFormat.RAW:
+                        total = received.claimed_size
+                    yield Progress(
+                        local.held_bytes + received.payload_bytes,
+                        total,
+                        self._rate.add(loop.time(), self._payload),
+                        _path_of(connection),
+                    )
         except StreamReset as error:
             raise _explain(error, connection.remote_id) from error
         finally:
-            await responses.aclose()
             recv.stop(StreamCode.NONE)
 
     def _root_limit(self) -> int | None:
         return None if self.content.format is BlobFormat.RAW else MAX_HASH_SEQ_BYTES
 
 
-async def _next(responses: AsyncIterator[Received]) -> Received | None:
-    try:
-        async with asyncio.timeout(STALL_TIMEOUT_S):
-            return await anext(responses, None)
-    except TimeoutError:
-        raise ConnectionLost(
-            f"the provider sent nothing for {STALL_TIMEOUT_S:g} s", hint="it can be resumed"
-        ) from None
+def _path_of(connection: Connection) -> PathInfo | None:
+    return next(iter(connection.paths()), None)
+
+
+def _completes(ranges: ChunkRanges, size: int) -> bool:
+    """Return whether a blob is complete with these ranges: all requests but for sizes do that."""
+    return ranges != ChunkRanges.last_chunk() or size <= CHUNK_BYTES
+
+
+def _may_recover(error: DialkeyError, candidate: _Candidate) -> bool:
+    if isinstance(error, StreamReset):
+        return error.error_code == StreamCode.LIMIT
+    if isinstance(error, NetworkError):
+        return candidate.was_connected
+    return isinstance(error, ConnectionClosedByPeer)
 
 
 def _explain(error: StreamReset, remote_id: EndpointId) -> StreamReset:
@@ -361,6 +351,15 @@ def _explain(error: StreamReset, remote_id: EndpointId) -> StreamReset:
     except (KeyError, ValueError):
         message = f"the provider ended the transfer with code {error.error_code}"
     return StreamReset(message, error_code=error.error_code, endpoint_id=remote_id)
+
+
+def _begin_request(reader: StoreReader, local: Local) -> GetRequest | None:
+    """Return the request for a hash sequence and its first child, if it is not held."""
+    if local.content.format is BlobFormat.RAW or local.children is not None:
+        return None
+    assert local.missing is not None
+    sets = [local.missing.ranges[0], ChunkRanges.all()]
+    return GetRequest(local.content.hash, ChunkRangesSeq.finite(sets))
 
 
 def _sizes_request(reader: StoreReader, local: Local) -> GetRequest | None:
@@ -380,3 +379,7 @@ def _sizes_request(reader: StoreReader, local: Local) -> GetRequest | None:
             sets.append(ChunkRanges.last_chunk())
         seen.add(hash)
     return GetRequest(local.content.hash, ChunkRangesSeq.finite(sets)) if wanted else None
+
+
+def _missing_request(reader: StoreReader, local: Local) -> GetRequest | None:
+    return local.missing

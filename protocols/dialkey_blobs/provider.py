@@ -1,15 +1,17 @@
 """Serving blobs: the handler of the protocol.
 
 Source: blobs wire reference 1.1 to 1.6, 8.1, 11. Where the original is lax we are not: requests have a
-deadline, streams per connection are counted, and pushes are refused unless they are allowed.
+deadline, requests of one endpoint and in all are counted, and pushes are refused unless allowed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-from collections import deque
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
@@ -20,18 +22,23 @@ from dialkey.errors import (
     ConnectionClosedByPeer,
     ConnectionLost,
     DialkeyError,
+    LimitExceeded,
+    LocalError,
     RemoteError,
+    StorageError,
+    StreamClosed,
     StreamReset,
     StreamStopped,
     WireError,
 )
 from dialkey.identity import EndpointId
 from dialkey.limits import (
+    MAX_BLOB_OBSERVERS,
     MAX_BLOB_REQUESTS,
-    MAX_BLOB_REQUESTS_PER_CONNECTION,
+    MAX_BLOB_REQUESTS_PER_PEER,
 )
-from dialkey_blobs.encoder import SubgroupCache
-from dialkey_blobs.hash import Hash
+from dialkey_blobs.bitfield import Bitfield
+from dialkey_blobs.hash import BlobFormat, HashAndFormat
 from dialkey_blobs.protocol import (
     GetManyRequest,
     GetRequest,
@@ -41,8 +48,17 @@ from dialkey_blobs.protocol import (
     RequestReader,
     StreamCode,
 )
+from dialkey_blobs.provider_events import (
+    BlobServed,
+    ProviderEvent,
+    ProviderEvents,
+    ProviderEventsLagged,
+    RequestEnded,
+    RequestStarted,
+)
 from dialkey_blobs.receiving import receive
-from dialkey_blobs.responder import CannotServe, Responder
+from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches
+from dialkey_blobs.store.errors import StoreClosed
 
 if TYPE_CHECKING:
     from dialkey_blobs.store import Store
@@ -50,130 +66,51 @@ if TYPE_CHECKING:
 __all__ = [
     "Authorize",
     "BlobServed",
+    "Provider",
     "ProviderEvent",
     "ProviderEvents",
     "ProviderEventsLagged",
+    "ProviderLimits",
     "RequestEnded",
     "RequestStarted",
 ]
 
 logger = logging.getLogger("dialkey.blobs.provider")
 
-REQUEST_TIMEOUT_S: Final = 30.0
-"""From the opening of a stream to the end of its request; requests are small."""
-STALL_TIMEOUT_S: Final = 120.0
-"""A getter that takes nothing for so long is let go; it can resume."""
-MAX_PENDING_EVENTS: Final = 1024
-
 T = TypeVar("T")
 
-_GONE: Final = (ConnectionClosed, ConnectionClosedByPeer, ConnectionLost)
+_GONE: Final = (
+    ConnectionClosed,
+    ConnectionClosedByPeer,
+    ConnectionLost,
+    StreamClosed,
+    StreamReset,
+    StreamStopped,
+)
 
-Authorize = Callable[[EndpointId, Request], Refusal | None | Awaitable[Refusal | None]]
+Authorize = Callable[[EndpointId, Request], Refusal | Awaitable[Refusal | None] | None]
 """Asked for each request, with the endpoint that makes it; a `Refusal` turns it away."""
 
 
-# --- what is told --------------------------------------------------------------------------------
-
-
-@attrs.frozen
-class RequestStarted:
-    """An endpoint asks for something.
+@attrs.frozen(kw_only=True)
+class ProviderLimits:
+    """What a provider grants to others.
 
     Attributes:
-        request_id: counts up over the life of the provider.
-        remote_id: who asks.
-        request: for what.
+        requests: answered at a time; further ones wait.
+        requests_per_peer: of those, from one endpoint, over all its connections.
+        observers: answers to Observe that are open, which do not count as requests.
+        request_timeout_s: from the opening of a stream to the end of its request.
+        queue_timeout_s: how long a request may wait for its turn before it is turned away.
+        stall_timeout_s: a getter that takes nothing for so long is let go; it can resume.
     """
 
-    request_id: int
-    remote_id: EndpointId
-    request: Request
-
-
-@attrs.frozen
-class BlobServed:
-    """A blob of a response is being sent.
-
-    Attributes:
-        request_id: as in `RequestStarted`.
-        index: the blob's place in the request.
-        hash: which blob.
-        size: its bytes, of which perhaps only a part was asked for.
-    """
-
-    request_id: int
-    index: int
-    hash: Hash
-    size: int
-
-
-@attrs.frozen
-class RequestEnded:
-    """A request is over.
-
-    Attributes:
-        request_id: as in `RequestStarted`.
-        remote_id: who asked.
-        payload_bytes: content sent (for a push: received).
-        overhead_bytes: headers and pairs.
-        error: None when the getter has acknowledged everything, else what ended it.
-    """
-
-    request_id: int
-    remote_id: EndpointId
-    payload_bytes: int
-    overhead_bytes: int
-    error: str | None
-
-
-@attrs.frozen
-class ProviderEventsLagged:
-    """The reader was too slow; so many events were dropped before the next one."""
-
-    count: int
-
-
-ProviderEvent = RequestStarted | BlobServed | RequestEnded | ProviderEventsLagged
-
-
-class ProviderEvents:
-    """One reader of what a provider does: ``async for event in events``."""
-
-    def __init__(self, detach: Callable[[ProviderEvents], None]) -> None:
-        self._detach = detach
-        self._queue: deque[ProviderEvent] = deque()
-        self._dropped = 0
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: ProviderEvent) -> None:
-        """Queue an event; drop the oldest if the reader is too far behind."""
-        if len(self._queue) >= MAX_PENDING_EVENTS:
-            self._queue.popleft()
-            self._dropped += 1
-        self._queue.append(event)
-        self._news.set()
-
-    def close(self) -> None:
-        """Stop listening; the iteration ends. Idempotent."""
-        self._closed = True
-        self._detach(self)
-        self._news.set()
-
-    async def __aiter__(self) -> AsyncIterator[ProviderEvent]:
-        while not self._closed:
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                yield ProviderEventsLagged(count)
-            elif self._queue:
-                yield self._queue.popleft()
-            else:
-                self._news.clear()
-                await self._news.wait()
-
-
-# --- the handler --------------------------------------------------------------------------------
+    requests: int = MAX_BLOB_REQUESTS
+    requests_per_peer: int = MAX_BLOB_REQUESTS_PER_PEER
+    observers: int = MAX_BLOB_OBSERVERS
+    request_timeout_s: float = 30.0
+    queue_timeout_s: float = 60.0
+    stall_timeout_s: float = 120.0
 
 
 class Provider:
@@ -183,16 +120,28 @@ class Provider:
         store: what is offered: everything in it, to whoever knows a hash, unless `authorize` says no.
         authorize: asked for each request.
         allow_push: let others add blobs to the store.
+        limits: how much is answered at a time.
     """
 
     def __init__(
-        self, store: Store, *, authorize: Authorize | None = None, allow_push: bool = False
+        self,
+        store: Store,
+        *,
+        authorize: Authorize | None = None,
+        allow_push: bool = False,
+        limits: ProviderLimits | None = None,
     ) -> None:
         self._store = store
         self._authorize = authorize
         self._allow_push = allow_push
-        self.cache = SubgroupCache()
-        self._total = asyncio.Semaphore(MAX_BLOB_REQUESTS)
+        self.limits = limits or ProviderLimits()
+        self.caches = ResponderCaches()
+        self._total = asyncio.Semaphore(self.limits.requests)
+        self._observers = asyncio.Semaphore(self.limits.observers)
+        self._peers: weakref.WeakValueDictionary[EndpointId, asyncio.Semaphore] = (
+            weakref.WeakValueDictionary()
+        )
+        self._accepting: set[asyncio.Task[None]] = set()
         self._readers: list[ProviderEvents] = []
         self._next_id = 0
 
@@ -210,172 +159,273 @@ class Provider:
         for reader in self._readers:
             reader.put(event)
 
+    # --- connections ----------------------------------------------------------------------------
+
     async def accept(self, connection: Connection) -> None:
-        """Serve one connection until it ends."""
-        slots = asyncio.Semaphore(MAX_BLOB_REQUESTS_PER_CONNECTION)
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await slots.acquire()
-                try:
-                    send, recv = await connection.accept_bi()
-                except _GONE:
-                    return
-                task = tasks.create_task(self._serve(connection, send, recv))
-                task.add_done_callback(lambda _: slots.release())
+        """Serve one connection until it ends, or until `shutdown`."""
+        peer = self._peers.setdefault(
+            connection.remote_id, asyncio.Semaphore(self.limits.requests_per_peer)
+        )
+        async with _Exchanges(self, connection, peer) as exchanges:
+            accepting = asyncio.create_task(exchanges.accept_all(), name="dialkey-blobs-accept")
+            self._accepting.add(accepting)
+            try:
+                await asyncio.wait([accepting])
+            finally:
+                accepting.cancel()
+                self._accepting.discard(accepting)
+        if accepting.cancelled():
+            connection.close()
 
-    async def _serve(self, connection: Connection, send: SendStream, recv: RecvStream) -> None:
-        try:
-            async with self._total:
-                try:
-                    async with asyncio.timeout(REQUEST_TIMEOUT_S):
-                        request, rest = await _read_request(recv)
-                except TimeoutError:
-                    raise WireError("no request came in time") from None
-                await self._answer(connection, request, rest, send, recv)
-        except WireError as error:
-            logger.info("bad request of %s: %s", connection.remote_id.short(), error)
-            _end(send, recv, StreamCode.INTERNAL)
-        except (*_GONE, StreamReset, StreamStopped) as error:
-            logger.debug("request of %s ended: %s", connection.remote_id.short(), error)
-        except asyncio.CancelledError:
-            _end(send, recv, StreamCode.INTERNAL)
-            raise
-        except Exception:
-            # One request that fails must not end the others of its connection.
-            logger.exception("a request of %s failed", connection.remote_id.short())
-            _end(send, recv, StreamCode.INTERNAL)
+    async def shutdown(self) -> None:
+        """Take no more requests; what is being sent goes on to its end."""
+        for task in self._accepting:
+            task.cancel()
 
-    async def _answer(
-        self,
-        connection: Connection,
-        request: Request,
-        rest: bytes,
-        send: SendStream,
-        recv: RecvStream,
-    ) -> None:
-        if await self._refuses(connection.remote_id, request):
-            logger.info("request of %s refused", connection.remote_id.short())
-            _end(send, recv, StreamCode.PERMISSION)
+    @asynccontextmanager
+    async def turn(self, peer: asyncio.Semaphore, request: Request) -> AsyncIterator[None]:
+        """Hold a place among the requests that are answered.
+
+        Raises:
+            LimitExceeded: none became free in time.
+        """
+        if isinstance(request, ObserveRequest):
+            if self._observers.locked():
+                raise LimitExceeded("too many observe already")
+            async with self._observers:
+                yield
             return
+        places = peer, self._total
+        held: list[asyncio.Semaphore] = []
+        try:
+            try:
+                async with asyncio.timeout(self.limits.queue_timeout_s):
+                    for place in places:
+                        await place.acquire()
+                        held.append(place)
+            except TimeoutError:
+                raise LimitExceeded("too many requests at a time") from None
+            yield
+        finally:
+            for place in held:
+                place.release()
+
+    # --- requests -------------------------------------------------------------------------------
+
+    async def answer(self, remote_id: EndpointId, exchange: Exchange) -> None:
+        """Answer one request.
+
+        Raises:
+            DialkeyError, CannotServe: what ended the response early.
+        """
         self._next_id += 1
         request_id = self._next_id
-        self._tell(RequestStarted(request_id, connection.remote_id, request))
-        counted = _Counted()
+        self._tell(RequestStarted(request_id, remote_id, exchange.request))
         error: str | None = "cancelled"
         try:
+            request = exchange.request
             if isinstance(request, PushRequest):
-                await self._take_push(request, rest, send, recv, counted)
+                await self._take_push(request, exchange)
             elif isinstance(request, ObserveRequest):
-                await self._observe(request, send)
+                await self._observe(request, exchange.send)
             else:
-                await self._send(request_id, request, send, counted)
+                await self._send(request_id, request, exchange)
             error = None
         except (DialkeyError, CannotServe) as exc:
             error = str(exc)
-            if isinstance(exc, CannotServe):
-                logger.info("request of %s: %s", connection.remote_id.short(), exc)
-            else:
-                raise
+            raise
         finally:
             self._tell(
-                RequestEnded(
-                    request_id, connection.remote_id, counted.payload, counted.overhead, error
-                )
+                RequestEnded(request_id, remote_id, exchange.payload, exchange.overhead, error)
             )
 
-    async def _refuses(self, remote_id: EndpointId, request: Request) -> bool:
+    async def refusal(self, remote_id: EndpointId, request: Request) -> Refusal | None:
+        """Ask whether a request is turned away."""
         if isinstance(request, PushRequest) and not self._allow_push:
-            return True
+            return Refusal(StreamCode.PERMISSION, "pushes are not allowed")
         if self._authorize is None:
-            return False
+            return None
         answer = self._authorize(remote_id, request)
-        if isinstance(answer, Awaitable):
+        if inspect.isawaitable(answer):
             answer = await answer
-        return answer is not None
+        if answer is not None and not isinstance(answer, Refusal):
+            raise LocalError(f"authorize returned {type(answer).__name__}, not a Refusal or None")
+        return answer
 
     async def _send(
-        self,
-        request_id: int,
-        request: GetRequest | GetManyRequest,
-        send: SendStream,
-        counted: _Counted,
+        self, request_id: int, request: GetRequest | GetManyRequest, exchange: Exchange
     ) -> None:
-        responder = Responder(request, self.cache)
+        send = exchange.send
+        responder = Responder(request, self.caches)
         try:
             over = False
             while not over:
                 pieces, begun, error, over = await self._store.run(responder.step)
                 for blob in begun:
                     self._tell(BlobServed(request_id, blob.index, blob.hash, blob.size))
-                counted.payload = responder.payload_bytes
-                counted.overhead = responder.overhead_bytes
+                exchange.payload = responder.payload_bytes
+                exchange.overhead = responder.overhead_bytes
                 for piece in pieces:
-                    await _within(send.write(piece))
+                    await self._within(send.write(piece))
                 if error is not None:
                     # What was written before the gap still counts for the getter: let it arrive.
-                    await _within(send.delivered())
-                    send.reset(StreamCode.INTERNAL)
+                    await self._within(send.delivered())
                     raise error
             await send.finish()
-            stopped = await _within(send.stopped())
+            stopped = await self._within(send.stopped())
             if stopped is not None:
                 raise StreamStopped("the getter stopped early", error_code=stopped)
         finally:
-            await self._store.run(lambda _: responder.close())
+            await asyncio.shield(self._store.run(lambda _: responder.close()))
 
     async def _observe(self, request: ObserveRequest, send: SendStream) -> None:
-        previous = None
-        async with self._store.observe(request.hash) as changes:
-            stopped = asyncio.ensure_future(send.stopped())
-            try:
-                while True:
-                    upcoming = asyncio.ensure_future(anext(changes))
-                    await asyncio.wait([upcoming, stopped], return_when=asyncio.FIRST_COMPLETED)
-                    if stopped.done():
-                        upcoming.cancel()
-                        await asyncio.wait([upcoming])
-                        return
-                    bitfield = upcoming.result()
-                    item = bitfield if previous is None else previous.diff(bitfield)
-                    if previous is None or item.ranges:
+        async def report() -> None:
+            held: Bitfield | None = None
+            async with self._store.observe(request.hash) as states:
+                async for state in states:
+                    item = state if held is None else held.diff(state)
+                    if held is None or item.ranges:
                         await send.write(item.to_frame())
-                    previous = bitfield
-            finally:
-                stopped.cancel()
-                await asyncio.wait([stopped])
+                    held = state
 
-    async def _take_push(
-        self,
-        request: PushRequest,
-        rest: bytes,
-        send: SendStream,
-        recv: RecvStream,
-        counted: _Counted,
-    ) -> None:
-        await send.finish()
+        reporting = asyncio.create_task(report(), name="dialkey-blobs-observe")
+        stopping = asyncio.create_task(send.stopped(), name="dialkey-blobs-observe-stopped")
         try:
-            async for progress in receive(self._store, request, recv, rest):
-                counted.payload = progress.payload_bytes
-                counted.overhead = progress.overhead_bytes
-        except RemoteError:
-            recv.stop(StreamCode.INTERNAL)
+            await asyncio.wait([reporting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (reporting, stopping):
+                task.cancel()
+            await asyncio.wait([reporting, stopping])
+        if not stopping.cancelled():
+            stopping.result()
+            return
+        if not reporting.cancelled():
+            reporting.result()
+        raise CannotServe("the store was closed")
+
+    async def _take_push(self, request: PushRequest, exchange: Exchange) -> None:
+        await exchange.send.finish()
+        is_single = request.ranges.is_single_blob
+        format = BlobFormat.RAW if is_single else BlobFormat.HASH_SEQ
+        responses = receive(self._store, request, exchange.recv, exchange.rest)
+        with self._store.pin(HashAndFormat(request.hash, format)):
+            async with aclosing(responses):
+                async for progress in responses:
+                    exchange.payload = progress.payload_bytes
+                    exchange.overhead = progress.overhead_bytes
+
+    async def _within(self, work: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self.limits.stall_timeout_s):
+                return await work
+        except TimeoutError:
+            raise StreamStopped("the getter takes nothing any more", error_code=0) from None
+
+
+@attrs.define
+class Exchange:
+    """A request and the stream on which it is answered.
+
+    Attributes:
+        request: what is asked for.
+        rest: for a push, what was read beyond its header.
+        send, recv: the stream.
+        payload, overhead: bytes sent, or received, so far.
+    """
+
+    request: Request
+    rest: bytes
+    send: SendStream
+    recv: RecvStream
+    payload: int = 0
+    overhead: int = 0
+
+
+class _Exchanges:
+    """The streams of one connection; as a context manager it waits for those that are answered."""
+
+    def __init__(self, provider: Provider, connection: Connection, peer: asyncio.Semaphore) -> None:
+        self._provider = provider
+        self._connection = connection
+        self._peer = peer
+        self._name = connection.remote_id.short()
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Those that neither send nor receive content: nothing is lost with them.
+        self._idle: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> _Exchanges:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        try:
+            for task in self._idle:
+                task.cancel()
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    async def accept_all(self) -> None:
+        """Begin an exchange for each stream that the peer opens, until the connection ends."""
+        while True:
+            try:
+                send, recv = await self._connection.accept_bi()
+            except _GONE:
+                return
+            task = asyncio.create_task(self._serve(send, recv), name="dialkey-blobs-request")
+            self._tasks.add(task)
+            self._idle.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._idle.discard)
+
+    async def _serve(self, send: SendStream, recv: RecvStream) -> None:
+        try:
+            await self._exchange(send, recv)
+        except LimitExceeded as error:
+            self._end(send, recv, StreamCode.LIMIT, error)
+        except _GONE as error:
+            logger.debug("request of %s ended: %s", self._name, error)
+            # Towards a getter that stalls but is alive this still has to be said.
+            _reset(send, recv, StreamCode.INTERNAL)
+        except (RemoteError, StorageError, StoreClosed, CannotServe) as error:
+            self._end(send, recv, StreamCode.INTERNAL, error)
+        except asyncio.CancelledError:
+            _reset(send, recv, StreamCode.INTERNAL)
             raise
+        except Exception:
+            # One request that fails must not end the others of its connection.
+            logger.exception("a request of %s failed", self._name)
+            _reset(send, recv, StreamCode.INTERNAL)
+
+    async def _exchange(self, send: SendStream, recv: RecvStream) -> None:
+        provider = self._provider
+        try:
+            async with asyncio.timeout(provider.limits.request_timeout_s):
+                request, rest = await _read_request(recv)
+        except TimeoutError:
+            raise WireError("no request came in time") from None
+        refusal = await provider.refusal(self._connection.remote_id, request)
+        if refusal is not None:
+            reason = refusal.reason.decode("utf-8", "replace")
+            logger.info("request of %s refused: %s", self._name, reason)
+            _reset(send, recv, refusal.code)
+            return
+        async with provider.turn(self._peer, request):
+            if not isinstance(request, ObserveRequest):
+                task = asyncio.current_task()
+                assert task is not None
+                self._idle.discard(task)
+            await provider.answer(self._connection.remote_id, Exchange(request, rest, send, recv))
+
+    def _end(self, send: SendStream, recv: RecvStream, code: StreamCode, error: object) -> None:
+        logger.info("request of %s: %s", self._name, error)
+        _reset(send, recv, code)
 
 
-class _Counted:
-    payload = 0
-    overhead = 0
-
-
-async def _within(work: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(STALL_TIMEOUT_S):
-            return await work
-    except TimeoutError:
-        raise StreamStopped("the getter takes nothing any more", error_code=0) from None
-
-
-def _end(send: SendStream, recv: RecvStream, code: StreamCode) -> None:
+def _reset(send: SendStream, recv: RecvStream, code: int) -> None:
     send.reset(code)
     recv.stop(code)
 

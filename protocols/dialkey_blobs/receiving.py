@@ -7,15 +7,17 @@ written to the store before it is counted. Memory: two batches and the stream's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from dialkey import RecvStream
-from dialkey.errors import DialkeyError, RemoteError
+from dialkey.errors import ConnectionLost, DialkeyError, RemoteError
 from dialkey_blobs.events import BlobEvent, BlobFinished, BlobStarted, VerifiedLeaf, VerifiedParent
-from dialkey_blobs.hash import EMPTY_HASH, Hash
+from dialkey_blobs.hash import Hash
 from dialkey_blobs.hashing import BATCH_BYTES
 from dialkey_blobs.protocol import GetManyRequest, GetRequest, PushRequest
 from dialkey_blobs.responder import load_hash_seq
@@ -25,12 +27,24 @@ from dialkey_blobs.store.core import StoreCore
 if TYPE_CHECKING:
     from dialkey_blobs.store import Store
 
-__all__ = ["Received", "receive"]
+__all__ = ["STALL_TIMEOUT_S", "Received", "receive"]
+
+logger = logging.getLogger("dialkey.blobs.receiving")
 
 READ_BYTES: Final = 1 << 20
+READ_AHEAD_BYTES: Final = BATCH_BYTES
+"""What is read while a batch is verified and stored."""
+PIECE_BYTES: Final = 1 << 18
+PIECE_WAIT_S: Final = 0.03
+"""Going to a thread and back for each packet would cost more than the work there. So a piece waits
+until it has so many bytes or is so old, unless the stream has ended."""
 FLUSH_AFTER_S: Final = 0.5
 """On a slow link a batch takes long to fill: what came is verified and stored after so long, so that
 little is lost with this process."""
+STALL_TIMEOUT_S: Final = 30.0
+"""A sender that sends nothing for so long is given up; the connection itself may be alive."""
+END_TIMEOUT_S: Final = 1.0
+"""How long to wait for the end of a stream that has nothing more to bring."""
 
 
 @attrs.frozen
@@ -40,11 +54,13 @@ class Received:
     Attributes:
         payload_bytes: content received, verified and stored so far.
         overhead_bytes: headers and pairs received so far.
+        claimed_size: what the sender claims to be the size of the blob that began last, in bytes.
         finished: blobs of which all that was asked for is stored since the last progress.
     """
 
     payload_bytes: int
     overhead_bytes: int
+    claimed_size: int | None
     finished: tuple[BlobFinished, ...] = ()
 
 
@@ -80,6 +96,7 @@ class _Sorter:
     def __init__(self) -> None:
         self._current: _Items | None = None
         self.payload_bytes = 0
+        self.claimed_size: int | None = None
 
     def sort(self, events: Iterable[BlobEvent]) -> tuple[list[_Items], list[BlobFinished]]:
         """Return what is to be stored, and the blobs that are finished with it."""
@@ -88,6 +105,7 @@ class _Sorter:
         for event in events:
             if isinstance(event, BlobStarted):
                 self._current = _Items(event.hash, event.size)
+                self.claimed_size = event.size
             elif isinstance(event, BlobFinished):
                 finished.append(event)
                 assert self._current is not None
@@ -100,7 +118,137 @@ class _Sorter:
                     self.payload_bytes += len(event.data)
         if self._current is not None and self._current.leaves:
             ready.append(self._current.take())
-        return [items for items in ready if items.leaves and items.hash != EMPTY_HASH], finished
+        return [items for items in ready if items.leaves], finished
+
+
+class _Inbox:
+    """Reads a stream ahead of whoever takes from it."""
+
+    def __init__(self, recv: RecvStream, first: bytes, stall_timeout_s: float) -> None:
+        self._recv = recv
+        self._stall_timeout_s = stall_timeout_s
+        self._parts = [first] if first else []
+        self._size = len(first)
+        self._error: DialkeyError | None = None
+        self._has_ended = False
+        self._some = asyncio.Event()
+        self._enough = asyncio.Event()
+        self._room = asyncio.Event()
+        if first:
+            self._some.set()
+        self._task = asyncio.create_task(self._read(), name="dialkey-blobs-inbox")
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                async with asyncio.timeout(self._stall_timeout_s):
+                    data = await self._recv.read(READ_BYTES)
+                if not data:
+                    break
+                self._parts.append(data)
+                self._size += len(data)
+                self._some.set()
+                if self._size >= PIECE_BYTES:
+                    self._enough.set()
+                while self._size >= READ_AHEAD_BYTES:
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            self._error = ConnectionLost(
+                f"the sender sent nothing for {self._stall_timeout_s:g} s",
+                hint="what came is stored; try again to go on",
+            )
+        except DialkeyError as error:
+            self._error = error
+        finally:
+            self._has_ended = True
+            self._some.set()
+            self._enough.set()
+
+    async def take(self) -> bytes | None:
+        """Return what came; None at the end of the stream, and nothing if nothing came for a while.
+
+        Raises:
+            DialkeyError: what ended the stream by force, when all before it was taken.
+        """
+        await _wait_at_most(self._some, FLUSH_AFTER_S)
+        if self._parts:
+            await _wait_at_most(self._enough, PIECE_WAIT_S)
+            parts, self._parts = self._parts, []
+            self._size = 0
+            if not self._has_ended:
+                self._some.clear()
+                self._enough.clear()
+            self._room.set()
+            return b"".join(parts) if len(parts) > 1 else parts[0]
+        if not self._has_ended:
+            return b""
+        if self._error is not None:
+            raise self._error
+        return None
+
+    async def close(self) -> None:
+        """Stop reading."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def drain(self) -> None:
+        """Wait a moment for the end of the stream, so that the sender learns that we have it all."""
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                while (data := await self.take()) is not None:
+                    if data:
+                        logger.info("%d bytes follow the end of a response", len(data))
+        except (TimeoutError, DialkeyError):
+            pass  # everything is here in any case
+
+
+async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
+    if not event.is_set():
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+
+class _Receiver:
+    """Takes one response through decoder and store."""
+
+    def __init__(self, store: Store, decoder: ResponseDecoder) -> None:
+        self._store = store
+        self._sorter = _Sorter()
+        self.decoder = decoder
+
+    async def verify(self, work: Callable[[], list[BlobEvent] | None]) -> Received:
+        """Let the decoder work in a thread, and store what it has verified.
+
+        Raises:
+            RemoteError: from the decoder; what was verified before is stored.
+            StorageError: the store failed.
+        """
+        try:
+            events = await asyncio.to_thread(work)
+        except RemoteError as error:
+            await self._keep(getattr(error, "verified", ()))
+            raise
+        return await self._keep(events or ())
+
+    async def _keep(self, events: Iterable[BlobEvent]) -> Received:
+        ready, finished = self._sorter.sort(events)
+        if ready:
+            await self._store.run(_writing(ready))
+        return Received(
+            self._sorter.payload_bytes,
+            self.decoder.overhead_bytes,
+            self._sorter.claimed_size,
+            tuple(finished),
+        )
+
+    async def provide_children(self, root: Hash) -> Received:
+        """Give the decoder the hash sequence that it needs."""
+        children = await self._store.run(lambda core: load_hash_seq(core, root))
+        return await self.verify(lambda: self.decoder.provide(children))
 
 
 async def receive(
@@ -111,11 +259,12 @@ async def receive(
     *,
     max_size: int | None = None,
     max_root_size: int | None = None,
-) -> AsyncIterator[Received]:
+    stall_timeout_s: float = STALL_TIMEOUT_S,
+) -> AsyncGenerator[Received, None]:
     """Receive a response into a store; yield progress.
 
     Ends when everything that was asked for is stored. What was verified before an error is stored
-    too, before the error is raised.
+    too, before the error is raised. Close the iterator (`contextlib.aclosing`) if you leave it early.
 
     Args:
         store: where to.
@@ -123,6 +272,7 @@ async def receive(
         recv: the stream.
         first: bytes of the response that were read already.
         max_size, max_root_size: as in `ResponseDecoder`.
+        stall_timeout_s: how long the sender may be silent.
 
     Raises:
         VerificationError: the provider lied; the error names what does not match.
@@ -132,68 +282,32 @@ async def receive(
     """
     loop = asyncio.get_running_loop()
     decoder = ResponseDecoder(request, max_size=max_size, max_root_size=max_root_size)
-    sorter = _Sorter()
+    receiver = _Receiver(store, decoder)
+    inbox = _Inbox(recv, first, stall_timeout_s)
     flushed_at = loop.time()
-
-    async def store_events(events: Iterable[BlobEvent]) -> tuple[BlobFinished, ...]:
-        ready, finished = sorter.sort(events)
-        if ready:
-            await store.run(_writing(ready))
-        return tuple(finished)
-
-    async def verify(work: Callable[[], list[BlobEvent]]) -> tuple[BlobFinished, ...]:
-        try:
-            events = await asyncio.to_thread(work)
-        except RemoteError as error:
-            await store_events(getattr(error, "verified", ()))
-            raise
-        return await store_events(events)
-
-    def progress(finished: tuple[BlobFinished, ...]) -> Received:
-        return Received(sorter.payload_bytes, decoder.overhead_bytes, finished)
-
-    upcoming = asyncio.ensure_future(_gather(recv, first))
     try:
         while not decoder.done:
             if decoder.children_needed is not None:
                 # The sequence may still wait for verification.
-                await verify(decoder.flush)
-                root = decoder.children_needed
-                children = await store.run(lambda core, root=root: load_hash_seq(core, root))
-                yield progress(await verify(lambda c=children: decoder.provide(c)))
+                yield await receiver.verify(decoder.flush)
+                yield await receiver.provide_children(decoder.children_needed)
                 continue
             try:
-                data = await upcoming
+                data = await inbox.take()
             except DialkeyError:
-                await verify(decoder.flush)
+                await receiver.verify(decoder.flush)
                 raise
-            if not data:
-                await verify(lambda: decoder.finish() or [])
-                break
-            upcoming = asyncio.ensure_future(_gather(recv))
-            finished = await verify(lambda d=data: decoder.feed(d))
+            if data is None:
+                yield await receiver.verify(decoder.finish)
+                continue
+            if data:
+                yield await receiver.verify(partial(decoder.feed, data))
             if loop.time() - flushed_at > FLUSH_AFTER_S and not decoder.done:
-                finished += await verify(decoder.flush)
+                yield await receiver.verify(decoder.flush)
                 flushed_at = loop.time()
-            yield progress(finished)
+        await inbox.drain()
     finally:
-        if not upcoming.done():
-            upcoming.cancel()
-            await asyncio.wait([upcoming])
-        elif not upcoming.cancelled():
-            upcoming.exception()
-
-
-async def _gather(recv: RecvStream, first: bytes = b"") -> bytes:
-    """Read what is there, at least something and at most a batch; empty at the end."""
-    if first:
-        return first
-    parts = [await recv.read(READ_BYTES)]
-    size = len(parts[0])
-    while size < BATCH_BYTES and recv.buffered_bytes:
-        parts.append(await recv.read(READ_BYTES))
-        size += len(parts[-1])
-    return b"".join(parts) if len(parts) > 1 else parts[0]
+        await inbox.close()
 
 
 def _writing(ready: list[_Items]) -> Callable[[StoreCore], None]:

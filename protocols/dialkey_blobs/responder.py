@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
+from weakref import WeakValueDictionary
 
 import attrs
 
@@ -24,7 +25,7 @@ from dialkey_blobs.response import BlobPart, ChildrenNeeded, ResponseOrder
 from dialkey_blobs.store.core import OpenBlob, StoreReader
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
 
-__all__ = ["CannotServe", "Responder", "Served"]
+__all__ = ["CannotServe", "Responder", "ResponderCaches", "Served", "load_hash_seq"]
 
 STEP_BYTES: Final = 1 << 20
 MAX_BLOBS_PER_STEP: Final = 256
@@ -50,17 +51,43 @@ class Served:
     size: int
 
 
+class ResponderCaches:
+    """What the responses of one provider share. Belongs to the store's thread.
+
+    Attributes:
+        subgroups: chaining values within groups that are served in part.
+    """
+
+    def __init__(self) -> None:
+        self.subgroups = SubgroupCache()
+        # A sequence may have 32 MiB: whoever asks often at once must not cost that each time.
+        self._sequences: WeakValueDictionary[Hash, HashSeq] = WeakValueDictionary()
+
+    def hash_seq(self, reader: StoreReader, hash: Hash) -> HashSeq:
+        """Return a hash sequence as `load_hash_seq` does, once for all who use it now."""
+        children = self._sequences.get(hash)
+        if children is None:
+            children = self._sequences[hash] = load_hash_seq(reader, hash)
+        return children
+
+
 class Responder:
     """Produce a response.
+
+    Args:
+        request: what is asked for.
+        caches: shared with other responses, where there are any.
 
     Attributes:
         payload_bytes: content produced so far.
         overhead_bytes: headers and pairs produced so far.
     """
 
-    def __init__(self, request: GetRequest | GetManyRequest, cache: SubgroupCache) -> None:
+    def __init__(
+        self, request: GetRequest | GetManyRequest, caches: ResponderCaches | None = None
+    ) -> None:
         self._order = ResponseOrder(request)
-        self._cache = cache
+        self._caches = caches or ResponderCaches()
         self._blob: OpenBlob | None = None
         self._encoder: Encoder | None = None
         self._pieces: Iterator[bytes] | None = None
@@ -111,7 +138,7 @@ class Responder:
         if step is None:
             self._over = True
         elif isinstance(step, ChildrenNeeded):
-            self._order.provide(load_hash_seq(reader, step.hash))
+            self._order.provide(self._caches.hash_seq(reader, step.hash))
         else:
             self._open(reader, step)
             assert self._blob is not None
@@ -128,7 +155,7 @@ class Responder:
             blob.read_data,
             blob.read_outboard,
             available=blob.bitfield.ranges,
-            cache=self._cache,
+            cache=self._caches.subgroups,
         )
         # Not verified here: the store notices when a file outside it was written to, and the getter
         # checks every byte in any case.
