@@ -534,7 +534,7 @@ class Connection:
                 at = min(at, path.challenge.deadline)
                 if path.cids.peer.active is not None:
                     at = min(at, path.challenge.next_at)
-            if self.multipath is not None and (len(self.paths) > 1 or path.abandoned):
+            if self.multipath is not None:
                 at = min(at, multipath.timer(path))
         return at
 
@@ -555,7 +555,7 @@ class Connection:
                 self.handshake.handle_timer(now)
         for path in list(self.paths.values()):
             self._on_path_timer(path, now)
-            if self.multipath is not None and (len(self.paths) > 1 or path.abandoned):
+            if self.multipath is not None:
                 multipath.on_timer(self, path, now)
 
     def _on_path_timer(self, path: Path, now: float) -> None:
