@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import Enum
 from random import Random, SystemRandom
@@ -54,6 +55,11 @@ REFRESH_AT: Final = 0.75
 """The part of a grant's life after which its successor is fetched."""
 
 MIN_REFRESH_S: Final = 1.0
+MAX_KEPT: Final = 32
+KEEP_S: Final = 3.0
+"""What is sent while a connection is being made waits for it so long: first packets of handshakes,
+whose loss would cost a second. Iroh empties its queues at this interval."""
+
 MAX_QUEUED: Final = 512
 """Received batches that wait for `receive`; iroh's own number."""
 
@@ -104,8 +110,8 @@ class RelayClient:
         token: for the relay's access rules; a callable is asked before each attempt, and again in
             time before a grant expires.
         dialer: TLS roots and proxy.
-        on_datagrams: called with what arrives, in the event loop; `receive` is for those who pass
-            none.
+        on_datagrams: called with what arrives together, in the event loop; `receive` is for those
+            who pass none.
         on_status: called after each change of `status`.
         random: for everything that must not be predicted, and for jitter.
         clock: gives Unix seconds, to see when a grant expires.
@@ -118,7 +124,7 @@ class RelayClient:
         *,
         token: Token = None,
         dialer: Dialer | None = None,
-        on_datagrams: Callable[[Datagrams], None] | None = None,
+        on_datagrams: Callable[[list[Datagrams]], None] | None = None,
         on_status: Callable[[ClientStatus], None] | None = None,
         random: Random | None = None,
         clock: Callable[[], float] = time.time,
@@ -128,7 +134,7 @@ class RelayClient:
         self._secret_key = secret_key
         self._token = token
         self._dialer = dialer if dialer is not None else Dialer()
-        self._on_datagrams = on_datagrams
+        self._on_datagrams = on_datagrams if on_datagrams is not None else self._enqueue
         self._on_status = on_status
         self._random = random if random is not None else SystemRandom()
         self._clock = clock
@@ -146,6 +152,7 @@ class RelayClient:
         self._refresh_at: float | None = None
         self._queue: asyncio.Queue[Datagrams] = asyncio.Queue()
         self._closed = False
+        self._kept: deque[tuple[float, bytes, bytes, int]] = deque()
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -233,35 +240,61 @@ class RelayClient:
     ) -> bool:
         """Send datagrams to an endpoint that uses the same relay; never wait.
 
+        While there is no connection some are kept and sent when there is one, if that is soon.
+
         Args:
             data: one or more datagrams behind each other; copied.
             segment_bytes: the size of each but the last; one datagram if None.
 
         Returns:
-            Whether they are on their way to the relay. If not they are dropped and counted.
+            Whether they are on their way to the relay or kept. If not they are dropped and counted.
         """
-        if self._link is not None and self._link.send(bytes(to), data, segment_bytes or len(data)):
-            return True
-        self._status = attrs.evolve(self._status, dropped=self._status.dropped + 1)
-        return False
+        peer, segment = bytes(to), segment_bytes or len(data)
+        if self.is_connected:
+            assert self._link is not None
+            sent = self._link.send(peer, data, segment)
+        else:
+            sent = self._keep(peer, data, segment)
+        if not sent:
+            self._count_drop()
+        return sent
+
+    def _keep(self, peer: bytes, data: bytes | memoryview, segment_bytes: int) -> bool:
+        if self._main is None:
+            return False
+        now = self._main.get_loop().time()
+        self._kept.append((now, peer, bytes(data), segment_bytes))
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popleft()
+            self._count_drop()
+        return True
+
+    def _send_kept(self, link: Link) -> None:
+        oldest = asyncio.get_running_loop().time() - KEEP_S
+        while self._kept:
+            at, peer, data, segment_bytes = self._kept.popleft()
+            if at < oldest or not link.send(peer, data, segment_bytes):
+                self._count_drop()
 
     async def receive(self) -> Datagrams:
         """Wait for the next datagrams. Cancellation loses none."""
         return await self._queue.get()
 
-    def _deliver(self, datagrams: Datagrams) -> None:
-        if self._on_datagrams is not None:
-            self._on_datagrams(datagrams)
-            return
-        if self._queue.qsize() >= MAX_QUEUED:
-            self._queue.get_nowait()
-            self._status = attrs.evolve(self._status, dropped=self._status.dropped + 1)
-        self._queue.put_nowait(datagrams)
+    def _enqueue(self, batches: list[Datagrams]) -> None:
+        for batch in batches:
+            if self._queue.qsize() >= MAX_QUEUED:
+                self._queue.get_nowait()
+                self._count_drop()
+            self._queue.put_nowait(batch)
+
+    def _count_drop(self, count: int = 1) -> None:
+        self._status = attrs.evolve(self._status, dropped=self._status.dropped + count)
 
     def _on_events(self, link: Link, events: list[Event]) -> None:
+        batches: list[Datagrams] = []
         for event in events:
             if isinstance(event, Datagrams):
-                self._deliver(event)
+                batches.append(event)
             elif isinstance(event, Established):
                 if link is self._link:
                     self._set(rtt_s=event.rtt_s)
@@ -271,6 +304,8 @@ class RelayClient:
                 link.abort("the relay restarts")
             else:
                 logger.debug("relay %s: %s", self.url, event)
+        if batches:
+            self._on_datagrams(batches)
 
     # --- from outside ---------------------------------------------------------------------------
 
@@ -295,7 +330,9 @@ class RelayClient:
             try:
                 link = await self._dial()
             except DialkeyError as error:
-                logger.info("relay %s: %s", self.url, error)
+                # One line for an outage, not one for each of its attempts.
+                level = logging.INFO if self._status.attempts == 1 else logging.DEBUG
+                logger.log(level, "relay %s: %s", self.url, error)
                 self._set(state=ClientState.WAITING, error=error)
                 await self._pause(self._backoff.failed())
                 continue
@@ -411,6 +448,7 @@ class RelayClient:
             attempts=0,
             connects=self._status.connects + 1,
         )
+        self._send_kept(link)
 
     def _drained(self, link: Link) -> None:
         handle = self._draining.pop(link, None)

@@ -1,0 +1,477 @@
+"""The relay as a carrier of datagrams: `RelayTransport`, for `Endpoint`.
+
+It keeps one relay as *home*, where others find us, and opens connections to other relays when
+datagrams are to go there. A path address is a relay and an endpoint id (`RelayPath`).
+
+Two promises about what is advertised: it names only the home relay, and only while we are connected
+to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from random import Random, SystemRandom
+from typing import Final
+
+import attrs
+
+from dialkey.errors import DialkeyError, InvalidAddress, InvalidKey, LocalError
+from dialkey.identity import EndpointId, RelayAddr, RelayUrl, SecretKey, TransportAddr
+from dialkey.network import PathAddress, Receiver
+from dialkey_relay.client.client import ClientState, ClientStatus, RelayClient, Token
+from dialkey_relay.client.dial import Dialer
+from dialkey_relay.client.home import HomeSelector, Report
+from dialkey_relay.client.probe import probe
+from dialkey_relay.frames import Datagrams
+
+__all__ = [
+    "HomeRelay",
+    "HomeRelayChanged",
+    "RelayConfig",
+    "RelayConnected",
+    "RelayDisconnected",
+    "RelayPath",
+    "RelayTransport",
+]
+
+logger = logging.getLogger("dialkey.relay.client")
+
+REPORT_INTERVAL_S: Final = 300.0
+REPORT_JITTER_S: Final = 30.0
+SETTLE_S: Final = 0.3
+"""After the first relay has answered the others get so long; the nearest is among the first."""
+
+FAILOVER_S: Final = 5.0
+"""A home relay to which there is no connection for so long is given up for one that answers."""
+
+IDLE_S: Final = 60.0
+"""A relay that is not home is left so long after the last datagram; iroh's own number."""
+
+HOUSEKEEPING_S: Final = 5.0
+MAX_RELAYS: Final = 32
+"""Connections to relays at a time: their URLs come from addresses that strangers make up."""
+
+MAX_PATHS: Final = 4096
+"""Path addresses remembered, so that each is made once."""
+
+
+def _url(value: RelayUrl | str) -> RelayUrl:
+    return value if isinstance(value, RelayUrl) else RelayUrl(value)
+
+
+@attrs.frozen
+class RelayConfig:
+    """A relay that may become home.
+
+    Attributes:
+        url: where it is.
+        token: for its access rules.
+    """
+
+    url: RelayUrl = attrs.field(converter=_url)
+    token: Token = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen
+class RelayPath:
+    """The way to an endpoint through a relay."""
+
+    url: RelayUrl
+    endpoint_id: EndpointId
+
+    @property
+    def path_kind(self) -> str:
+        """How such paths are called."""
+        return "relay"
+
+    def __str__(self) -> str:
+        return f"{self.url} → {self.endpoint_id.short()}"
+
+
+@attrs.frozen
+class HomeRelay:
+    """Where others find us, and how that stands.
+
+    Attributes:
+        url: the relay, None where none has been chosen.
+        status: of the connection to it.
+    """
+
+    url: RelayUrl | None
+    status: ClientStatus
+
+
+@attrs.frozen
+class RelayConnected:
+    """An event: a relay let us in."""
+
+    url: RelayUrl
+    is_home: bool
+
+
+@attrs.frozen
+class RelayDisconnected:
+    """An event: the connection to a relay was lost, or an attempt failed."""
+
+    url: RelayUrl
+    is_home: bool
+    error: DialkeyError
+
+
+@attrs.frozen
+class HomeRelayChanged:
+    """An event: others find us at another relay from now on."""
+
+    url: RelayUrl | None
+    previous: RelayUrl | None
+
+
+_STOPPED: Final = ClientStatus(ClientState.STOPPED)
+
+
+class RelayTransport:
+    """Carries datagrams through relays.
+
+    Args:
+        secret_key: of the endpoint.
+        relays: those that may become home; others are used when an address names them.
+        dialer: TLS roots and proxy.
+        emit: gets events.
+        random: for everything that must not be predicted, and for jitter.
+    """
+
+    name = "relay"
+
+    def __init__(
+        self,
+        secret_key: SecretKey,
+        relays: Iterable[RelayConfig],
+        *,
+        dialer: Dialer | None = None,
+        emit: Callable[[object], None] | None = None,
+        random: Random | None = None,
+    ) -> None:
+        self._secret_key = secret_key
+        self._configs = {config.url: config for config in relays}
+        self._dialer = dialer if dialer is not None else Dialer()
+        self._emit = emit if emit is not None else _ignore
+        self._random = random if random is not None else SystemRandom()
+        self._receiver: Receiver | None = None
+        self._clients: dict[RelayUrl, RelayClient] = {}
+        self._used_at: dict[RelayUrl, float] = {}
+        self._paths: dict[tuple[RelayUrl, bytes], RelayPath] = {}
+        self._selector = HomeSelector()
+        self._home: RelayUrl | None = None
+        self._home_lost_at: float | None = None
+        self._advertised: RelayUrl | None = None
+        self._changed = asyncio.Event()
+        self._report_now = asyncio.Event()
+        self._full_report = True
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self.dropped = 0
+
+    # --- life -----------------------------------------------------------------------------------
+
+    async def start(self, receiver: Receiver) -> None:
+        """Begin to carry, and to look for a home; `online` waits until there is one."""
+        self._receiver = receiver
+        self._report_now.set()
+        self._spawn(self._report_loop())
+        self._spawn(self._housekeeping_loop())
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Leave all relays. Idempotent."""
+        self._closed = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        clients, self._clients = self._clients, {}
+        await asyncio.gather(*(client.close() for client in clients.values()))
+        self._wake()
+
+    # --- the Transport interface ----------------------------------------------------------------
+
+    def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
+        """Return the path to an endpoint through the relay that an address names."""
+        return [self._path(addr.url, bytes(id))] if isinstance(addr, RelayAddr) else []
+
+    def owns(self, remote: PathAddress) -> bool:
+        """Say whether a path address leads through a relay."""
+        return isinstance(remote, RelayPath)
+
+    def send(self, remote: PathAddress, data: bytes | memoryview, segment_bytes: int) -> None:
+        """Send datagrams; a connection to their relay is opened if there is none.
+
+        While it is being opened some are kept; what finds no room is dropped and counted.
+        """
+        assert isinstance(remote, RelayPath)
+        client = self._clients.get(remote.url)
+        if client is None:
+            client = self._open(remote.url)
+            if client is None:
+                self.dropped += 1
+                return
+        client.send(bytes(remote.endpoint_id), data, segment_bytes)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Never: a relay that takes nothing must not hold up direct paths. It loses datagrams."""
+        return False
+
+    def local_addrs(self) -> list[TransportAddr]:
+        """Return the home relay, while we are connected to it."""
+        return [RelayAddr(self._advertised)] if self._advertised is not None else []
+
+    def network_changed(self) -> None:
+        """Check all connections at once, and measure all relays anew."""
+        for client in self._clients.values():
+            client.network_changed()
+        self._full_report = True
+        self._report_now.set()
+
+    # --- relays ---------------------------------------------------------------------------------
+
+    @property
+    def home(self) -> HomeRelay:
+        """Where others find us, and how that stands."""
+        client = self._clients.get(self._home) if self._home is not None else None
+        return HomeRelay(self._home, client.status if client is not None else _STOPPED)
+
+    async def watch_home(self) -> AsyncIterator[HomeRelay]:
+        """Go through the states of the home relay, the current one first."""
+        seen: HomeRelay | None = None
+        while not self._closed:
+            if self.home != seen:
+                seen = self.home
+                yield seen
+            else:
+                await self._changed.wait()
+
+    async def online(self) -> RelayUrl:
+        """Wait until others can reach us through a relay; return which.
+
+        Raises:
+            LocalError: the transport was closed, or has no relays.
+        """
+        if not self._configs:
+            raise LocalError("no relay is configured", hint="give Relay(…) at least one URL")
+        while self._advertised is None:
+            if self._closed:
+                raise LocalError("the endpoint is closed")
+            await self._changed.wait()
+        return self._advertised
+
+    def statuses(self) -> dict[RelayUrl, ClientStatus]:
+        """Return how every open connection to a relay stands."""
+        return {url: client.status for url, client in self._clients.items()}
+
+    def insert(self, config: RelayConfig) -> None:
+        """Add a relay, or change its token; home is chosen anew."""
+        previous = self._configs.get(config.url)
+        self._configs[config.url] = config
+        client = self._clients.get(config.url)
+        if client is not None and (previous is None or previous.token != config.token):
+            client.set_token(config.token)
+        self._full_report = True
+        self._report_now.set()
+
+    def remove(self, url: RelayUrl) -> bool:
+        """Take a relay off the list; if it is home, another becomes it. Tell whether it was there."""
+        if self._configs.pop(url, None) is None:
+            return False
+        self._selector.forget(url)
+        if self._home == url:
+            self._set_home(None)
+        self._full_report = True
+        self._report_now.set()
+        return True
+
+    def _open(self, url: RelayUrl) -> RelayClient | None:
+        if self._closed or len(self._clients) >= MAX_RELAYS:
+            return None
+        config = self._configs.get(url)
+        try:
+            client = RelayClient(
+                url,
+                self._secret_key,
+                token=config.token if config is not None else None,
+                dialer=self._dialer,
+                on_datagrams=lambda batches: self._on_datagrams(url, batches),
+                on_status=lambda status: self._on_status(url, status),
+                random=self._random,
+            )
+        except InvalidAddress as error:
+            logger.warning("%s", error)
+            return None
+        self._clients[url] = client
+        self._used_at[url] = asyncio.get_running_loop().time()
+        client.start()
+        return client
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    def _path(self, url: RelayUrl, peer: bytes) -> RelayPath:
+        path = self._paths.get((url, peer))
+        if path is None:
+            path = RelayPath(url, EndpointId(peer))
+            if len(self._paths) >= MAX_PATHS:
+                del self._paths[next(iter(self._paths))]
+            self._paths[url, peer] = path
+        return path
+
+    def _on_datagrams(self, url: RelayUrl, batches: list[Datagrams]) -> None:
+        receiver = self._receiver
+        if receiver is None or self._closed:
+            return
+        self._used_at[url] = asyncio.get_running_loop().time()
+        for batch in batches:
+            content = batch.content
+            if not content:
+                continue
+            try:
+                path = self._path(url, batch.peer)
+            except InvalidKey:
+                # A relay lets nobody in without a key, so this one makes things up.
+                self.dropped += 1
+                continue
+            receiver.on_datagrams(memoryview(content), batch.segment_size or len(content), path)
+        receiver.on_batch_end()
+
+    # --- home -----------------------------------------------------------------------------------
+
+    def _on_status(self, url: RelayUrl, status: ClientStatus) -> None:
+        is_home = url == self._home
+        if status.state is ClientState.CONNECTED and status.rtt_s is None:
+            self._emit(RelayConnected(url, is_home))
+        elif status.state is ClientState.WAITING and status.error is not None:
+            self._emit(RelayDisconnected(url, is_home, status.error))
+        if is_home:
+            self._update_home()
+        self._wake()
+
+    def _update_home(self) -> None:
+        """Bring what is advertised in line with whether we are connected."""
+        client = self._clients.get(self._home) if self._home is not None else None
+        connected = client is not None and client.is_connected
+        if connected:
+            self._home_lost_at = None
+        elif self._home_lost_at is None:
+            self._home_lost_at = asyncio.get_running_loop().time()
+        advertised = self._home if connected else None
+        if advertised != self._advertised:
+            self._advertised = advertised
+            self._wake()
+            if self._receiver is not None and not self._closed:
+                self._receiver.on_addresses_changed()
+
+    def _set_home(self, url: RelayUrl | None) -> None:
+        if url == self._home:
+            return
+        previous, self._home = self._home, url
+        self._home_lost_at = None
+        logger.info("home relay: %s", url)
+        if url is not None and url not in self._clients:
+            self._open(url)
+        self._emit(HomeRelayChanged(url, previous))
+        self._update_home()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _report_loop(self) -> None:
+        while True:
+            jitter = self._random.uniform(-REPORT_JITTER_S, REPORT_JITTER_S)
+            try:
+                async with asyncio.timeout(REPORT_INTERVAL_S + jitter):
+                    await self._report_now.wait()
+            except TimeoutError:
+                logger.debug("time for another look at the relays")
+            self._report_now.clear()
+            full, self._full_report = self._full_report, False
+            await self._report(full)
+
+    async def _report(self, full: bool) -> None:
+        """Measure all relays and choose the home."""
+        urls = sorted(self._configs)
+        if not urls:
+            return
+        loop = asyncio.get_running_loop()
+        if len(urls) == 1:
+            # Nothing to choose from: connecting is a better test than probing.
+            self._set_home(urls[0])
+            return
+        report = Report(https=await self._probe_all(urls))
+        choice = self._selector.add(report, loop.time(), full=full)
+        if choice is None:
+            # Nobody answers. Some day one of them will; until then try the first.
+            choice = self._home if self._home is not None else urls[0]
+        if choice in self._configs:
+            self._set_home(choice)
+
+    async def _probe_all(self, urls: list[RelayUrl]) -> dict[RelayUrl, float]:
+        latencies: dict[RelayUrl, float] = {}
+
+        async def measure(url: RelayUrl) -> None:
+            try:
+                latencies[url] = await probe(url, self._dialer)
+            except DialkeyError as error:
+                logger.debug("relay %s: %s", url, error)
+
+        pending = {asyncio.create_task(measure(url)) for url in urls}
+        try:
+            while pending and not latencies:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=SETTLE_S)
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        return latencies
+
+    # --- housekeeping ---------------------------------------------------------------------------
+
+    async def _housekeeping_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            await self.housekeep(loop.time())
+
+    async def housekeep(self, now: float) -> None:
+        """Leave relays that nobody uses, and a home that is gone; `now` is in the loop's time."""
+        for url, client in list(self._clients.items()):
+            used_at = max(client.last_sent_at, self._used_at.get(url, 0.0))
+            if url != self._home and now - used_at > IDLE_S:
+                del self._clients[url]
+                self._used_at.pop(url, None)
+                await client.close()
+        lost_at = self._home_lost_at
+        if lost_at is not None and now - lost_at > FAILOVER_S and len(self._configs) > 1:
+            # It may still answer pings while it does not let us in: loyalty ends here.
+            assert self._home is not None
+            await self._fail_over(self._home)
+
+    async def _fail_over(self, lost: RelayUrl) -> None:
+        others = sorted(url for url in self._configs if url != lost)
+        latencies = await self._probe_all(others)
+        if not latencies or self._home != lost or self._advertised is not None:
+            return
+        self._selector.forget(lost)
+        choice = self._selector.add(Report(https=latencies), asyncio.get_running_loop().time())
+        if choice is not None and choice in self._configs:
+            self._set_home(choice)
+
+
+def _ignore(event: object) -> None:
+    return
