@@ -15,12 +15,13 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 # Extra arguments: make test ARGS="-k router", make demo ARGS="--size 500"
 ARGS ?=
 
-.PHONY: help demo test lint types check clean
+.PHONY: help demo test bench lint types check clean
 
 help:
 	@echo "make demo    set up and send a real file from one key to another on this machine"
 	@echo "make test    set up and run all tests"
 	@echo "make check   make test, then ruff and mypy --strict"
+	@echo "make bench   set up and measure dialkey beside its peers, some minutes"
 	@echo "make lint    ruff alone        make types   mypy alone        make clean   remove .venv"
 
 demo: $(RUNTIME)
@@ -28,6 +29,9 @@ demo: $(RUNTIME)
 
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(DEVELOPMENT)
+	@$(BIN)/python benchmarks/transport.py $(ARGS)
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import attrs
 import stacks
@@ -26,6 +27,8 @@ MB = 1_000_000
 BLOCK = 1 << 18
 IN_FLIGHT = (1, 16, 100)
 STOCK = "aioquic-1452"
+BLOBS = ("blobs-files", "blobs-memory")
+"""They fetch named content and know no other requests."""
 NOTES = """\
 CPU is that of both processes together. The certificate and key are Ed25519 everywhere; aioquic and tls
 prove the server's key only, dialkey and iroh both. Requests: 64 bytes each way, a new bidirectional
@@ -78,6 +81,7 @@ class Run:
         self._progress = progress
         self._pairs: dict[str, Pair] = {}
         self._amounts: dict[str, Amounts] = {}
+        self._offered = 10
         self.failed: dict[str, str] = {}
         self.measurements: list[Measurement] = []
 
@@ -85,11 +89,11 @@ class Run:
         async with AsyncExitStack() as owner:
             for name in self._names:
                 await self._begin(name, owner)
-            # The blob getter is the only stack without requests.
-            plain = [name for name in self._pairs if name != "dialkey-blobs"]
+            plain = [name for name in self._pairs if name not in BLOBS]
             await self._rounds(plain)
         if self._size.idle_streams:
-            await self._beside_idle_streams([n for n in ("dialkey", STOCK) if n in plain])
+            # Stock aioquic is left out: with 1,000 streams open it takes minutes.
+            await self._beside_idle_streams([name for name in plain if name == "dialkey"])
         if self._size.idle_connections:
             await self._memory(plain)
 
@@ -101,16 +105,21 @@ class Run:
             pair = await owner.enter_async_context(Pair(name))
             client = pair.client
             await client.do("dial", address=pair.address, count=1)
-            await client.do("check", size=size.check_bytes, seed=7, count=64)
-            await client.do("download", size=8 * BLOCK)
-            took = await client.do("download", size=8 * BLOCK)
-            blocks = round(8 * size.seconds / took["seconds"])
             counts = {}
-            if name != "dialkey-blobs":
+            if name in BLOBS:
+                offer = await pair.server.offer(size.check_bytes, 7)
+                await client.do("fetch", offer=offer)
+                await client.do("check_fetched", offer=offer, size=size.check_bytes, seed=7)
+                took_bulk = await client.do("fetch", offer=await pair.server.offer(8 * BLOCK, 8))
+            else:
+                await client.do("check", size=size.check_bytes, seed=7, count=64)
+                await client.do("download", size=8 * BLOCK)
+                took_bulk = await client.do("download", size=8 * BLOCK)
                 for in_flight in IN_FLIGHT:
-                    took = await client.do("requests", count=2 * in_flight, in_flight=in_flight)
+                    await client.do("requests", count=2 * in_flight, in_flight=in_flight)
                     took = await client.do("requests", count=100, in_flight=in_flight)
                     counts[in_flight] = max(in_flight, round(100 * size.seconds / took["seconds"]))
+            blocks = round(8 * size.seconds / took_bulk["seconds"])
             await client.do("hang_up")
             self._amounts[name] = Amounts(BLOCK * min(max(blocks, 2), 2000), counts)
             self._pairs[name] = pair
@@ -133,21 +142,17 @@ class Run:
             turn = number % max(len(self._pairs), 1)
             names = [*self._pairs][turn:] + [*self._pairs][:turn]
             for name in names:
-                await self._one(bulk, name, self._bulk)
+                await self._one(bulk, name, self._blob if name in BLOBS else self._bulk)
             for in_flight, measurement in requests.items():
                 for name in names:
                     if name in plain:
-                        await self._one(
-                            measurement, name, lambda n, i=in_flight: self._requests(n, i)
-                        )
+                        await self._one(measurement, name, partial(self._requests, in_flight))
             for name in names:
                 if name in plain:
                     await self._one(dials, name, self._handshakes)
         for measurement in self.measurements:
             measurement.series = {
-                name: measurement.series[name]
-                for name in self._names
-                if name in measurement.series
+                name: measurement.series[name] for name in self._names if name in measurement.series
             }
 
     async def _one(
@@ -183,7 +188,19 @@ class Run:
         await client.do("hang_up")
         return found
 
-    async def _requests(self, name: str, in_flight: int) -> tuple[float, float]:
+    async def _blob(self, name: str) -> tuple[float, float]:
+        pair = self._pairs[name]
+        size = self._amounts[name].bulk_bytes
+        # Content that differs each time; making it, and hashing it for the offer, is not timed.
+        self._offered += 2
+        await pair.client.do("dial", address=pair.address, count=1)
+        await pair.client.do("fetch", offer=await pair.server.offer(size // 4, self._offered))
+        offer = await pair.server.offer(size, self._offered + 1)
+        found = await self._timed(name, size / MB, "fetch", offer=offer)
+        await pair.client.do("hang_up")
+        return found
+
+    async def _requests(self, in_flight: int, name: str) -> tuple[float, float]:
         client = self._pairs[name].client
         count = self._amounts[name].requests[in_flight]
         await client.do("dial", address=self._pairs[name].address, count=1)
@@ -225,8 +242,7 @@ class Run:
 
     async def _bulk_beside(self, pair: Pair, idle: int) -> float:
         """Return the processor time of both sides for a transfer beside idle streams."""
-        # Costs can be ten times those without idle streams.
-        size = max(4 * BLOCK, self._amounts[pair.stack].bulk_bytes // 4 // BLOCK * BLOCK)
+        size = self._amounts[pair.stack].bulk_bytes
         await pair.client.do("dial", address=pair.address, count=1)
         await pair.client.do("open_idle", count=idle)
         await pair.client.do("download", size=BLOCK)
@@ -252,6 +268,8 @@ class Run:
             self._progress(f"{name}: memory of {count} idle connections")
             try:
                 async with Pair(name) as pair:
+                    # Of several first dials to one remote at once, the iroh wheel closes all but one.
+                    await self._grow(pair, 1)
                     before = await self._grow(pair, MEMORY_WARM_UP)
                     after = await self._grow(pair, count)
                 for side, each in sides.items():
@@ -295,12 +313,10 @@ class Run:
             ),
             Target(
                 "blob download with hash check, over our own bulk stream",
-                ratio("bulk", "dialkey-blobs", "dialkey"),
+                ratio("bulk", "blobs-files", "dialkey"),
                 0.7,
             ),
-            Target(
-                "bulk CPU beside 1000 idle streams", value("idle-streams"), 1.5, at_most=True
-            ),
+            Target("bulk CPU beside 1000 idle streams", value("idle-streams"), 1.5, at_most=True),
             *(
                 Target(
                     f"memory per idle connection, {side}",

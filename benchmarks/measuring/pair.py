@@ -24,7 +24,7 @@ class Process:
     def __init__(self, stack: str) -> None:
         self._stack = stack
         self._process: asyncio.subprocess.Process | None = None
-        self._stderr = tempfile.TemporaryFile()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
 
     async def start(self) -> None:
         self._process = await asyncio.create_subprocess_exec(
@@ -52,6 +52,9 @@ class Process:
 
     async def serve(self) -> str:
         return str((await self._ask({"do": "serve"}))["address"])
+
+    async def offer(self, size: int, seed: int) -> str:
+        return str((await self._ask({"do": "offer", "size": size, "seed": seed}))["offer"])
 
     async def _ask(self, command: dict[str, object]) -> dict[str, object]:
         process = self._process

@@ -75,9 +75,7 @@ class Measurement:
         """Return `numerator` over `denominator`, round by round."""
         if numerator not in self.series or denominator not in self.series:
             return []
-        pairs = zip(
-            self.series[numerator].values, self.series[denominator].values, strict=False
-        )
+        pairs = zip(self.series[numerator].values, self.series[denominator].values, strict=False)
         return [a / b if a is not None and b else None for a, b in pairs]
 
     def lead(self, other: str) -> Spread | None:
@@ -173,7 +171,7 @@ def machine() -> dict[str, object]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     return {
         "date": now.strftime("%Y-%m-%d %H:%M UTC"),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",

@@ -46,8 +46,7 @@ class Worker:
     async def memory(self) -> Result:
         """Tell the resident memory of this process, after collecting garbage."""
         gc.collect()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return {"rss_bytes": pages * os.sysconf("SC_PAGE_SIZE")}
+        return {"rss_bytes": _resident_bytes()}
 
     async def dial(self, address: str, count: int) -> Result:
         """Open connections, some at a time, and keep them."""
@@ -90,6 +89,20 @@ class Worker:
         await base.requests(session, count, 16, seed=seed + 1)
         return {}
 
+    async def offer(self, size: int, seed: int) -> Result:
+        return {"offer": await self._offering().offer(size, seed)}
+
+    async def fetch(self, offer: str) -> Result:
+        return await _timed(lambda: self._offering().fetch(self._sessions[0], offer))
+
+    async def check_fetched(self, offer: str, size: int, seed: int) -> Result:
+        await self._offering().check(self._sessions[0], offer, size, seed)
+        return {}
+
+    def _offering(self) -> base.Offering:
+        assert isinstance(self._stack, base.Offering)
+        return self._stack
+
     async def download(self, size: int) -> Result:
         return await _timed(lambda: base.download(self._sessions[0], size))
 
@@ -99,6 +112,11 @@ class Worker:
     async def end(self) -> None:
         await self.hang_up()
         await self._stack.close()
+
+
+def _resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _timed(work: Callable[[], Awaitable[None]]) -> Result:

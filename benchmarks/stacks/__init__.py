@@ -12,7 +12,8 @@ HOMES = {
     "aioquic-1452": ("stacks.stock_aioquic", "Aioquic1452Stack"),
     "iroh": ("stacks.iroh_wheel", "IrohStack"),
     "tls": ("stacks.tls_over_tcp", "TlsStack"),
-    "dialkey-blobs": ("stacks.blobs", "BlobsStack"),
+    "blobs-files": ("stacks.blobs", "BlobsFilesStack"),
+    "blobs-memory": ("stacks.blobs", "BlobsMemoryStack"),
 }
 
 

@@ -84,6 +84,26 @@ class Stack(ABC):
         """Free everything."""
 
 
+class Offering(ABC):
+    """A stack that moves named things instead of answering requests on streams: blobs."""
+
+    @abstractmethod
+    async def offer(self, size: int, seed: int) -> str:
+        """Hold `random_blocks(size, seed)` ready; return what to fetch it by."""
+
+    @abstractmethod
+    async def fetch(self, session: Session, offer: str) -> None:
+        """Take what another process's `offer` returned."""
+
+    @abstractmethod
+    async def check(self, session: Session, offer: str, size: int, seed: int) -> None:
+        """Compare what was fetched with what was offered.
+
+        Raises:
+            Mismatch: it differs.
+        """
+
+
 # --- the server's side --------------------------------------------------------------------------
 
 
@@ -183,7 +203,9 @@ async def requests(
     source = random.Random(seed)
 
     def body() -> bytes:
-        return head(ECHO, filling=b"" if seed is None else source.randbytes(HEAD_BYTES - _HEAD.size))
+        return head(
+            ECHO, filling=b"" if seed is None else source.randbytes(HEAD_BYTES - _HEAD.size)
+        )
 
     def check(sent: bytes, reply: bytes) -> None:
         if len(reply) != HEAD_BYTES or (seed is not None and reply != sent):

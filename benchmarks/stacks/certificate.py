@@ -19,7 +19,7 @@ def certificate() -> Iterator[tuple[Path, Path]]:
     """Yield the files of a fresh certificate and of its key; they are removed afterwards."""
     key = Ed25519PrivateKey.generate()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     signed = (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import attrs
-from stacks.base import Answer, Session, Stack, Stream
 
 from dialkey import Connection, Endpoint, RecvStream, Router, SendStream
 from dialkey.errors import DialkeyError
+from stacks.base import Answer, Session, Stack, Stream
 
 ALPN = "benchmark/1"
 MAX_STREAMS = 2000

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
 
 import iroh
 import iroh.iroh_ffi
+
 from stacks.base import Answer, Session, Stack, Stream
 
 ALPN = b"benchmark/1"
@@ -49,7 +51,7 @@ class IrohStack(Stack):
 
     async def _bind(self) -> iroh.Endpoint:
         if self._endpoint is None:
-            iroh.iroh_ffi.uniffi_set_event_loop(asyncio.get_running_loop())
+            iroh.iroh_ffi.uniffi_set_event_loop(asyncio.get_running_loop())  # type: ignore[arg-type]
             self._endpoint = await iroh.Endpoint.bind(
                 iroh.EndpointOptions(
                     preset=iroh.preset_minimal(),
@@ -65,8 +67,8 @@ class IrohStack(Stack):
         self._start(self._accept(endpoint, answer))
         return json.dumps([endpoint.id().to_bytes().hex(), endpoint.bound_sockets()])
 
-    def _start(self, coroutine: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)  # type: ignore[arg-type]
+    def _start(self, coroutine: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -10,9 +10,11 @@ import asyncio
 import ssl
 from contextlib import AsyncExitStack
 
-from aioquic.asyncio import QuicConnectionProtocol, connect, serve
-from aioquic.asyncio.server import QuicServer
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import QuicServer, serve
 from aioquic.quic.configuration import QuicConfiguration
+
 from stacks.base import Answer, Session, Stack, Stream
 from stacks.certificate import certificate
 
@@ -77,6 +79,7 @@ class AioquicStack(Stack):
         )
         # Its public API does not tell the port that port 0 became.
         transport = self._server._transport
+        assert transport is not None
         return str(transport.get_extra_info("sockname")[1])
 
     async def dial(self, address: str) -> Session:

@@ -58,9 +58,7 @@ class TlsStack(Stack):
         with certificate() as (chain, key):
             context.load_cert_chain(chain, key)
 
-        async def on_connection(
-            reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-        ) -> None:
+        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             stream = _Stream(reader, writer)
             try:
                 while await answer(stream):
