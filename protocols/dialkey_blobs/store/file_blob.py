@@ -44,7 +44,7 @@ class FileBlob(OpenBlob):
         self._path = path
         self._reference = reference
         self._outboard = outboard
-        self._outboard_file = -1
+        self._file = self._outboard_file = -1
         try:
             self._file, _ = open_regular(ops, path)
         except FileFailed as error:

@@ -277,7 +277,8 @@ class FsCore(StoreCore):
 
     def add_path(self, path: Path, mode: ImportMode, format: BlobFormat) -> Steps[TempTag]:
         # The path without links, since a link may point elsewhere tomorrow.
-        path = Path(os.path.realpath(path))
+        with file_errors("open", path):
+            path = Path(os.path.realpath(path))
         source, before = open_regular(self.ops, path)
         copy: TempFile | None = None
         hashed: Hashed | None = None
@@ -429,7 +430,8 @@ class FsCore(StoreCore):
         self._close_partial(hash)
         self._unsealed.discard(hash)
         self.database.delete(row)
-        self._doom(hash, None)
+        if row.place != Place.INLINE:
+            self._doom(hash, None)
         self._changed(hash, Bitfield())
         return True
 
