@@ -239,6 +239,7 @@ class Pair:
         self._arriving: list[tuple[float, int, str, Address, Address, bytes]] = []
         self._order = itertools.count()
         self._dirty: dict[Side, None] = {}
+        self._transfers: list[Transfer] = []
         self._server_alpns = server_alpns if server_alpns is not None else [ALPN]
         self.client = Side(self, "client", CLIENT_ADDRESS, self._config(1, client))
         self.server = Side(self, "server", SERVER_ADDRESS, self._config(2, server))
@@ -422,11 +423,22 @@ class Pair:
             stuck = stuck + 1 if at <= self.now else 0
             assert stuck < 1000, f"time stands still at {self.now - START:.6f}: {self}"
             self._go_to(at)
+            self.pump()
         else:
             raise AssertionError(f"still busy after {steps} steps: {self}")
         if until is not None:
             raise AssertionError(f"it did not happen within {seconds} s: {self}")
         self.now = deadline
+
+    def pump(self) -> None:
+        """Write more where a transfer has room."""
+        for transfer in self._transfers:
+            transfer.pump()
+        self.flush()
+
+    def pumps(self, transfer: Transfer) -> None:
+        """Serve a transfer from now on."""
+        self._transfers.append(transfer)
 
     def connect(self, *, seconds: float = 20.0) -> Pair:
         """Run until both sides have confirmed the handshake."""
@@ -486,12 +498,13 @@ class Transfer:
         self._left = size
         self._digest = hashlib.sha256()
         self._finished = False
+        sender.pair.pumps(self)
         self.pump()
 
     def pump(self) -> None:
         """Write more, if there is room."""
         half = self.sender.send[self.stream]
-        while not self._finished and half.queued < self.HIGH_WATER:
+        while not self._finished and not half.closed and half.queued < self.HIGH_WATER:
             piece = self._rng.randbytes(min(self._left, 65_536))
             self._digest.update(piece)
             self._left -= len(piece)
@@ -500,8 +513,7 @@ class Transfer:
 
     @property
     def is_over(self) -> bool:
-        """Pump, and say whether the receiver has the end."""
-        self.pump()
+        """Whether the receiver has the end."""
         return self.stream in self.receiver.ended
 
     def check(self) -> None:
@@ -510,11 +522,15 @@ class Transfer:
         assert hashlib.sha256(got).digest() == self._digest.digest()
 
 
+def are_over(transfers: list[Transfer]) -> bool:
+    return all(each.is_over for each in transfers)
+
+
 def transfer(*sizes: tuple[Side, int], seconds: float = 600.0) -> list[Transfer]:
     """Send so much from each side at the same time; run until everything has arrived whole."""
     pair = sizes[0][0].pair
     running = [Transfer(side, size, seed=i) for i, (side, size) in enumerate(sizes)]
-    pair.run(lambda: all([each.is_over for each in running]), seconds=seconds)
+    pair.run(lambda: are_over(running), seconds=seconds)
     for each in running:
         each.check()
     return running
