@@ -200,6 +200,8 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
             pos = _on_ack(c, 0, plain, pos + 1, frame == codes.ACK_ECN, now)
         elif frame == codes.PATH_ACK or frame == codes.PATH_ACK_ECN:
             kind |= _NON_PROBING
+            if c.multipath is None:
+                raise TransportError(codes.PROTOCOL_VIOLATION, "multipath was not negotiated", frame)
             path_id, pos = read_varint(plain, pos + 1)
             pos = _on_ack(c, path_id, plain, pos, frame == codes.PATH_ACK_ECN, now)
         elif frame == codes.PING:
@@ -511,8 +513,15 @@ def _on_path_challenge(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
     token, pos = read_bytes(data, pos, 8)
+    if remote != path.remote:
+        # Answers to other addresses are outside congestion control: one at a time, or a peer that
+        # forges its address could have us flood whoever has it.
+        for index, (_, other, _) in enumerate(path.responses):
+            if other == remote:
+                path.responses[index] = (token, remote, len(data))
+                return pos
     if len(path.responses) < MAX_PENDING_RESPONSES:
-        path.responses.append((token, remote))
+        path.responses.append((token, remote, len(data)))
     return pos
 
 

@@ -606,20 +606,23 @@ def _send_mtu_probe(c: Connection, path: Path, cid: bytes, now: float, send: Sen
 
 
 def _send_responses(c: Connection, path: Path, cid: bytes, now: float, send: Send) -> None:
+    room = BASE_BYTES - 1 - CID_LENGTH - 2 - TAG_LENGTH
     while path.responses:
-        token, remote = path.responses.popleft()
-        on_path = remote == path.remote
+        token, remote, asked_with = path.responses[0]
         frame = bytes((codes.PATH_RESPONSE,)) + token
-        if on_path:
-            frame += bytes((codes.PING,))
-        room = BASE_BYTES - 1 - CID_LENGTH - 2 - TAG_LENGTH
-        if not on_path or path.validated or path.amplification_room() >= BASE_BYTES:
-            frame += bytes(room - len(frame))
-        packet = seal_packet(c, path, frame, cid)
-        if on_path:
-            _emit(c, path, packet, [(codes.PATH_RESPONSE,)], now, send)
+        if remote != path.remote:
+            # Nothing is known of that address: it gets three times what came from it at most.
+            frame += bytes(max(0, min(room, 3 * asked_with) - len(frame)))
+            _count_off_path(c, seal_packet(c, path, frame, cid), remote, send)
+        elif path.recovery.cc.available < BASE_BYTES:
+            return
         else:
-            _count_off_path(c, packet, remote, send)
+            frame += bytes((codes.PING,))
+            if path.validated or path.amplification_room() >= BASE_BYTES:
+                frame += bytes(room - len(frame))
+            packet = seal_packet(c, path, frame, cid)
+            _emit(c, path, packet, [(codes.PATH_RESPONSE,)], now, send)
+        path.responses.popleft()
 
 
 def _count_off_path(c: Connection, packet: bytes, remote: Address, send: Send) -> None:

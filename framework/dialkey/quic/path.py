@@ -235,7 +235,8 @@ class Path:
         self.ack_pending = 0
         self.ack_at: float | None = None
         self.next_number = 0
-        self.responses: deque[tuple[bytes, Address]] = deque()
+        # Tokens to return, where to, and how long the payload was that asked for it.
+        self.responses: deque[tuple[bytes, Address, int]] = deque()
         self.challenge: Challenge | None = None
         self.probes_pending = 0
         self.ping_pending = False
