@@ -229,6 +229,12 @@ def test_no_file_contains(what: str) -> None:
     assert not found, "\n".join([what, *found])
 
 
+UNANNOUNCED: Final = frozenset(
+    {"plugins/dialkey_relay", "protocols/dialkey_gossip", "protocols/dialkey_rpc"}
+)
+"""In the tree and tested, and not in the wheel before an endpoint can use them."""
+
+
 def test_every_package_is_in_the_wheel_and_typed() -> None:
     import tomllib
 
@@ -239,6 +245,7 @@ def test_every_package_is_in_the_wheel_and_typed() -> None:
         for path in _distributions()
         if (path / "__init__.py").is_file()
     ]
-    assert sorted(packages) == sorted(["framework/dialkey", *on_disk])
+    expected = {"framework/dialkey", *on_disk}
+    assert expected - UNANNOUNCED <= set(packages) <= expected
     for package in packages:
         assert (ROOT / package / "py.typed").is_file(), f"{package} has no py.typed"

@@ -19,10 +19,12 @@ from blake3 import blake3
 from dialkey import Endpoint, PathInfo, Router
 from dialkey.cli import Options, Output, Progress, format_bytes, format_rate
 from dialkey.errors import DialkeyError, LocalError
+from dialkey.identity import EndpointId
 from dialkey_blobs.blobs import Blobs, Entry, collect_files
 from dialkey_blobs.download import Connected, Downloaded, ProviderFailed
 from dialkey_blobs.download import Progress as DownloadProgress
 from dialkey_blobs.hash import BlobFormat, HashAndFormat
+from dialkey_blobs.protocol import GetManyRequest, GetRequest, Request
 from dialkey_blobs.provider import ProviderEvents, RequestEnded, RequestStarted
 from dialkey_blobs.safe_paths import TargetExists, check_names, safe_join
 from dialkey_blobs.store import ImportMode, TempTag
@@ -61,12 +63,12 @@ async def send(output: Output, options: Options, paths: Sequence[Path], *, once:
             collection, entries = await _add(output, blobs, paths)
             with collection:
                 _announce(output, blobs, collection, entries)
-                taken = _Taken(await _total_bytes(blobs, collection, entries))
+                taken = _Taken(output, endpoint)
                 async with asyncio.TaskGroup() as tasks:
+                    following = tasks.create_task(taken.follow(blobs.provider_events()))
                     serving = tasks.create_task(router.serve())
-                    following = tasks.create_task(taken.follow(output, blobs.provider_events()))
                     if once:
-                        await taken.once(endpoint)
+                        await taken.once()
                         serving.cancel()
                         following.cancel()
 
@@ -105,64 +107,73 @@ def _announce(output: Output, blobs: Blobs, tag: TempTag, entries: list[Entry]) 
     )
 
 
-async def _total_bytes(blobs: Blobs, tag: TempTag, entries: list[Entry]) -> int:
-    """Return what a getter that begins with nothing is sent: list, names and content."""
-    root = (await blobs.store.status(tag.hash)).size or 0
-    first = (await blobs.store.read(tag.hash))[:32]
-    names = len(await blobs.store.read(type(tag.hash)(first)))
-    return root + names + sum({entry.hash: entry.size for entry in entries}.values())
-
-
 class _Taken:
-    """Notices when everything was sent once.
+    """Follows what getters ask for, and notices when one has taken everything.
 
-    Getters ask in several requests, and one that was interrupted comes back with another key for
-    the rest; so the bytes of all requests are counted together, and the end is a request that was
-    acknowledged after as many bytes as there are, whose getter has then left.
+    A getter asks in several requests, of which the first ones are for names and sizes. One that was
+    interrupted comes back, perhaps with another key, for the rest only; so bytes say nothing. What
+    does: its last request reached the files, it has acknowledged the answer, and it has left.
     """
 
-    def __init__(self, total_bytes: int) -> None:
-        self._missing_bytes = total_bytes
-        self._active: set[int] = set()
-        self._complete = asyncio.Event()
+    def __init__(self, output: Output, endpoint: Endpoint) -> None:
+        self._output = output
+        self._endpoint = endpoint
+        self._reaches_files: dict[int, bool] = {}
+        self._ended: asyncio.Queue[EndpointId] = asyncio.Queue()
+        self._is_content: dict[EndpointId, bool] = {}
 
-    async def follow(self, output: Output, events: ProviderEvents) -> None:
-        """Report every request; runs until cancelled."""
+    async def follow(self, events: ProviderEvents) -> None:
+        """Report the requests that reach files; runs until cancelled."""
         async for event in events:
             if isinstance(event, RequestStarted):
-                self._active.add(event.request_id)
+                self._reaches_files[event.request_id] = _reaches_files(event.request)
+                self._is_content.pop(event.remote_id, None)
             elif isinstance(event, RequestEnded):
-                self._active.discard(event.request_id)
-                self._missing_bytes -= event.payload_bytes
-                if event.error is None and self._missing_bytes <= 0:
-                    self._complete.set()
-                self._report(output, event)
+                if not self._reaches_files.pop(event.request_id, False):
+                    continue
+                self._report(event)
+                if event.error is None:
+                    self._is_content[event.remote_id] = True
+                    self._ended.put_nowait(event.remote_id)
 
-    def _report(self, output: Output, event: RequestEnded) -> None:
+    def _report(self, event: RequestEnded) -> None:
         outcome = "" if event.error is None else f"; it ended early: {event.error}"
-        output.result(
+        self._output.result(
             "sent",
             None,
             endpoint_id=str(event.remote_id),
             payload_bytes=event.payload_bytes,
             error=event.error,
         )
-        output.remark(
+        self._output.remark(
             f"sent {format_bytes(event.payload_bytes)} to {event.remote_id.short()}{outcome}"
         )
 
-    async def once(self, endpoint: Endpoint) -> None:
+    async def once(self) -> None:
         """Wait for the end of the first complete transfer."""
-        await self._complete.wait()
         while True:
-            leaving = [asyncio.ensure_future(each.closed()) for each in endpoint.connections]
-            if not leaving:
+            getter = await self._ended.get()
+            await self._leave(getter)
+            if self._is_content.get(getter):
                 return
+
+    async def _leave(self, getter: EndpointId) -> None:
+        leaving = [
+            asyncio.ensure_future(connection.closed())
+            for connection in self._endpoint.connections
+            if connection.remote_id == getter
+        ]
+        if leaving:
             _, staying = await asyncio.wait(leaving, timeout=CLOSING_GRACE_S)
             for waiting in staying:
                 waiting.cancel()
-            if not self._active:
-                return
+
+
+def _reaches_files(request: Request) -> bool:
+    """Say whether a request goes beyond a collection's list (index 0) and its names (index 1)."""
+    if not isinstance(request, GetRequest | GetManyRequest):
+        return False
+    return any(end is None or end > 2 for _, end, _ in request.ranges.runs())
 
 
 # --- receive --------------------------------------------------------------------------------------

@@ -66,10 +66,16 @@ def examples_of(page: Path) -> Iterator[Example]:
 
 
 class Page:
-    """Runs the examples of one page in one folder."""
+    """Runs the examples of one page in one folder, as if on one machine.
+
+    ``dialkey receive`` has a folder of its own, as it would on the other machine.
+    """
 
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
-        self.folder = folder
+        self.folder = folder / "here"
+        self.elsewhere = folder / "elsewhere"
+        self.folder.mkdir()
+        self.elsewhere.mkdir()
         self.stack = stack
         self.ticket = ""
 
@@ -87,7 +93,8 @@ class Page:
                     assert example.how, f"line {example.line}: say how to run it"
                     words = shlex.split(line.removeprefix("$ dialkey "))
                     words = [self.ticket if CUT_TICKET.fullmatch(word) else word for word in words]
-                    self.process(example.how, ["-m", "dialkey", *words])
+                    folder = self.elsewhere if words[0] == "receive" else self.folder
+                    self.process(example.how, ["-m", "dialkey", *words], folder)
 
     def python(self, example: Example) -> None:
         if example.how == "module":
@@ -95,9 +102,10 @@ class Page:
             return
         path = self.folder / f"example_{example.line}.py"
         path.write_text(example.code, encoding="utf-8")
-        self.process(example.how, [str(path), *([self.ticket] if self.ticket else [])])
+        arguments = [str(path), *([self.ticket] if self.ticket else [])]
+        self.process(example.how, arguments, self.folder)
 
-    def process(self, how: str, arguments: list[str]) -> None:
+    def process(self, how: str, arguments: list[str], folder: Path) -> None:
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
@@ -106,7 +114,7 @@ class Page:
         process = self.stack.enter_context(
             subprocess.Popen(
                 [sys.executable, *arguments],
-                cwd=self.folder,
+                cwd=folder,
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if how == "run" else None,

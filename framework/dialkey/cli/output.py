@@ -166,9 +166,8 @@ class Progress:
         )
         of = f" of {format_bytes(self._total_bytes)}" if self._total_bytes is not None else ""
         note = f", {self._note}" if self._note else ""
-        self._output.remark(
-            f"{self._what}: {format_bytes(self._done_bytes)}{of}, {format_rate(rate)}{note}"
-        )
+        speed = f", {format_rate(rate)}" if rate else ""
+        self._output.remark(f"{self._what}: {format_bytes(self._done_bytes)}{of}{speed}{note}")
 
 
 def _rich_bar(stderr: TextIO, what: str) -> tuple[RichProgress, TaskID]:
