@@ -7,9 +7,11 @@ import random
 import attrs
 
 from dialkey.errors import (
+    AlpnMismatch,
     ConnectionClosedByPeer,
     ConnectionLost,
     NetworkError,
+    Refused,
     ResolveError,
 )
 from dialkey_rpc.errors import Unavailable
@@ -62,4 +64,5 @@ class Reconnect:
             return True
         if isinstance(error, (ConnectionLost, ConnectionClosedByPeer)):
             return idempotent or not sent
-        return isinstance(error, NetworkError) and not sent
+        # An endpoint that is being restarted refuses for a moment, or does not serve us yet.
+        return isinstance(error, (NetworkError, Refused, AlpnMismatch)) and not sent

@@ -17,8 +17,10 @@ from dialkey.errors import (
     ConnectionLost,
     DialError,
     DialkeyError,
+    Refused,
     ResolveError,
     WireError,
+    WrongKey,
 )
 from dialkey.identity import SecretKey
 from dialkey.limits import MAX_RPC_ERROR_CHARS
@@ -312,6 +314,8 @@ def _accepts(table: Table, kinds: tuple[int, ...]) -> bool:
         (ConnectionClosedByPeer("", error_code=0), True, False, True),
         (rpc.Unavailable(""), True, True, True),
         (DialError(""), True, False, False),
+        (Refused(""), True, False, False),
+        (WrongKey(""), False, False, False),
         (ResolveError(""), False, False, False),
         (rpc.InternalError(""), False, False, False),
         (rpc.DeadlineExceeded(""), False, False, False),
