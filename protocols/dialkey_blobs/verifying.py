@@ -15,7 +15,8 @@ from blake3 import blake3
 from dialkey_blobs.errors import LeafMismatch, ParentMismatch, VerificationError
 from dialkey_blobs.events import BlobEvent, VerifiedLeaf, VerifiedParent
 from dialkey_blobs.hash import Hash
-from dialkey_blobs.hashing import BATCH_BYTES, parent_cvs, subtree_cvs
+from dialkey_blobs.hashing import BATCH_BYTES, parent_cv, parent_cvs, subtree_cvs
+from dialkey_blobs.tree import CHUNK_BYTES
 
 __all__ = ["VerifyQueue"]
 
@@ -28,6 +29,75 @@ class _Entry(NamedTuple):
     expected: bytes
     hash: Hash
     stream_offset: int
+
+
+class _Block(NamedTuple):
+    """A complete subtree: its chunks, its chaining value and, if it has children, theirs."""
+
+    start: int
+    end: int
+    cv: bytes
+    pair: bytes | None
+
+
+class _Prefix:
+    """The content of one blob that comes whole: what its hash so far must be, and what it is."""
+
+    def __init__(self, size: int) -> None:
+        self.numbers: list[int] = []
+        self._size = size
+        self._bytes = 0
+        self._hasher = blake3()
+        # Nodes whose pair came and whose content is not complete yet, innermost last.
+        self._open: list[_Block] = []
+        # The subtrees that make up the prefix, largest first.
+        self._blocks: list[_Block] = []
+
+    def check(self, entries: list[_Entry | BlobEvent]) -> list[int]:
+        """Return the numbers of this blob's leaves in a batch if the prefix up to them matches."""
+        known = []
+        hash: Hash | None = None
+        for number in self.numbers:
+            entry = entries[number]
+            assert isinstance(entry, _Entry)
+            hash = entry.hash
+            if isinstance(entry.event, VerifiedParent):
+                node = entry.event.node
+                end = node.start_chunk + -(-node.length // CHUNK_BYTES)
+                self._open.append(_Block(node.start_chunk, end, entry.expected, entry.event.pair))
+            elif isinstance(entry.event, VerifiedLeaf):
+                self._add_leaf(entry.event, entry.expected)
+                known.append(number)
+        self.numbers = []
+        if hash is None or not known:
+            return []
+        return known if self._hasher.digest() == self._expected(hash) else []
+
+    def _add_leaf(self, event: VerifiedLeaf, expected: bytes) -> None:
+        self._hasher.update(event.data)
+        self._bytes += len(event.data)
+        start = event.leaf.start_chunk
+        end = start + -(-len(event.data) // CHUNK_BYTES)
+        blocks = self._blocks
+        blocks.append(_Block(start, end, expected, None))
+        while self._open and self._open[-1].end == end:
+            node = self._open.pop()
+            while blocks and blocks[-1].start >= node.start:
+                blocks.pop()
+            blocks.append(node)
+
+    def _expected(self, hash: Hash) -> bytes | None:
+        """Return the hash that the prefix must have; None if that cannot be told."""
+        if self._bytes == self._size:
+            return hash.digest
+        *rest, last = self._blocks
+        if not rest:
+            # One subtree: as a blob of its own, only the flag of its top differs.
+            return None if last.pair is None else parent_cv(last.pair[:32], last.pair[32:], True)
+        value = last.cv
+        for block in reversed(rest):
+            value = parent_cv(block.cv, value, is_root=block is rest[0])
+        return value
 
 
 class VerifyQueue:
@@ -45,6 +115,9 @@ class VerifyQueue:
         self._whole_blobs: list[tuple[int, int, Hash]] = []
         self._ready: list[BlobEvent] = []
         self._batch_number = 0
+        # The blob that is coming whole, and that one or an earlier one with entries in this batch.
+        self._prefix: _Prefix | None = None
+        self._prefixes: list[_Prefix] = []
 
     def take(self) -> list[BlobEvent]:
         """Return, once, the events that are verified."""
@@ -75,6 +148,10 @@ class VerifyQueue:
             self._waiting_bytes += len(event.data)
         if len(self._entries) >= _MAX_ENTRIES:
             self.verify()
+        if self._prefix is not None:
+            if not self._prefix.numbers:
+                self._prefixes.append(self._prefix)
+            self._prefix.numbers.append(len(self._entries))
         self._entries.append(_Entry(event, expected, hash, stream_offset))
 
     def begin_blob(self, size: int) -> tuple[int, int]:
@@ -85,6 +162,8 @@ class VerifyQueue:
         """
         if size <= self.batch_bytes < self._waiting_bytes + size:
             self.verify()
+        # A blob that fits into a batch is verified by its own hash in any case.
+        self._prefix = _Prefix(size) if size > self.batch_bytes else None
         return self._batch_number, len(self._entries)
 
     def end_whole_blob(self, mark: tuple[int, int], hash: Hash) -> None:
@@ -93,6 +172,7 @@ class VerifyQueue:
         If all of them still wait, its leaves are verified by one hash over the whole content, which
         is twenty times as fast as chaining values.
         """
+        self._prefix = None
         batch_number, first = mark
         if batch_number == self._batch_number:
             self._whole_blobs.append((first, len(self._entries), hash))
@@ -106,9 +186,13 @@ class VerifyQueue:
         """
         entries, self._entries = self._entries, []
         whole_blobs, self._whole_blobs = self._whole_blobs, []
+        prefixes, self._prefixes = self._prefixes, []
         self._waiting_bytes = 0
         self._batch_number += 1
-        bad = _first_mismatch(entries, _known_leaves(entries, whole_blobs))
+        known = _known_leaves(entries, whole_blobs)
+        for prefix in prefixes:
+            known.update(prefix.check(entries))
+        bad = _first_mismatch(entries, known)
         for entry in entries[:bad]:
             self._ready.append(entry.event if isinstance(entry, _Entry) else entry)
         if bad is not None:
