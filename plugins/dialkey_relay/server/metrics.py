@@ -1,0 +1,226 @@
+"""A relay's numbers for Prometheus, and the port where they are fetched.
+
+Names that real relays have too (``relayserver_…_total``) are kept, so that their dashboards work;
+ours alone are called ``dialkey_relay_…``.
+
+Source: relay wire reference 1.4 and 4.10.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final, cast
+
+import attrs
+
+from dialkey.errors import BindError
+from dialkey.limits import RELAY_HTTP_TIMEOUT_S
+from dialkey_relay.errors import RelayWireError
+from dialkey_relay.http1 import HeadReader, Response
+from dialkey_relay.hub import Counters
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["MetricsServer", "Snapshot", "render"]
+
+CONTENT_TYPE: Final = "text/plain; charset=utf-8"
+MAX_READERS: Final = 64
+
+COUNTERS: Final = {
+    "bytes_sent": "Bytes of datagrams sent to clients.",
+    "bytes_recv": "Bytes of datagrams received from clients.",
+    "send_packets_sent": "Datagram frames sent to clients.",
+    "send_packets_recv": "Datagram frames received from clients.",
+    "send_packets_dropped": "Datagram frames dropped, for any reason.",
+    "got_ping": "Pings received from clients.",
+    "sent_pong": "Pongs sent to clients.",
+    "bytes_rx_ratelimited_total": "Bytes received that exceeded a client's rate.",
+    "conns_rx_ratelimited_total": "Connections that exceeded their rate at least once.",
+    "accepts": "Clients admitted.",
+    "disconnects": "Admitted clients that left.",
+    "unique_client_keys": "Distinct endpoint ids seen, as far as they are remembered.",
+    "clients_inactive_added": "Connections replaced by a newer one of the same endpoint id.",
+    "clients_inactive_removed": "Replaced connections that ended or became active again.",
+    "qad_incoming": "QUIC address discovery: incoming handshakes.",
+    "qad_incoming_error": "QUIC address discovery: handshakes that failed.",
+    "qad_connections": "QUIC address discovery: connections established.",
+    "qad_connections_closed": "QUIC address discovery: connections closed as they should be.",
+    "qad_connections_errored": "QUIC address discovery: connections that ended otherwise.",
+    "http_connections": "TCP connections accepted.",
+    "http_connections_closed": "TCP connections closed.",
+    "http_connections_errored": "TCP connections that failed before they became relay clients.",
+}
+"""Counters that real relays have."""
+
+OUR_COUNTERS: Final = {
+    "clients_denied": "Clients that the access rules turned away.",
+    "clients_expired": "Clients disconnected because their grant ended.",
+    "clients_revoked": "Clients disconnected because the access rules changed.",
+    "admission_errors": "Access rules that failed or took too long.",
+    "protocol_errors": "Connections ended because of what the client sent.",
+    "handshake_timeouts": "Connections ended because no key was proven in time.",
+    "ping_timeouts": "Clients ended because they did not answer a ping.",
+    "write_timeouts": "Clients ended because they did not read.",
+    "http_connections_refused": "TCP connections refused by a limit.",
+    "http_requests": "HTTP requests answered.",
+    "tls_errors": "TLS handshakes that failed.",
+    "tls_reloads": "Certificates replaced while running.",
+    "tls_reload_errors": "Certificates that could not be used.",
+    "qad_incoming_refused": "QUIC address discovery: handshakes refused by a limit.",
+    "dropped_control": "Control frames dropped because a client did not read.",
+}
+
+DROPS: Final = {
+    "dropped_unknown_destination": "unknown_destination",
+    "dropped_queue_full": "queue_full",
+    "dropped_queues_full": "queues_full",
+    "dropped_unsendable": "unsendable",
+    "dropped_disconnected": "disconnected",
+}
+"""Why datagram frames were dropped: one counter with a label."""
+
+
+@attrs.frozen
+class Snapshot:
+    """What a relay tells about itself at one moment.
+
+    Attributes:
+        endpoints: endpoint ids that are connected.
+        connections: TCP connections.
+        queued_bytes: bytes that wait for clients.
+    """
+
+    counters: Counters
+    endpoints: int
+    connections: int
+    queued_bytes: int
+
+
+class _Collector:
+    """Gives a snapshot to the Prometheus library."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterable[Metric]:
+        yield from _families(self._snapshot)
+
+
+def _families(snapshot: Snapshot) -> Iterator[Metric]:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    counters = snapshot.counters
+    for name, text in COUNTERS.items():
+        family = f"relayserver_{name.removesuffix('_total')}"
+        yield CounterMetricFamily(family, text, value=getattr(counters, name))
+    for name, text in OUR_COUNTERS.items():
+        yield CounterMetricFamily(f"dialkey_relay_{name}", text, value=getattr(counters, name))
+    drops = CounterMetricFamily(
+        "dialkey_relay_dropped_frames", "Datagram frames dropped, by reason.", labels=["reason"]
+    )
+    for name, reason in DROPS.items():
+        drops.add_metric([reason], getattr(counters, name))
+    yield drops
+    for name, text, value in (
+        ("endpoints", "Endpoint ids connected.", snapshot.endpoints),
+        ("connections", "TCP connections.", snapshot.connections),
+        ("queued_bytes", "Bytes that wait for slow clients.", snapshot.queued_bytes),
+    ):
+        yield GaugeMetricFamily(f"dialkey_relay_{name}", text, value=value)
+
+
+def render(snapshot: Snapshot) -> bytes:
+    """Write a snapshot as OpenMetrics text."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.openmetrics import exposition
+
+    registry = CollectorRegistry()
+    registry.register(_Collector(snapshot))
+    # The library does not say the type of this function.
+    generate = cast("Callable[[CollectorRegistry], bytes]", exposition.generate_latest)
+    return generate(registry)
+
+
+class _Reader(asyncio.Protocol):
+    """Answers every request with the metrics, whatever its method and path."""
+
+    def __init__(self, server: MetricsServer) -> None:
+        self._server = server
+        self._head = HeadReader()
+        self._transport: asyncio.Transport | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        if len(self._server.readers) >= MAX_READERS:
+            transport.abort()
+            return
+        self._transport = transport
+        self._server.readers.add(transport)
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.call_later(RELAY_HTTP_TIMEOUT_S, transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        try:
+            self._head.feed(data)
+            while (request := self._head.next_request()) is not None:
+                headers = (("content-type", CONTENT_TYPE),)
+                response = Response(200, headers, render(self._server.snapshot()))
+                transport.write(response.encode(keep_alive=request.keep_alive))
+                if not request.keep_alive:
+                    transport.close()
+                    return
+        except RelayWireError as error:
+            transport.write(Response(400, (), error.message.encode()).encode(keep_alive=False))
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._transport is not None:
+            self._server.readers.discard(self._transport)
+
+
+class MetricsServer:
+    """The port where metrics are fetched.
+
+    Args:
+        address: where to listen.
+        snapshot: gives the present numbers.
+    """
+
+    def __init__(self, address: tuple[str, int], snapshot: Callable[[], Snapshot]) -> None:
+        self._address = address
+        self.snapshot = snapshot
+        self.readers: set[asyncio.Transport] = set()
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> MetricsServer:
+        host, port = self._address
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                lambda: _Reader(self), host, port
+            )
+        except OSError as error:
+            raise BindError(
+                f"the metrics cannot be served on {host} port {port}: {error.strerror}"
+            ) from error
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._server is not None
+        self._server.close()
+        for transport in list(self.readers):
+            transport.abort()
+        await self._server.wait_closed()
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens."""
+        assert self._server is not None
+        return [sock.getsockname()[:2] for sock in self._server.sockets]
