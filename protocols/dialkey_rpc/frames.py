@@ -168,6 +168,7 @@ class FrameReader:
         "_budget",
         "_envelope",
         "_envelope_bytes",
+        "_handed_on",
         "_have",
         "_kind",
         "_lengths",
@@ -184,7 +185,9 @@ class FrameReader:
     def __init__(self, limits: RpcLimits, budget: Budget | None = None) -> None:
         self._limits = limits
         self._budget = budget
+        # Bytes of the budget: for the frame that arrives, and for those that did.
         self._reserved = 0
+        self._handed_on = 0
         self._pieces: list[bytes] = []
         self._small = bytearray()
         self._have = 0
@@ -258,10 +261,16 @@ class FrameReader:
             raise MalformedMessage("the stream ended within a message")
 
     def release(self) -> None:
-        """Give back what was set aside for frames that are dealt with, or will never be."""
-        if self._reserved and self._budget is not None:
-            self._budget.give(self._reserved)
-            self._reserved = 0
+        """Give back what was set aside for the frames that `feed` has returned."""
+        if self._handed_on and self._budget is not None:
+            self._budget.give(self._handed_on)
+            self._handed_on = 0
+
+    def close(self) -> None:
+        """Give back everything, also for a frame that is unfinished and will stay so. Idempotent."""
+        self._handed_on += self._reserved
+        self._reserved = 0
+        self.release()
 
     # --- stages ---------------------------------------------------------------------------------
 
@@ -307,7 +316,7 @@ class FrameReader:
     def _reserve(self, size: int) -> None:
         if size > UNBUDGETED_BYTES and self._budget is not None:
             self._budget.take(size)
-            self._reserved += size
+            self._reserved = size
 
     def _on_envelope(self, piece: bytes) -> Frame | None:
         self._envelope = piece
@@ -329,6 +338,8 @@ class FrameReader:
     def _complete(self, parts: Sequence[bytes]) -> Frame:
         frame = Frame(self._kind, self._envelope, parts)
         self._envelope = b""
+        self._handed_on += self._reserved
+        self._reserved = 0
         self._stage = self._on_head
         self._want = HEAD_BYTES
         return frame

@@ -336,6 +336,8 @@ class _ServerCall:
             arguments[codec.spec.upload.name] = self._uploads(codec)
         at = None if request.timeout_s is None else started + request.timeout_s
         call = Call(codec.spec, self._peer.connection, request.metadata, at)
+        if at is not None and at <= asyncio.get_running_loop().time():
+            raise DeadlineExceeded("there was no time left for this call")
         # This task has a context of its own, so nothing needs to be put back.
         call_var.set(call)
         deadline_var.set(at)

@@ -76,7 +76,7 @@ class FrameSource:
     def close(self, code: int) -> None:
         """Want no more: the peer is told, unless everything has come. Idempotent."""
         self._frames.clear()
-        self._reader.release()
+        self._reader.close()
         self._recv.stop(code)
 
 

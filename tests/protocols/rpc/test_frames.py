@@ -154,7 +154,13 @@ def test_large_messages_share_a_budget() -> None:
     assert one.left < 200_000  # until the call is over
     first.release()
     assert (one.left, other.left, everything.left) == (200_000, 200_000, 250_000)
-    FrameReader(RpcLimits(), other).feed(head)
+    unfinished = FrameReader(RpcLimits(), other)
+    unfinished.feed(head)
+    unfinished.release()
+    assert other.left == 50_000 - 1
+    unfinished.close()
+    unfinished.close()
+    assert (other.left, everything.left) == (200_000, 250_000)
 
 
 def test_small_messages_need_no_budget() -> None:
