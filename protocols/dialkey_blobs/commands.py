@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from dialkey_blobs.store import ImportMode, TempTag
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
 from dialkey_blobs.ticket import BlobTicket
 
-__all__ = ["Summary", "demo", "receive", "send"]
+__all__ = ["Summary", "demo", "fetch", "receive", "send"]
 
 LISTED_NAMES: Final = 20
 """Names shown of a collection; a screen has some more lines than that."""
@@ -81,7 +81,9 @@ async def _add(output: Output, blobs: Blobs, paths: Sequence[Path]) -> tuple[Tem
     try:
         with output.progress("reading", sum(size for _, _, size in found)) as progress:
             for name, path, size in found:
-                tag = await blobs.add_path(path, ImportMode.REFERENCE)
+                tag = await blobs.store.add_path(
+                    path, ImportMode.REFERENCE, progress=_beyond(done_bytes, progress)
+                )
                 tags.append(tag)
                 entries.append(Entry(name, tag.hash, size))
                 done_bytes += size
@@ -90,6 +92,10 @@ async def _add(output: Output, blobs: Blobs, paths: Sequence[Path]) -> tuple[Tem
     finally:
         for tag in tags:
             tag.release()
+
+
+def _beyond(before_bytes: int, progress: Progress) -> Callable[[int], None]:
+    return lambda done_bytes: progress.update(before_bytes + done_bytes)
 
 
 def _announce(output: Output, blobs: Blobs, tag: TempTag, entries: list[Entry]) -> None:
@@ -214,16 +220,34 @@ class Summary:
 
 async def receive(
     output: Output, options: Options, ticket: BlobTicket, target: Path, *, overwrite: bool
-) -> Summary:
-    """Fetch what a ticket names into a folder.
-
-    What has come so far is kept in a hidden folder below `target` until everything was exported, so
-    that another call goes on from there.
+) -> None:
+    """Fetch what a ticket names into a folder, and say what has come.
 
     Raises:
         TargetExists: a file exists and may not be overwritten; noticed before content is fetched.
         UnsafeName: the sender named a file in a way that could do harm.
         DialkeyError: everything else that can go wrong with peer, network and disk.
+    """
+    summary = await fetch(output, options, ticket, target, overwrite=overwrite)
+    output.result(
+        "received",
+        "\n".join(map(str, summary.paths)),
+        paths=[str(path) for path in summary.paths],
+        total_bytes=summary.total_bytes,
+        received_bytes=summary.received_bytes,
+        elapsed_s=round(summary.elapsed_s, 3),
+        path=summary.path,
+    )
+    output.remark(f"Received {summary}")
+
+
+async def fetch(
+    output: Output, options: Options, ticket: BlobTicket, target: Path, *, overwrite: bool
+) -> Summary:
+    """Fetch what a ticket names into a folder, showing names and progress.
+
+    What has come so far is kept in a hidden folder below `target` until everything was exported, so
+    that another call goes on from there. Raises what `receive` does.
     """
     async with _keeping(target, ticket) as kept:
         async with (
@@ -242,16 +266,6 @@ async def receive(
                 kept.is_worth_keeping |= receiving.has_received
             summary = await receiving.export()
         kept.is_done = True
-    output.result(
-        "received",
-        "\n".join(map(str, summary.paths)),
-        paths=[str(path) for path in summary.paths],
-        total_bytes=summary.total_bytes,
-        received_bytes=summary.received_bytes,
-        elapsed_s=round(summary.elapsed_s, 3),
-        path=summary.path,
-    )
-    output.remark(f"Received {summary}")
     return summary
 
 
@@ -407,7 +421,7 @@ async def demo(output: Output, *, size_bytes: int) -> None:
         async with _sender(sent) as ticket:
             output.remark(f"2. A process of its own offers it, as endpoint {ticket.addr.id}")
             output.remark("3. This process, with another key, dials that key:")
-            summary = await receive(
+            summary = await fetch(
                 output,
                 Options(json=output.json, bind="127.0.0.1:0"),
                 ticket,
@@ -420,7 +434,7 @@ async def demo(output: Output, *, size_bytes: int) -> None:
         output.remark(f"4. BLAKE3 of both files: {hashes[0]}")
         output.result(
             "demo",
-            f"equal: {format_bytes(size_bytes)}, {summary}",
+            f"The same, so it works: {summary}",
             size_bytes=size_bytes,
             hash=hashes[0],
             elapsed_s=round(summary.elapsed_s, 3),

@@ -384,7 +384,8 @@ def _is_installed() -> bool:
 def test_demo(start: Start) -> None:
     done = start("demo", "--size", "5").end()
     assert done.code == 0, done.err
-    assert done.out.splitlines()[-1].startswith("equal: 5.0 MB, 5.0 MB in ")
+    assert done.out.startswith("The same, so it works: 5.0 MB in ")
     assert "MB/s, direct 127.0.0.1:" in done.out
+    assert "4. BLAKE3 of both files: " in done.err
     done = start("demo", "--size", "1", "--json").end()
     assert done.event("demo")["size_bytes"] == 1_000_000
