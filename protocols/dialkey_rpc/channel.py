@@ -32,7 +32,7 @@ from dialkey_rpc.errors import (
     RpcError,
     Unavailable,
 )
-from dialkey_rpc.frames import ERROR, Budget, FrameReader, RpcLimits, StopCode
+from dialkey_rpc.frames import ERROR, Budget, RpcLimits, StopCode
 from dialkey_rpc.metrics import MethodCounters
 from dialkey_rpc.order import RESPONSE, RESPONSE_STREAM, Order
 from dialkey_rpc.packing import unpack_frame
@@ -333,7 +333,7 @@ class Exchange:
         self._remote_id = connection.remote_id
         self._send = send
         table = RESPONSE_STREAM if self._codec.spec.streams_down else RESPONSE
-        self._source = FrameSource(recv, FrameReader(channel.limits, channel.budget), Order(table))
+        self._source = FrameSource(recv, channel.limits, channel.budget, Order(table))
         timeout_s = None if at is None else at - asyncio.get_running_loop().time()
         head, parts = self._codec.call_frame(arguments, timeout_s, options.metadata)
         self.sent = True

@@ -26,6 +26,7 @@ __all__ = [
     "RpcLimits",
     "StopCode",
     "join_head",
+    "whole_frame",
 ]
 
 CALL: Final = 1
@@ -151,6 +152,26 @@ def join_head(kind: int, envelope: bytes, parts: Sequence[bytes] = ()) -> bytes:
     except OverflowError:
         raise CannotSend("a byte string of more than 4 GiB") from None
     return b"".join((HEAD.pack(kind, 0, len(parts), len(envelope)), table, envelope))
+
+
+def whole_frame(data: bytes, limits: RpcLimits) -> Frame | None:
+    """Return the frame that `data` is, if it is exactly one without parts.
+
+    A short cut for short messages, which arrive in one piece; `FrameReader` takes all others.
+    """
+    if len(data) < HEAD_BYTES:
+        return None
+    kind, reserved, part_count, envelope_bytes = HEAD.unpack_from(data)
+    if (
+        reserved
+        or part_count
+        or len(data) != HEAD_BYTES + envelope_bytes
+        or envelope_bytes > limits.envelope_bytes
+        or envelope_bytes > UNBUDGETED_BYTES
+        or not CALL <= kind <= ERROR
+    ):
+        return None
+    return Frame(kind, data[HEAD_BYTES:])
 
 
 class FrameReader:

@@ -46,7 +46,7 @@ from dialkey_rpc.errors import (
     RpcError,
     ServiceDefinitionError,
 )
-from dialkey_rpc.frames import CALL, Budget, FrameReader, RpcLimits, StopCode
+from dialkey_rpc.frames import CALL, Budget, RpcLimits, StopCode
 from dialkey_rpc.metrics import MethodCounters, MethodStats, prometheus_text
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, Order
 from dialkey_rpc.packing import unpack_frame
@@ -292,7 +292,7 @@ class _ServerCall:
         self._peer = peer
         self._rpc = peer.rpc
         self._send = send
-        self._source = FrameSource(recv, FrameReader(peer.rpc.limits, peer.budget), Order(REQUEST))
+        self._source = FrameSource(recv, peer.rpc.limits, peer.budget, Order(REQUEST))
         self._codec: MethodCodec | None = None
         self._counters: MethodCounters | None = None
         self._stop_code = StopCode.DONE

@@ -9,7 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from dialkey.errors import DialkeyError
-from dialkey_rpc.frames import Frame, FrameReader
+from dialkey_rpc.frames import (
+    READ_BYTES,
+    Budget,
+    Frame,
+    FrameReader,
+    RpcLimits,
+    whole_frame,
+)
 from dialkey_rpc.order import Order
 
 if TYPE_CHECKING:
@@ -39,16 +46,25 @@ async def write_frame(
 class FrameSource:
     """Frames from a stream, one by one, in a legal order.
 
+    Args:
+        recv: the stream.
+        limits: what may come.
+        budget: of the connection.
+        order: what may follow what.
+
     Attributes:
-        order: what may come; the owner may replace it between frames.
+        order: the owner may replace it between frames.
     """
 
-    __slots__ = ("_frames", "_reader", "_recv", "order")
+    __slots__ = ("_budget", "_frames", "_limits", "_reader", "_recv", "order")
 
-    def __init__(self, recv: RecvStream, reader: FrameReader, order: Order) -> None:
+    def __init__(self, recv: RecvStream, limits: RpcLimits, budget: Budget, order: Order) -> None:
         self._recv = recv
-        self._reader = reader
-        self._frames: deque[Frame] = deque()
+        self._limits = limits
+        self._budget = budget
+        # Most calls come in one piece; only for others is a reader made.
+        self._reader: FrameReader | None = None
+        self._frames: deque[Frame] | None = None
         self.order = order
 
     async def next(self) -> Frame | None:
@@ -59,24 +75,36 @@ class FrameSource:
             StreamReset: the peer abandoned the stream.
             ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection is over.
         """
-        frames = self._frames
-        while not frames:
-            # The frame before this one is dealt with.
-            self._reader.release()
-            data = await self._recv.read(self._reader.read_bytes)
+        reader, frames = self._reader, self._frames
+        if reader is None or frames is None:
+            data = await self._recv.read(READ_BYTES)
             if not data:
-                self._reader.finish()
                 self.order.end()
                 return None
-            frames.extend(self._reader.feed(data))
+            frame = whole_frame(data, self._limits)
+            if frame is not None:
+                self.order.frame(frame.kind)
+                return frame
+            reader = self._reader = FrameReader(self._limits, self._budget)
+            frames = self._frames = deque(reader.feed(data))
+        while not frames:
+            # The frame before this one is dealt with.
+            reader.release()
+            data = await self._recv.read(reader.read_bytes)
+            if not data:
+                reader.finish()
+                self.order.end()
+                return None
+            frames.extend(reader.feed(data))
         frame = frames.popleft()
         self.order.frame(frame.kind)
         return frame
 
     def close(self, code: int) -> None:
         """Want no more: the peer is told, unless everything has come. Idempotent."""
-        self._frames.clear()
-        self._reader.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._frames = deque()
         self._recv.stop(code)
 
 

@@ -21,6 +21,7 @@ from dialkey_rpc.frames import (
     FrameReader,
     RpcLimits,
     join_head,
+    whole_frame,
 )
 
 SMALL = RpcLimits(envelope_bytes=1000, message_bytes=5000, parts=10)
@@ -65,6 +66,28 @@ def test_any_bytes_give_frames_or_one_of_two_errors(stream: bytes) -> None:
         reader.finish()
     except (MalformedMessage, MessageTooLarge):
         pass
+
+
+@given(st.binary(max_size=60) | st.builds(frame_bytes, st.integers(0, 255), st.binary(max_size=60)))
+def test_the_short_cut_sees_what_the_reader_sees(stream: bytes) -> None:
+    short = whole_frame(stream, SMALL)
+    if short is not None:
+        reader = FrameReader(SMALL)
+        assert reader.feed(stream) == [short]
+        reader.finish()
+
+
+def test_what_takes_the_short_cut() -> None:
+    assert whole_frame(frame_bytes(CALL, b"\xc0"), SMALL) == Frame(CALL, b"\xc0")
+    for stream in (
+        b"",
+        frame_bytes(CALL, b"\xc0")[:-1],
+        frame_bytes(CALL, b"\xc0") + b"x",
+        frame_bytes(200, b"\xc0"),
+        frame_bytes(CALL, b"\xc0", b""),
+        frame_bytes(CALL, bytes(1001)),
+    ):
+        assert whole_frame(stream, SMALL) is None
 
 
 def test_a_part_that_arrives_in_one_piece_is_not_copied() -> None:
