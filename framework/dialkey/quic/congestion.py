@@ -26,6 +26,7 @@ class Cubic:
     __slots__ = (
         "_epoch",
         "_k",
+        "_limited_at",
         "_max_datagram",
         "_reno",
         "_round_end",
@@ -47,6 +48,8 @@ class Cubic:
         self.recovery_start = -1.0
         self._epoch: float | None = None
         self._k = 0.0
+        # When the window was last used by half or more.
+        self._limited_at = -1.0
         self._w_max = 0.0
         self._reno = 0.0
         self._round_end = 0.0
@@ -66,8 +69,10 @@ class Cubic:
     def in_slow_start(self) -> bool:
         return self.window < self.ssthresh
 
-    def on_sent(self, size: int) -> None:
+    def on_sent(self, size: int, now: float) -> None:
         self.in_flight += size
+        if 2 * self.in_flight >= self.window:
+            self._limited_at = now
 
     def on_expired(self, size: int) -> None:
         """Forget bytes that are neither acknowledged nor taken as a sign of congestion."""
@@ -75,10 +80,10 @@ class Cubic:
 
     def on_acked(self, size: int, sent_time: float, now: float, srtt: float) -> None:
         """Note that `size` bytes sent at `sent_time` have arrived."""
-        was_limited = 2 * self.in_flight >= self.window
         self.in_flight -= size
-        # A window that was not used says nothing about the path (RFC 9002 section 7.8).
-        if not was_limited or sent_time <= self.recovery_start:
+        # A window that was not used says nothing about the path (RFC 9002 section 7.8). What counts
+        # is its use when the packet left, not what is left of it when a batch of them arrives.
+        if sent_time > self._limited_at or sent_time <= self.recovery_start:
             return
         if self.in_slow_start:
             self.window += size

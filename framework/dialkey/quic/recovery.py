@@ -72,6 +72,7 @@ class Sent:
         if high == self.stop:
             wire = self.wire - (low - self.number) * self.size
         part = Sent(low, high, self.time, self.size, wire)
+        part.eliciting = self.eliciting
         part.stream = self.stream
         part.offset = self.offset + start
         part.room = self.room
@@ -170,7 +171,7 @@ class Recovery:
         if record.eliciting:
             self.eliciting_in_flight += count
             self.last_eliciting_time = now
-            self.cc.in_flight += record.wire
+            self.cc.on_sent(record.wire, now)
 
     def on_ack(self, ranges: list[tuple[int, int]], delay_s: float, now: float) -> bool:
         """Process an acknowledgement.
