@@ -551,11 +551,15 @@ class FsCore(StoreCore):
         self._closed = True
         try:
             self.commit()
-            for hash in self._unsealed:
-                self._partial(hash).seal()
-            if self._is_tidy:
-                self.database.set_state("closed", 1)
-            self.commit()
+            try:
+                for hash in self._unsealed:
+                    self._partial(hash).seal()
+                if self._is_tidy:
+                    self.database.set_state("closed", 1)
+                self.commit()
+            except StorageError as error:
+                # Nothing is lost: the next opening looks closer, and after a power failure hashes.
+                _log.warning("the store %s was not closed cleanly: %s", self.root, error)
         finally:
             self._release()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,8 +20,8 @@ from dialkey_blobs.hash import Hash
 from dialkey_blobs.ranges import ChunkRanges
 from dialkey_blobs.store.audit import sound_groups
 from dialkey_blobs.store.core import chunks_of, contiguous
-from dialkey_blobs.store.errors import file_errors
-from dialkey_blobs.store.files import FileOps, make_directory, read_at, write_at
+from dialkey_blobs.store.errors import FileFailed, file_errors
+from dialkey_blobs.store.files import FileOps, discard, make_directory, read_at, write_at
 from dialkey_blobs.store.journal import Journal, JournalWriter
 from dialkey_blobs.store.values import finish
 from dialkey_blobs.tree import PAIR_BYTES
@@ -142,6 +143,7 @@ class PartialFiles:
                 ops.replace(self._temp, paths.journal)
         except BaseException:
             os.close(descriptor)
+            discard(ops, self._temp)
             raise
         writer.appended()
         os.close(self._files[2])
@@ -159,8 +161,15 @@ class PartialFiles:
             FileFailed: not all could be stored; the bitfield is as before.
         """
         ops, paths = self._ops, self.paths
-        for offset, content in contiguous(leaves):
-            write_at(ops, self._files[0], content, offset, paths.data)
+        length = os.fstat(self._files[0]).st_size
+        try:
+            for offset, content in contiguous(leaves):
+                write_at(ops, self._files[0], content, offset, paths.data)
+        except FileFailed:
+            # What got through would only take space on a disk that is full.
+            with suppress(FileFailed):
+                self.truncate_data(length)
+            raise
         for offset, pairs in _runs(parents):
             write_at(ops, self._files[1], pairs, offset, paths.outboard)
         added = Bitfield.of(size, chunks_of(leaves))
@@ -192,7 +201,7 @@ class PartialFiles:
         return read_at(self._files[1], length, offset, self.paths.outboard)
 
     def truncate_data(self, size: int) -> None:
-        """Cut content to `size`, should the file be longer."""
+        """Cut content to `size` bytes, should the file be longer."""
         with file_errors("cut", self.paths.data):
             if os.fstat(self._files[0]).st_size != size:
                 self._ops.ftruncate(self._files[0], size)

@@ -205,10 +205,11 @@ class Store:
     async def add_many(
         self, blobs: Sequence[Buffer], format: BlobFormat = BlobFormat.RAW
     ) -> list[TempTag]:
-        """Add many blobs from memory in one go: all of them, or none.
+        """Add many blobs from memory in one go.
 
-        They are hashed together, so thousands of small ones are quick. For some ten megabytes at a
-        time it does not keep others waiting.
+        They are hashed and committed together, so thousands of small ones are quick. With some ten
+        megabytes at a time it does not keep others waiting. If it fails, some may have been added,
+        and nothing protects those.
         """
         return await self._worker.call(lambda core: core.add_many(blobs, format))
 
