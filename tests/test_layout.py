@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import re
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import pytest
@@ -236,8 +239,6 @@ UNANNOUNCED: Final = frozenset(
 
 
 def test_every_package_is_in_the_wheel_and_typed() -> None:
-    import tomllib
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     on_disk = [
@@ -249,3 +250,39 @@ def test_every_package_is_in_the_wheel_and_typed() -> None:
     assert expected - UNANNOUNCED <= set(packages) <= expected
     for package in packages:
         assert (ROOT / package / "py.typed").is_file(), f"{package} has no py.typed"
+
+
+def _declared(project: dict[str, Any], *, for_tests: bool) -> set[str]:
+    """Return the names of the distributions that pyproject.toml declares, in normal form."""
+    requirements = list(project["project"]["dependencies"])
+    for extra in project["project"].get("optional-dependencies", {}).values():
+        requirements += extra
+    if for_tests:
+        requirements += project["dependency-groups"]["dev"]
+    return {
+        re.split(r"[^A-Za-z0-9._-]", requirement, maxsplit=1)[0].lower().replace("_", "-")
+        for requirement in requirements
+    }
+
+
+@pytest.mark.parametrize("for_tests", [False, True], ids=["code", "tests"])
+def test_every_imported_distribution_is_declared(for_tests: bool) -> None:
+    """What is only by chance installed here would be missing on a new machine."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = ("tests",) if for_tests else ("framework", "protocols", "plugins")
+    providers = importlib.metadata.packages_distributions()
+    own = {path.stem for folder in folders for path in (ROOT / folder).rglob("*")}
+    missing = []
+    for file in python_files(*folders):
+        room = "/".join(file.relative_to(ROOT).parts[:2])
+        declared_here = _declared(project, for_tests=for_tests or room in UNANNOUNCED)
+        for found in imports_of(file):
+            package = found.module.split(".")[0]
+            if package in sys.stdlib_module_names or package in own:
+                continue
+            if package == "dialkey" or package.startswith("dialkey_"):
+                continue
+            names = {name.lower().replace("_", "-") for name in providers.get(package, [package])}
+            if names.isdisjoint(declared_here):
+                missing.append(found)
+    complain(missing, "pyproject.toml declares no distribution that provides these")
