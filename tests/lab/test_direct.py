@@ -48,7 +48,7 @@ async def test_an_address_changes_during_a_transfer() -> None:
         phone, cloud = lab.host("phone"), lab.host("cloud")
         uplinks = lab.router("uplinks")
         wifi, _ = lab.link(phone, "10.72.1.2/24", uplinks, "10.72.1.1/24")
-        mobile, _ = lab.link(phone, "10.72.2.2/24", uplinks, "10.72.2.1/24")
+        lab.link(phone, "10.72.2.2/24", uplinks, "10.72.2.1/24")
         lab.link(cloud, "10.72.9.2/24", uplinks, "10.72.9.1/24")
         cloud.ip("route", "add", "default", "via", "10.72.9.1")
         phone.ip("route", "add", "default", "via", "10.72.1.1", "metric", "10")

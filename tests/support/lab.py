@@ -1,8 +1,8 @@
 """Networks of hosts on one machine, in Linux network namespaces.
 
-A `Lab` has hosts and routers; each is a namespace, and links are pairs of virtual interfaces. Programs run
-inside a host with `Host.start`. Everything is taken down with the lab. Needs root, `ip` and, for rules,
-`nft`; `why_not` says what is missing.
+A `Lab` has hosts and routers; each is a namespace, and links are pairs of virtual interfaces.
+Programs run inside a host with `Host.start`. Everything is taken down with the lab. Needs root, `ip`
+and, for rules, `nft`; `why_not` says what is missing.
 """
 
 from __future__ import annotations

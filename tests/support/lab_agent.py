@@ -1,7 +1,7 @@
 """What runs inside a host of a lab: an endpoint that receives, or one that sends.
 
-``serve [--relay URL]`` prints its ticket, then what it received. ``send TICKET SIZE [--relay URL]`` dials and
-sends. Both print path events and the longest time without progress. One JSON object per line.
+``serve [--relay URL]`` prints its ticket, then what it received. ``send TICKET SIZE [--relay URL]``
+dials and sends. Both print path events and the longest time without progress. One JSON object per line.
 """
 
 from __future__ import annotations
