@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         RequestStarted,
     )
     from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
+    from dialkey_blobs.receiving import Received
     from dialkey_blobs.safe_paths import TargetExists, UnsafeName
     from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
     from dialkey_blobs.ticket import BlobTicket
@@ -103,6 +104,7 @@ __all__ = [
     "ProviderLimits",
     "PushRequest",
     "RangeMissing",
+    "Received",
     "Request",
     "RequestEnded",
     "RequestStarted",
@@ -157,6 +159,7 @@ _HOMES = {
         "RequestEnded",
         "RequestStarted",
     ),
+    "receiving": ("Received",),
     "ranges": ("ChunkRanges", "ChunkRangesSeq"),
     "safe_paths": ("TargetExists", "UnsafeName"),
     "store": ("FsStore", "ImportMode", "MemoryStore", "Store", "TempTag"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import attrs
@@ -12,22 +13,17 @@ import attrs
 from dialkey import Connection, Endpoint, hookimpl
 from dialkey.errors import InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, Remote, parse_remote
-from dialkey_blobs.bitfield import Bitfield, ObserveReader
+from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.collection import Collection
 from dialkey_blobs.download import Download
+from dialkey_blobs.files import collect_files
+from dialkey_blobs.getting import get, observe, push
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hash_seq import HashSeq
-from dialkey_blobs.protocol import (
-    ALPN,
-    GetRequest,
-    ObserveRequest,
-    PushRequest,
-    StreamCode,
-    encode_request,
-)
+from dialkey_blobs.protocol import ALPN, GetManyRequest, GetRequest
 from dialkey_blobs.provider import Authorize, Provider, ProviderEvents, ProviderLimits
-from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
-from dialkey_blobs.responder import Responder, load_hash_seq
+from dialkey_blobs.receiving import Received
+from dialkey_blobs.responder import load_hash_seq
 from dialkey_blobs.safe_paths import SafeRoot, TargetExists, check_names
 from dialkey_blobs.store import (
     BlobIncomplete,
@@ -42,7 +38,7 @@ from dialkey_blobs.store import (
 )
 from dialkey_blobs.ticket import BlobTicket
 
-__all__ = ["Blobs", "Entry", "Exported"]
+__all__ = ["Blobs", "Entry", "Exported", "collect_files"]
 
 Source = BlobTicket | str
 
@@ -367,59 +363,71 @@ class Blobs:
 
     # --- other requests -------------------------------------------------------------------------
 
-    async def observe(self, remote: Remote, hash: Hash) -> AsyncIterator[Bitfield]:
-        """Yield what another endpoint holds of a blob, now and whenever it changes.
+    async def get(
+        self, remote: Remote | Connection, request: GetRequest | GetManyRequest
+    ) -> Received:
+        """Put what a single request brings into the store, whatever is held already.
+
+        For ranges of blobs, or many blobs at once; `download` is for everything else.
+
+        Args:
+            remote: whom to ask: an address, or an open connection with the ALPN of blobs.
+            request: for what.
+
+        Returns:
+            What was received.
+
+        Raises:
+            DialError: it cannot be reached.
+            DialkeyError: as `dialkey_blobs.getting.get`.
+        """
+        async with self._connection(remote) as connection:
+            last = Received(0, 0, None)
+            async with aclosing(get(self.store, connection, request)) as responses:
+                async for received in responses:
+                    last = received
+            return last
+
+    async def observe(
+        self, remote: Remote | Connection, hash: Hash
+    ) -> AsyncGenerator[Bitfield, None]:
+        """Yield what another endpoint holds of a blob, now and whenever it holds more; never ends.
+
+        Close the iterator (`contextlib.aclosing`) to stop.
 
         Raises:
             DialError, ConnectionLost, ConnectionClosedByPeer, StreamReset: it cannot be asked.
             WireError: its answer is malformed.
         """
-        async with await self.endpoint.connect(remote, ALPN) as connection:
-            send, recv = await connection.open_bi()
-            request = ObserveRequest(hash, ChunkRanges.all())
-            await send.write(encode_request(request), finish=True)
-            reader = ObserveReader()
-            current: Bitfield | None = None
-            try:
-                while chunk := await recv.read():
-                    for item in reader.feed(chunk):
-                        current = item if current is None else current.combine(item)
-                        yield current
-            finally:
-                recv.stop(StreamCode.NONE)
+        async with (
+            self._connection(remote) as connection,
+            aclosing(observe(connection, hash)) as states,
+        ):
+            async for state in states:
+                yield state
 
-    async def push(self, remote: Remote, content: HashAndFormat | TempTag) -> None:
-        """Send content to an endpoint that allows it; returns when it has everything.
+    async def push(self, remote: Remote | Connection, content: HashAndFormat | TempTag) -> None:
+        """Send content to an endpoint that allows it; return when its transport has everything.
 
-        The protocol has no other acknowledgement than that of the transport.
+        There is no other acknowledgement in the protocol: `observe` tells whether it was stored.
 
         Raises:
-            StreamStopped: it refuses, or the content did not verify there.
+            DialError: it cannot be reached.
+            StreamStopped: it refuses, or did not accept what came; `error_code` says which.
             BlobMissing, BlobIncomplete: we do not hold it (in full).
         """
         if isinstance(content, TempTag):
             content = content.content
-        sequence = (
-            ChunkRangesSeq.single() if content.format is BlobFormat.RAW else ChunkRangesSeq.all()
-        )
-        responder = Responder(GetRequest(content.hash, sequence), self._provider.caches)
+        async with self._connection(remote) as connection:
+            await push(self.store, connection, content, self._provider.caches)
+
+    @asynccontextmanager
+    async def _connection(self, remote: Remote | Connection) -> AsyncIterator[Connection]:
+        if isinstance(remote, Connection):
+            yield remote
+            return
         async with await self.endpoint.connect(remote, ALPN) as connection:
-            send, recv = await connection.open_bi()
-            recv.stop(StreamCode.NONE)
-            await send.write(encode_request(PushRequest(content.hash, sequence)))
-            over = False
-            try:
-                while not over:
-                    pieces, _, error, over = await self.store.run(responder.step)
-                    for piece in pieces:
-                        await send.write(piece)
-                    if error is not None:
-                        send.reset(StreamCode.INTERNAL)
-                        raise LocalError(str(error)) from error
-                await send.finish()
-                await send.stopped()
-            finally:
-                await self.store.run(lambda _: responder.close())
+            yield connection
 
 
 def _expanded(path: str | Path) -> Path:
@@ -444,43 +452,3 @@ def _open_folder(path: Path, names: Sequence[str], overwrite: bool) -> SafeRoot:
             if os.path.lexists(target):
                 raise TargetExists(target)
     return SafeRoot(path)
-
-
-def collect_files(paths: Iterable[str | Path]) -> list[tuple[str, Path]]:
-    """Return (name, file) of all regular files at or below paths, sorted by name.
-
-    Raises:
-        InvalidInput: a path does not exist, nothing was found, or a name occurs twice or cannot
-            be received safely.
-    """
-    found: dict[str, Path] = {}
-    for given in paths:
-        path = Path(given).expanduser()
-        if not path.exists():
-            raise InvalidInput(f"there is no file or folder {path}")
-        path = path.resolve()
-        for file in _walk(path):
-            name = "/".join([path.name, *file.relative_to(path).parts])
-            if name in found:
-                raise InvalidInput(
-                    f"two files would have the name {name!r}", hint="send them separately"
-                )
-            found[name] = file
-    if not found:
-        raise InvalidInput("there is no regular file at these paths")
-    entries = sorted(found.items(), key=lambda item: item[0].encode("utf-8", "surrogateescape"))
-    check_names([name for name, _ in entries], portable=False)
-    return entries
-
-
-def _walk(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        for file in sorted(files):
-            each = Path(folder, file)
-            if each.is_file() and not each.is_symlink():
-                found.append(each)
-    return found

@@ -31,11 +31,11 @@ from dialkey.errors import (
 from dialkey.identity import EndpointAddr, EndpointId
 from dialkey.limits import MAX_HASH_SEQ_BYTES
 from dialkey_blobs.errors import BlobNotFound
+from dialkey_blobs.getting import get
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.local import Local, look
-from dialkey_blobs.protocol import ALPN, GetRequest, StreamCode, encode_request
+from dialkey_blobs.protocol import ALPN, GetRequest, StreamCode
 from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
-from dialkey_blobs.receiving import receive
 from dialkey_blobs.store.core import StoreReader
 from dialkey_blobs.store.values import BlobState
 from dialkey_blobs.tree import CHUNK_BYTES
@@ -294,33 +294,25 @@ class Download:
     ) -> AsyncGenerator[DownloadEvent, None]:
         loop = asyncio.get_running_loop()
         payload, overhead = self._payload, self._overhead
-        send, recv = await connection.open_bi()
-        try:
-            await send.write(encode_request(request), finish=True)
-            responses = receive(self._store, request, recv, max_root_size=self._root_limit())
-            async with aclosing(responses):
-                async for received in responses:
-                    self._payload = payload + received.payload_bytes
-                    self._overhead = overhead + received.overhead_bytes
-                    for blob in received.finished:
-                        if _completes(request.ranges[blob.index], blob.size):
-                            yield BlobFetched(blob.hash, blob.size)
-                    total = local.total_bytes
-                    if total is None and local.content.format is BlobFormat.RAW:
-                        total = received.claimed_size
-                    yield Progress(
-                        local.held_bytes + received.payload_bytes,
-                        total,
-                        self._rate.add(loop.time(), self._payload),
-                        _path_of(connection),
-                    )
-        except StreamReset as error:
-            raise _explain(error, connection.remote_id) from error
-        finally:
-            recv.stop(StreamCode.NONE)
-
-    def _root_limit(self) -> int | None:
-        return None if self.content.format is BlobFormat.RAW else MAX_HASH_SEQ_BYTES
+        limit = None if self.content.format is BlobFormat.RAW else MAX_HASH_SEQ_BYTES
+        async with aclosing(
+            get(self._store, connection, request, max_root_size=limit)
+        ) as responses:
+            async for received in responses:
+                self._payload = payload + received.payload_bytes
+                self._overhead = overhead + received.overhead_bytes
+                for blob in received.finished:
+                    if _completes(request.ranges[blob.index], blob.size):
+                        yield BlobFetched(blob.hash, blob.size)
+                total = local.total_bytes
+                if total is None and local.content.format is BlobFormat.RAW:
+                    total = received.claimed_size
+                yield Progress(
+                    local.held_bytes + received.payload_bytes,
+                    total,
+                    self._rate.add(loop.time(), self._payload),
+                    _path_of(connection),
+                )
 
 
 def _path_of(connection: Connection) -> PathInfo | None:
@@ -338,19 +330,6 @@ def _may_recover(error: DialkeyError, candidate: _Candidate) -> bool:
     if isinstance(error, NetworkError):
         return candidate.was_connected
     return isinstance(error, ConnectionClosedByPeer)
-
-
-def _explain(error: StreamReset, remote_id: EndpointId) -> StreamReset:
-    reasons = {
-        StreamCode.PERMISSION: "the provider does not give us this content",
-        StreamCode.LIMIT: "the provider is too busy",
-        StreamCode.INTERNAL: "the provider does not have (all of) this content",
-    }
-    try:
-        message = reasons[StreamCode(error.error_code)]
-    except (KeyError, ValueError):
-        message = f"the provider ended the transfer with code {error.error_code}"
-    return StreamReset(message, error_code=error.error_code, endpoint_id=remote_id)
 
 
 def _begin_request(reader: StoreReader, local: Local) -> GetRequest | None:

@@ -301,7 +301,7 @@ class Provider:
             return
         if not reporting.cancelled():
             reporting.result()
-        raise CannotServe("the store was closed")
+        raise StoreClosed
 
     async def _take_push(self, request: PushRequest, exchange: Exchange) -> None:
         await exchange.send.finish()

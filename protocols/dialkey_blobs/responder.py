@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 
 import attrs
 
-from dialkey.errors import ProtocolViolation, StorageError
+from dialkey.errors import DialkeyError, ProtocolViolation, StorageError
 from dialkey.limits import MAX_HASH_SEQ_BYTES
 from dialkey_blobs.encoder import Encoder, SubgroupCache
 from dialkey_blobs.errors import RangeMissing
@@ -33,7 +33,15 @@ MAX_BLOBS_PER_STEP: Final = 256
 
 
 class CannotServe(Exception):
-    """The response ends here: something is not held. What was produced before is good."""
+    """The response ends here: something is not held. What was produced before is good.
+
+    Attributes:
+        reason: what it is.
+    """
+
+    def __init__(self, reason: DialkeyError) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @attrs.frozen
@@ -127,7 +135,7 @@ class Responder:
                     size += len(piece)
         except (BlobMissing, BlobIncomplete, RangeMissing, ProtocolViolation) as error:
             self.close()
-            return pieces, begun, CannotServe(str(error)), True
+            return pieces, begun, CannotServe(error), True
         except StorageError as error:
             self.close()
             return pieces, begun, error, True

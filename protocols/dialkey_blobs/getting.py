@@ -1,0 +1,154 @@
+"""Single requests to a provider, over a connection that is open.
+
+Source: blobs wire reference 1.3 to 1.7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+from dialkey import Connection
+from dialkey.errors import RemoteError, StreamReset, StreamStopped
+from dialkey.identity import EndpointId
+from dialkey_blobs.bitfield import Bitfield, ObserveReader
+from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
+from dialkey_blobs.protocol import (
+    GetManyRequest,
+    GetRequest,
+    ObserveRequest,
+    PushRequest,
+    StreamCode,
+    encode_request,
+)
+from dialkey_blobs.ranges import ChunkRangesSeq
+from dialkey_blobs.receiving import Received, receive
+from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches
+
+if TYPE_CHECKING:
+    from dialkey_blobs.store import Store
+
+__all__ = ["get", "observe", "push"]
+
+
+async def get(
+    store: Store,
+    connection: Connection,
+    request: GetRequest | GetManyRequest,
+    *,
+    max_root_size: int | None = None,
+) -> AsyncGenerator[Received, None]:
+    """Ask a provider and put what it sends into a store; yield progress.
+
+    Close the iterator (`contextlib.aclosing`) if you leave it early: the provider is then told to
+    stop.
+
+    Args:
+        store: where to.
+        connection: to the provider.
+        request: what to ask for; what is held already is sent again.
+        max_root_size: the largest hash sequence to accept, in bytes.
+
+    Raises:
+        StreamReset: the provider refuses, or has not (all of) what is asked for.
+        VerificationError: it sent something else; the error names the first item.
+        BlobNotFound, ItemNotFound, BlobTruncated: its response ended early.
+        ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
+        StorageError: the store failed.
+    """
+    send, recv = await connection.open_bi()
+    try:
+        await send.write(encode_request(request), finish=True)
+        async with aclosing(
+            receive(store, request, recv, max_root_size=max_root_size)
+        ) as responses:
+            async for received in responses:
+                yield received
+    except StreamReset as error:
+        raise _explain(error, connection.remote_id) from error
+    except RemoteError as error:
+        if error.endpoint_id is None:
+            error.endpoint_id = connection.remote_id
+        raise
+    finally:
+        recv.stop(StreamCode.NONE)
+
+
+def _explain(error: StreamReset, remote_id: EndpointId) -> StreamReset:
+    reasons: dict[int, str] = {
+        StreamCode.PERMISSION: "the provider does not give us this content",
+        StreamCode.LIMIT: "the provider is too busy",
+        StreamCode.INTERNAL: "the provider does not have (all of) this content",
+    }
+    message = reasons.get(
+        error.error_code, f"the provider ended the transfer with code {error.error_code}"
+    )
+    return StreamReset(message, error_code=error.error_code, endpoint_id=remote_id)
+
+
+async def observe(connection: Connection, hash: Hash) -> AsyncGenerator[Bitfield, None]:
+    """Yield what the other side holds of a blob, now and whenever it holds more; never ends.
+
+    Close the iterator (`contextlib.aclosing`) to stop.
+
+    Raises:
+        ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, StreamReset: it cannot go on.
+        WireError: the answer is malformed.
+    """
+    send, recv = await connection.open_bi()
+    reader = ObserveReader()
+    current: Bitfield | None = None
+    try:
+        await send.write(encode_request(ObserveRequest(hash)), finish=True)
+        while chunk := await recv.read():
+            for item in reader.feed(chunk):
+                current = item if current is None else current.combine(item)
+                yield current
+    except StreamReset as error:
+        raise _explain(error, connection.remote_id) from error
+    finally:
+        recv.stop(StreamCode.NONE)
+
+
+async def push(
+    store: Store, connection: Connection, content: HashAndFormat, caches: ResponderCaches
+) -> None:
+    """Send content to an endpoint that allows it; return when its transport has everything.
+
+    There is no other acknowledgement in the protocol: `observe` tells whether it was stored.
+
+    Raises:
+        StreamStopped: it refuses, or did not accept what came; `error_code` says which.
+        BlobMissing, BlobIncomplete, RangeMissing: the store does not hold it (in full).
+        ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
+        StorageError: the store failed.
+    """
+    is_single = content.format is BlobFormat.RAW
+    sequence = ChunkRangesSeq.single() if is_single else ChunkRangesSeq.all()
+    responder = Responder(GetRequest(content.hash, sequence), caches)
+    send, recv = await connection.open_bi()
+    recv.stop(StreamCode.NONE)
+    try:
+        await send.write(encode_request(PushRequest(content.hash, sequence)))
+        over = False
+        while not over:
+            pieces, _, error, over = await store.run(responder.step)
+            for piece in pieces:
+                await send.write(piece)
+            if error is not None:
+                raise error.reason if isinstance(error, CannotServe) else error
+        await send.finish()
+        stopped = await send.stopped()
+        if stopped is not None:
+            raise StreamStopped(
+                "the other side takes no push"
+                if stopped == StreamCode.PERMISSION
+                else f"the other side stopped the push (code {stopped})",
+                error_code=stopped,
+                endpoint_id=connection.remote_id,
+            )
+    finally:
+        # Without effect after a complete push.
+        send.reset(StreamCode.INTERNAL)
+        await store.run(lambda _: responder.close())
