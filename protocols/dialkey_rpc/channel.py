@@ -16,6 +16,7 @@ from dialkey.errors import (
     ConnectionLost,
     DialkeyError,
     EndpointClosed,
+    LocalError,
     StreamClosed,
     StreamReset,
     StreamStopped,
@@ -23,6 +24,7 @@ from dialkey.errors import (
 from dialkey_rpc.codec import SCHEMA, MethodCodec, ServiceCodec
 from dialkey_rpc.context import NO_METADATA, deadline_var
 from dialkey_rpc.errors import (
+    ApplicationError,
     CallCancelled,
     DeadlineExceeded,
     InvalidArgument,
@@ -125,7 +127,15 @@ class Channel:
             raise ConnectionClosed("this client was closed here")
         if self._dialling is None:
             self._dialling = asyncio.create_task(self._dial(), name="dialkey-rpc-dial")
-        return await asyncio.shield(self._dialling)
+        dialling = self._dialling
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            # `close` cancelled the dial; that is not the cancellation of the caller.
+            task = asyncio.current_task()
+            if self._is_closed and dialling.cancelled() and task and not task.cancelling():
+                raise ConnectionClosed("this client was closed here") from None
+            raise
 
     async def _dial(self) -> Connection:
         try:
@@ -196,7 +206,7 @@ class Channel:
             outcome = "ok"
             return result
         except Exception as error:
-            outcome = outcome_of(error)
+            outcome = outcome_of(error, codec)
             raise
         finally:
             counters.end(outcome, loop.time() - started)
@@ -206,11 +216,13 @@ class Channel:
         await asyncio.sleep(self.reconnect.pause_s(attempt, self._chance))
 
 
-def outcome_of(error: BaseException) -> str:
+def outcome_of(error: BaseException, codec: MethodCodec) -> str:
     """Return under which name the counters know how a call ended."""
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled"
-    return error.code if isinstance(error, DialkeyError) else "application"
+    if isinstance(error, DialkeyError):
+        return error.code
+    if codec.declares(error):
+        return ApplicationError.code
+    return LocalError.code if isinstance(error, Exception) else "cancelled"
 
 
 class Attempts:

@@ -277,7 +277,7 @@ class StreamCall:
         try:
             item = await self._next()
         except BaseException as error:
-            self._end(outcome_of(error), StopCode.CANCELLED)
+            self._end(outcome_of(error, self._codec), StopCode.CANCELLED)
             raise
         finally:
             self._is_busy = False

@@ -21,7 +21,8 @@ class MethodStats:
 
     Attributes:
         active: calls in progress.
-        ended: how many calls ended in which way: ``ok``, ``cancelled``, or the code of an error.
+        ended: how many calls ended in which way: ``ok``, ``cancelled``, or the code of an error;
+            ``local`` for those that the caller's own code raised.
         items_up: items that streamed up.
         items_down: items that streamed down.
         seconds: the sum of the times that calls took.

@@ -8,6 +8,7 @@ there are never reserves room for them.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -79,16 +80,13 @@ def _hint(value: object) -> str | None:
     return None
 
 
-_packer: Final = _Packer()
-
-
 def pack(value: object) -> tuple[bytes, Sequence[bytes]]:
     """Return a plain value as an envelope and its parts.
 
     Raises:
         CannotSend: something in it has no form on the wire.
     """
-    return _packer.pack(value)
+    return _mine.packer.pack(value)
 
 
 def pack_frame(kind: int, value: object) -> tuple[bytes, Sequence[bytes]]:
@@ -97,7 +95,7 @@ def pack_frame(kind: int, value: object) -> tuple[bytes, Sequence[bytes]]:
     Raises:
         CannotSend: something in it has no form on the wire, or there is too much of it.
     """
-    envelope, parts = _packer.pack(value)
+    envelope, parts = _mine.packer.pack(value)
     return join_head(kind, envelope, parts), parts
 
 
@@ -114,7 +112,7 @@ def unpack(envelope: bytes, parts: Sequence[bytes], max_depth: int) -> object:
             has text that is not UTF-8, an unknown extension, or refers to a part wrongly.
     """
     try:
-        _scan(envelope)
+        _mine.scan(envelope)
         value = msgpack.unpackb(
             envelope,
             timestamp=3,
@@ -164,7 +162,15 @@ def _new_scanner(size: int) -> Any:
     return msgpack.Unpacker(read_size=min(size, 4096), max_buffer_size=size)
 
 
-_scan: Final = _Scanner()
+class _Mine(threading.local):
+    """The packer and the scanner of this thread: an event loop may run in each."""
+
+    def __init__(self) -> None:
+        self.packer = _Packer()
+        self.scan = _Scanner()
+
+
+_mine: Final = _Mine()
 
 
 def _no_parts(code: int, data: bytes) -> bytes:

@@ -353,7 +353,7 @@ async def test_counters_on_both_sides(in_memory: InMemory) -> None:
             assert stats["total"].items_up == 2
             assert sum(stats["take"].ended.values()) == 2
             assert all(each.active == 0 for each in stats.values())
-        assert service.stats()["take"].ended == {"remote.rpc.application": 2}
+            assert stats["take"].ended == {"remote.rpc.application": 2}
         assert 'method="add",outcome="ok"} 1' in service.prometheus_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import dialkey_rpc as rpc
 from dialkey import limits
-from dialkey.errors import ConnectionClosedByPeer, ConnectionLost
+from dialkey.errors import ConnectionClosed, ConnectionClosedByPeer, ConnectionLost
 from dialkey.testing import in_virtual_time
 
 InMemory = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
@@ -525,3 +525,21 @@ async def test_a_network_that_is_gone(in_memory: InMemory) -> None:
             await client.work(0)
         world.network.link("client", "server").up()
         assert await client.read(0) == "read"
+
+
+@in_virtual_time
+async def test_a_client_is_closed_while_it_dials(in_memory: InMemory) -> None:
+    async with working(in_memory) as (world, _worker, client, _service):
+        world.network.link("client", "server").down()
+        with pytest.raises(ConnectionLost):
+            await client.work(0)
+        calls = [asyncio.create_task(client.read(0)) for _ in range(3)]
+        await asyncio.sleep(1)
+        calls[0].cancel()
+        await rpc.close(client)
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(each) for each in results] == [
+            asyncio.CancelledError,
+            ConnectionClosed,
+            ConnectionClosed,
+        ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import sys
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -170,3 +172,19 @@ def test_what_has_no_form_on_the_wire(value: object, hint: str | None) -> None:
         pack([Part(b"left over"), value])
     assert hint is None or hint in str(caught.value)
     assert pack([Part(b"x")]) == (b"\x91\xd5\x01\x00\x00", [b"x"])
+
+
+def test_threads_do_not_share_parts() -> None:
+    def work(number: int) -> None:
+        for _ in range(300):
+            mine = [Part(bytes([number]) * each) for each in (5, 6, 7)]
+            envelope, parts = pack(mine)
+            assert unpack(envelope, parts, 64) == [part.data for part in mine]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
