@@ -51,7 +51,7 @@ def parse_long_header(datagram: bytes) -> InitialHeader | None:
         header.destination_cid,
         header.source_cid,
         header.token,
-        header.packet_type == QuicPacketType.INITIAL,
+        header.version == VERSION_1 and header.packet_type == QuicPacketType.INITIAL,
     )
 
 
