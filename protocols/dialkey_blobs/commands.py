@@ -36,6 +36,9 @@ __all__ = ["Summary", "demo", "fetch", "receive", "send"]
 LISTED_NAMES: Final = 20
 """Names shown of a collection; a screen has some more lines than that."""
 
+MAX_CANDIDATES: Final = 64
+"""Getters that may be leaving with everything at one time; one is enough to end by."""
+
 CLOSING_GRACE_S: Final = 5.0
 """A getter that has everything leaves at once; one that stays longer keeps its connection open."""
 
@@ -124,23 +127,26 @@ class _Taken:
     def __init__(self, output: Output, endpoint: Endpoint) -> None:
         self._output = output
         self._endpoint = endpoint
-        self._reaches_files: dict[int, bool] = {}
-        self._ended: asyncio.Queue[EndpointId] = asyncio.Queue()
-        self._is_content: dict[EndpointId, bool] = {}
+        self._running: set[int] = set()
+        self._latest: dict[EndpointId, int] = {}
+        self._acknowledged: asyncio.Queue[tuple[EndpointId, int]] = asyncio.Queue(MAX_CANDIDATES)
 
     async def follow(self, events: ProviderEvents) -> None:
         """Report the requests that reach files; runs until cancelled."""
         async for event in events:
-            if isinstance(event, RequestStarted):
-                self._reaches_files[event.request_id] = _reaches_files(event.request)
-                self._is_content.pop(event.remote_id, None)
-            elif isinstance(event, RequestEnded):
-                if not self._reaches_files.pop(event.request_id, False):
-                    continue
+            if isinstance(event, RequestStarted) and _reaches_files(event.request):
+                # The next request often begins before the end of the last one is acknowledged.
+                self._running.add(event.request_id)
+                self._latest[event.remote_id] = event.request_id
+            elif isinstance(event, RequestEnded) and event.request_id in self._running:
+                self._running.discard(event.request_id)
                 self._report(event)
-                if event.error is None:
-                    self._is_content[event.remote_id] = True
-                    self._ended.put_nowait(event.remote_id)
+                if self._latest.get(event.remote_id) != event.request_id:
+                    continue
+                if event.error is not None or self._acknowledged.full():
+                    del self._latest[event.remote_id]
+                else:
+                    self._acknowledged.put_nowait((event.remote_id, event.request_id))
 
     def _report(self, event: RequestEnded) -> None:
         outcome = "" if event.error is None else f"; it ended early: {event.error}"
@@ -158,9 +164,9 @@ class _Taken:
     async def once(self) -> None:
         """Wait for the end of the first complete transfer."""
         while True:
-            getter = await self._ended.get()
+            getter, request_id = await self._acknowledged.get()
             await self._leave(getter)
-            if self._is_content.get(getter):
+            if self._latest.get(getter) == request_id:
                 return
 
     async def _leave(self, getter: EndpointId) -> None:
