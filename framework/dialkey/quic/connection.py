@@ -43,6 +43,7 @@ from dialkey.quic.path import (
     PeerCid,
 )
 from dialkey.quic.recovery import Frame, Sent
+from dialkey.quic.routes import Routes
 from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 
 Send = Callable[[Address, bytes | memoryview, int], None]
@@ -210,6 +211,7 @@ class Connection:
         self._close_answer_at = 1
         self._early_short: list[tuple[bytes, Address]] = []
         self._remote_fixed = False
+        self._routes = None if is_client else Routes(remote)
 
     # --- making one -----------------------------------------------------------------------------
 
@@ -309,8 +311,10 @@ class Connection:
         if self.is_client:
             if self._remote_fixed and remote != self.remote:
                 return
+        elif self._routes is not None:
+            if not self._routes.heard(remote, len(datagram)):
+                return
         elif remote != self.remote:
-            # A copy of the first flight that took another way: the fastest way is path 0.
             return
         long_part, short_part = split_datagram(datagram)
         if datagram[0] & 0x80:
@@ -334,6 +338,10 @@ class Connection:
                 if self.is_client and not self._remote_fixed:
                     self.remote = remote
                     self._remote_fixed = handshake.heard_handshake_packet
+                elif self._routes is not None and handshake.heard_handshake_packet:
+                    # Our answer got there, and by this way the client goes on: it is path 0.
+                    self.remote = remote
+                    self._routes = None
             if self.protection is None and handshake.complete:
                 self._install_keys(handshake, now)
         if short_part:
@@ -472,9 +480,7 @@ class Connection:
             return
         handshake = self.handshake
         if handshake is not None:
-            for datagram in handshake.transmit(now):
-                self.bytes_sent += len(datagram)
-                send(self.remote, datagram, len(datagram))
+            self._send_handshake(handshake.transmit(now), send)
             if self.confirmed and not self.is_client:
                 self.handshake = None
         if self.protection is not None:
@@ -492,6 +498,17 @@ class Connection:
             if path.ack_pending >= ACK_EVERY or path.responses or path.challenge is not None:
                 return True
         return bool(self.control)
+
+    def _send_handshake(self, datagrams: list[bytes], send: Send) -> None:
+        def emit(remote: Address, datagram: bytes) -> None:
+            self.bytes_sent += len(datagram)
+            send(remote, datagram, len(datagram))
+
+        if self._routes is not None:
+            self._routes.send(datagrams, emit)
+        else:
+            for datagram in datagrams:
+                emit(self.remote, datagram)
 
     def pace(self, at: float) -> None:
         """Note that the pacer allows more at `at`."""
@@ -630,8 +647,9 @@ class Connection:
                 text = reason.reason.decode("utf-8", "replace")
                 handshake.close(reason.error_code, text, is_application=reason.is_application)
             if handshake is not None:
+                remotes = [self.remote] if self._routes is None else self._routes.remotes()
                 for datagram in handshake.transmit(now):
-                    self._close_datagrams.append((self.remote, datagram))
+                    self._close_datagrams.extend((remote, datagram) for remote in remotes)
         if state is not State.GONE and self.protection is not None:
             # Entering the draining state answers once, so that the peer need not ask again.
             answer = reason if state is State.CLOSING else CloseReason("local")

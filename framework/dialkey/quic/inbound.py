@@ -201,7 +201,9 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
         elif frame == codes.PATH_ACK or frame == codes.PATH_ACK_ECN:
             kind |= _NON_PROBING
             if c.multipath is None:
-                raise TransportError(codes.PROTOCOL_VIOLATION, "multipath was not negotiated", frame)
+                raise TransportError(
+                    codes.PROTOCOL_VIOLATION, "multipath was not negotiated", frame
+                )
             path_id, pos = read_varint(plain, pos + 1)
             pos = _on_ack(c, path_id, plain, pos, frame == codes.PATH_ACK_ECN, now)
         elif frame == codes.PING:

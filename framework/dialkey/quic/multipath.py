@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 MAX_CONCURRENT_PATHS: Final = 8
 """Paths that may be open at once: iroh's own number; we announce one less as the highest id."""
 MAX_PATH_ID: Final = 0xFFFFFFFF
-UNUSED_PATH_CIDS: Final = 2
-"""Connection ids issued for a path id before the path exists; more follow when it does."""
+PATHS_AHEAD: Final = 3
+"""Path ids for which connection ids are issued before the paths exist: enough for a peer that opens
+several at once, and few enough that a handshake is not mostly about ids."""
 FRAMES: Final = frozenset(
     {
         codes.PATH_ABANDON,
@@ -74,10 +75,13 @@ def issue_cids(c: Connection) -> None:
     """Give the peer connection ids for every path id that both sides allow."""
     state = c.multipath
     assert state is not None
-    for path_id in range(1, state.usable_max + 1):
-        if path_id not in c.cid_sets and path_id not in state.abandoned:
-            c.cid_sets[path_id] = PathCids(path_id)
-            c.issue_cids(c.cid_sets[path_id], UNUSED_PATH_CIDS)
+    newest = max((*c.paths, *state.abandoned), default=0)
+    for path_id in range(1, min(state.usable_max, newest + PATHS_AHEAD) + 1):
+        if path_id not in c.paths and path_id not in state.abandoned:
+            cids = c.cid_sets.get(path_id)
+            if cids is None:
+                cids = c.cid_sets[path_id] = PathCids(path_id)
+            c.issue_cids(cids, 1)
 
 
 def open_path(c: Connection, remote: Address, now: float) -> Path | None:
@@ -110,6 +114,7 @@ def add_path(c: Connection, path: Path, now: float) -> None:
     path.start_challenge(now, deadline=float("inf"))
     c.paths[path.id] = path
     c.issue_cids(path.cids)
+    issue_cids(c)
     c.events.append(events.PathAdded(path.id, path.remote))
     if path.cids.peer.active is not None and path.cids.peer.active.reset_token is not None:
         c.events.append(events.PeerResetToken(path.cids.peer.active.reset_token))
