@@ -304,7 +304,10 @@ class Provider:
         raise StoreClosed
 
     async def _take_push(self, request: PushRequest, exchange: Exchange) -> None:
-        await exchange.send.finish()
+        try:
+            await exchange.send.finish()
+        except StreamStopped:
+            exchange.send.reset(StreamCode.NONE)
         is_single = request.ranges.is_single_blob
         format = BlobFormat.RAW if is_single else BlobFormat.HASH_SEQ
         responses = receive(self._store, request, exchange.recv, exchange.rest)
