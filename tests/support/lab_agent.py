@@ -1,6 +1,7 @@
 """What runs inside a host of a lab: an endpoint that receives, or one that sends.
 
-``serve [--relay URL]`` prints its ticket, then what it received. ``send TICKET SIZE [--relay URL]``
+``relay HOST PORT`` is a relay. ``serve [--relay URL]`` prints its ticket, then what it received.
+``send TICKET SIZE [--relay URL]``
 dials and sends. Both print path events and the longest time without progress. One JSON object per line.
 """
 
@@ -29,7 +30,7 @@ def plugins(relay: str | None) -> list[object]:
         return []
     from dialkey_relay import Relay
 
-    return [Relay([relay])]
+    return [Relay(relay)]
 
 
 async def report_paths(connection: Connection) -> None:
@@ -48,7 +49,10 @@ def piece(number: int) -> bytes:
 
 
 async def serve(relay: str | None) -> None:
-    async with Endpoint.bind(alpns=[ALPN], entry_points=False, plugins=plugins(relay)) as endpoint:
+    given = plugins(relay)
+    async with Endpoint.bind(alpns=[ALPN], entry_points=False, plugins=given) as endpoint:
+        if relay is not None:
+            await given[0].of(endpoint).online()  # type: ignore[attr-defined]
         say("ticket", ticket=str(endpoint.ticket()))
         async for connection in endpoint:
             watching = asyncio.create_task(report_paths(connection))
@@ -96,6 +100,14 @@ async def send(ticket: str, size: int, relay: str | None, rate: int) -> None:
         connection.close()
 
 
+async def run_relay(host: str, port: int) -> None:
+    from dialkey_relay import Everyone, RelayOptions, RelayServer
+
+    async with RelayServer([Everyone()], RelayOptions(http=(host, port), client_rate=None)):
+        say("relay", url=f"http://{host}:{port}/")
+        await asyncio.Event().wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
@@ -106,9 +118,14 @@ def main() -> None:
     sending.add_argument("--rate", type=int, default=0, help="bytes per second, 0 for all there is")
     for command in (serving, sending):
         command.add_argument("--relay")
+    relaying = commands.add_parser("relay")
+    relaying.add_argument("host")
+    relaying.add_argument("port", type=int)
     arguments = parser.parse_args()
     if arguments.command == "serve":
         asyncio.run(serve(arguments.relay))
+    elif arguments.command == "relay":
+        asyncio.run(run_relay(arguments.host, arguments.port))
     else:
         asyncio.run(send(arguments.ticket, arguments.size, arguments.relay, arguments.rate))
 
