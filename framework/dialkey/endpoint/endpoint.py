@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Final, TextIO
 
 import attrs
-from aioquic.quic.logger import QuicFileLogger
 
 from dialkey import limits
 from dialkey.endpoint.connection import Connection
@@ -37,6 +37,7 @@ from dialkey.presets import Preset, minimal
 from dialkey.quic.connection import Config
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.outbound import Scratch
+from dialkey.quic.qlog import Qlog
 
 logger = logging.getLogger("dialkey.endpoint")
 
@@ -65,8 +66,15 @@ class _Options:
     qlog_dir: str | Path | None
     key_log_file: TextIO | None
 
-    def quic_logger(self) -> QuicFileLogger | None:
-        return None if self.qlog_dir is None else QuicFileLogger(str(self.qlog_dir))
+    def qlog(self) -> Qlog | None:
+        if self.qlog_dir is None:
+            return None
+        folder = Path(self.qlog_dir)
+
+        def open_file(name: str) -> TextIO:
+            return (folder / f"{name}.sqlog").open("w", encoding="utf-8")
+
+        return Qlog(open_file, lambda: time.time() * 1000)
 
 
 class _Binding:
@@ -125,7 +133,8 @@ class Endpoint:
                 value counts too, if it is smaller.
             keep_alive_s: a quiet connection is pinged this often.
             max_datagram_bytes: upper end of path MTU discovery, UDP payload.
-            qlog_dir: write a qlog file of each handshake into this directory.
+            qlog_dir: write a qlog file (.sqlog) of each connection into this directory, which must
+                exist: packets with their frames, and loss recovery. For analysis; it slows down.
             key_log_file: write TLS secrets there (NSS format), to decrypt captures. Who reads it
                 reads everything.
 
@@ -175,7 +184,7 @@ class Endpoint:
             idle_timeout_s=options.idle_timeout_s,
             keep_alive_s=options.keep_alive_s,
             max_datagram=options.max_datagram_bytes,
-            quic_logger=options.quic_logger(),
+            qlog=options.qlog(),
             secrets_log_file=options.key_log_file,
         )
         self.path_selector: PathSelector = DirectFirst()

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from typing import TextIO
 
 import attrs
-from aioquic.quic.logger import QuicLogger
 
 from dialkey import limits
 from dialkey.identity import EndpointId, SecretKey
@@ -42,6 +41,7 @@ from dialkey.quic.path import (
     PathCids,
     PeerCid,
 )
+from dialkey.quic.qlog import Qlog
 from dialkey.quic.recovery import Frame, Sent
 from dialkey.quic.routes import Routes
 from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
@@ -97,7 +97,7 @@ class Config:
     stream_window: int = limits.STREAM_RECEIVE_WINDOW_BYTES
     connection_window: int = limits.CONNECTION_RECEIVE_WINDOW_BYTES
     max_streams: int = limits.MAX_INCOMING_STREAMS
-    quic_logger: QuicLogger | None = None
+    qlog: Qlog | None = None
     secrets_log_file: TextIO | None = None
 
     def parameters(self) -> TransportParameters:
@@ -167,6 +167,7 @@ class Connection:
         self.idle_timeout_s = config.idle_timeout_s
         self.created_at = now
         self.close_reason: CloseReason | None = None
+        self.qlog = handshake.trace
 
         # streams
         self.send_halves: dict[int, SendHalf] = {}
@@ -234,6 +235,8 @@ class Connection:
             timeout_s: how long to wait for an answer.
         """
         host_cid = config.new_cid()
+        if config.qlog is not None:
+            config.qlog.now = now
         handshake = Handshake(
             secret_key=config.secret_key,
             alpns=alpns,
@@ -243,7 +246,7 @@ class Connection:
             host_cid=host_cid,
             reset_token=b"",
             initial_rtt_s=config.initial_rtt_s,
-            quic_logger=config.quic_logger,
+            qlog=config.qlog,
             secrets_log_file=config.secrets_log_file,
         )
         connection = cls(
@@ -267,6 +270,8 @@ class Connection:
     ) -> Connection:
         """Answer a client's first Initial; pass that datagram to `receive` next."""
         host_cid = config.new_cid()
+        if config.qlog is not None:
+            config.qlog.now = now
         handshake = Handshake(
             secret_key=config.secret_key,
             alpns=alpns,
@@ -277,7 +282,7 @@ class Connection:
             original_destination_cid=original_destination_cid,
             retry_source_cid=retry_source_cid,
             initial_rtt_s=config.initial_rtt_s,
-            quic_logger=config.quic_logger,
+            qlog=config.qlog,
             secrets_log_file=config.secrets_log_file,
         )
         return cls(config, handshake, is_client=False, host_cid=host_cid, remote=remote, now=now)
@@ -293,6 +298,8 @@ class Connection:
             remote: where they came from.
         """
         self.bytes_received += len(data)
+        if self.qlog is not None:
+            self.qlog.now = now
         if self.state is not State.OPEN and self.state is not State.HANDSHAKE:
             self._close_answers += 1
             return
@@ -475,6 +482,8 @@ class Connection:
         """Hand everything that may leave now to `send`."""
         if self.state is State.GONE:
             return
+        if self.qlog is not None:
+            self.qlog.now = now
         if self.state in (State.CLOSING, State.DRAINING):
             self._flush_close(now, send)
             return
@@ -557,6 +566,8 @@ class Connection:
 
     def on_timer(self, now: float) -> None:
         """Do what is due; call `flush` afterwards."""
+        if self.qlog is not None:
+            self.qlog.now = now
         if self._gone_at is not None:
             if now >= self._gone_at:
                 self._gone()
@@ -579,6 +590,8 @@ class Connection:
         at = path.recovery.timer()
         if at is not None and now >= at:
             probes = path.recovery.on_timeout(now)
+            if self.qlog is not None:
+                self.qlog.metrics(path)
             path.probes_pending = max(path.probes_pending, probes)
         if not path.abandoned and now >= path.last_activity + self.config.keep_alive_s:
             path.ping_pending = True
@@ -642,6 +655,9 @@ class Connection:
             return
         self.close_reason = reason
         handshake = self.handshake
+        if self.qlog is not None:
+            self.qlog.now = now
+            self.qlog.connection_closed(reason)
         if state is State.CLOSING:
             if handshake is not None and not self.confirmed and handshake.failure is None:
                 text = reason.reason.decode("utf-8", "replace")
@@ -685,6 +701,8 @@ class Connection:
             self._deadline = None
             self._close_datagrams = []
             self.paths.clear()
+            if self.qlog is not None:
+                self.qlog.close()
             self.events.append(events.Drained())
 
     # --- streams --------------------------------------------------------------------------------
@@ -828,7 +846,11 @@ class Connection:
         """Start a key update; False when one is under way or the handshake is not confirmed."""
         if self.protection is None or not self.confirmed:
             return False
-        return self.protection.initiate_update(now, self.key_keep_s, self.next_numbers)
+        started = self.protection.initiate_update(now, self.key_keep_s, self.next_numbers)
+        if started and self.qlog is not None:
+            self.qlog.now = now
+            self.qlog.keys_updated(self.protection.updates)
+        return started
 
     @property
     def next_numbers(self) -> dict[int, int]:

@@ -20,7 +20,6 @@ from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.logger import QuicLogger
 from aioquic.quic.packet import pull_quic_header
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
@@ -28,6 +27,7 @@ from dialkey.identity import EndpointId, SecretKey
 from dialkey.quic import codes, parameters
 from dialkey.quic.codes import TransportError
 from dialkey.quic.parameters import TransportParameters
+from dialkey.quic.qlog import Qlog, Trace
 from dialkey.quic.recovery import MAX_PTO_STEP_S
 from dialkey.quic.tls import (
     CIPHER_SUITES,
@@ -161,7 +161,7 @@ class Handshake:
         original_destination_cid: bytes | None = None,
         retry_source_cid: bytes | None = None,
         initial_rtt_s: float = 0.333,
-        quic_logger: QuicLogger | None = None,
+        qlog: Qlog | None = None,
         secrets_log_file: TextIO | None = None,
     ) -> None:
         key: ed25519.Ed25519PrivateKey = secret_key.signing_key()
@@ -173,7 +173,7 @@ class Handshake:
             idle_timeout=_NEVER_S,
             initial_rtt=initial_rtt_s,
             max_datagram_size=1200,
-            quic_logger=quic_logger,
+            quic_logger=qlog,
             secrets_log_file=secrets_log_file,
             supported_versions=[1],
             verify_mode=ssl.CERT_NONE,
@@ -302,6 +302,12 @@ class Handshake:
         """Return the smoothed round-trip time of the handshake, if one was measured."""
         loss = self._machine._loss
         return loss._rtt_smoothed if loss._rtt_initialized else None
+
+    @property
+    def trace(self) -> Trace | None:
+        """Return the qlog trace, if one is written."""
+        trace = self._machine._quic_logger
+        return trace if isinstance(trace, Trace) else None
 
     @property
     def key_log_id(self) -> bytes:

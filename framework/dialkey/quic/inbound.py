@@ -110,6 +110,8 @@ def _receive_packet(
         path.bytes_received += len(packet)
     path.last_received = now
     c.heard(now)
+    if c.qlog is not None:
+        c.qlog.packet_received(path, number, len(packet), plain)
     kind = _apply_frames(c, path, plain, remote, now)
     if kind & _ELICITING:
         path.last_activity = now
@@ -150,11 +152,14 @@ def _open(
             protection.confirm_update()
         return plain
     try:
-        return protection.open_other_phase(nonce_low, body, aad, now, c.key_keep_s, c.next_numbers)
+        plain = protection.open_other_phase(nonce_low, body, aad, now, c.key_keep_s, c.next_numbers)
     except InvalidTag:
         return None
     except KeyUpdateRefused as exc:
         raise TransportError(codes.KEY_UPDATE_ERROR, str(exc)) from exc
+    if c.qlog is not None and first >> 2 & 1 == protection.recv_phase:
+        c.qlog.keys_updated(protection.updates)
+    return plain
 
 
 def _follow(c: Connection, path: Path, remote: Address, size: int, now: float) -> None:
@@ -251,6 +256,8 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
         multipath.answered(c, path)
         if path.recovery.eliciting_in_flight:
             path.waiting_since = now
+        if c.qlog is not None:
+            c.qlog.metrics(path)
     return pos
 
 

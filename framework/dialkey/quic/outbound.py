@@ -84,6 +84,8 @@ def seal_packet(c: Connection, path: Path, payload: bytes, cid: bytes) -> bytes:
     mask = protection.send_header.masks(body[4 - length : 20 - length])
     masked = bytes((first ^ (mask[0] & 0x1F),)) + cid
     masked += bytes([number_bytes[i] ^ mask[1 + i] for i in range(length)])
+    if c.qlog is not None:
+        c.qlog.packet_sent(path, number, len(masked) + len(body), payload)
     return masked + body
 
 
@@ -172,8 +174,8 @@ def _count(c: Connection, path: Path, size: int, packets: int, now: float) -> No
     path.bytes_sent += size
     protection = c.protection
     assert protection is not None
-    if protection.count_sealed(packets) and c.confirmed:
-        protection.initiate_update(now, c.key_keep_s, c.next_numbers)
+    if protection.count_sealed(packets):
+        c.update_keys(now)
 
 
 def _acks_due(c: Connection, path: Path, carries_data: bool, now: float) -> list[Path]:
@@ -511,6 +513,8 @@ def _try_burst(
     record.offset = offset
     record.room = per_packet
     record.data = data
+    if c.qlog is not None:
+        c.qlog.burst_sent(path, record)
     path.recovery.on_sent(record, now)
     _count(c, path, used, count, now)
     c.sent_eliciting(now)
@@ -689,6 +693,8 @@ def _send_closed(c: Connection, half: SendHalf) -> None:
 
 def on_lost(c: Connection, path: Path, record: Sent) -> None:
     """Queue again what a lost record carried and what still matters."""
+    if c.qlog is not None:
+        c.qlog.packets_lost(path, record)
     stream = record.stream
     if stream is not None:
         stream.on_lost(record.offset, record.data, record.fin)
