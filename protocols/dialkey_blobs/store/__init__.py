@@ -25,7 +25,8 @@ from dialkey_blobs.store.errors import (
 from dialkey_blobs.store.handles import StoredBlob
 from dialkey_blobs.store.observing import Observation
 from dialkey_blobs.store.pins import Batch, TempTag
-from dialkey_blobs.store.store import FsStore, MemoryStore, Store, Tags
+from dialkey_blobs.store.store import FsStore, MemoryStore, Store
+from dialkey_blobs.store.tags import Tags
 from dialkey_blobs.store.values import (
     BlobInfo,
     BlobState,

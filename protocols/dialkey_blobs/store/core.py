@@ -90,10 +90,13 @@ class OpenBlob(ABC):
             RangeMissing: some of it is not held, or past the end.
             ReferenceChanged: the file outside the store is not what was imported.
             StorageError: it cannot be read.
+            InvalidInput: offset or length is negative.
         """
+        if offset < 0 or length < 0:
+            raise InvalidInput("an offset and a length are not negative")
         end = offset + length
         first, last = offset // CHUNK_BYTES, -(-end // CHUNK_BYTES)
-        if offset < 0 or end > self.size or not self.bitfield.ranges.covers(first, last):
+        if end > self.size or not self.bitfield.ranges.covers(first, last):
             missing = ChunkRanges.between(first, max(last, first + 1)) - self.bitfield.ranges
             start = missing.boundaries[0] if missing else self.size // CHUNK_BYTES
             raise RangeMissing(

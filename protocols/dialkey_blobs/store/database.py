@@ -134,6 +134,8 @@ class Database:
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA busy_timeout = 2000")
         connection.execute("PRAGMA cache_size = -8192")
+        # After a large import the log is cut again.
+        connection.execute("PRAGMA journal_size_limit = 16777216")
         if not tables:
             # One transaction, so that a crash leaves either nothing or everything.
             connection.executescript(

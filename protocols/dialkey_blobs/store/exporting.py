@@ -9,9 +9,9 @@ from dialkey_blobs.hash import Hash
 from dialkey_blobs.safe_paths import SafeFile, TargetExists
 from dialkey_blobs.store.core import StoreCore
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing, file_errors
-from dialkey_blobs.store.values import BlobState
+from dialkey_blobs.store.values import BlobState, Steps
 
-__all__ = ["begin_export"]
+__all__ = ["begin_export", "export_path"]
 
 
 def begin_export(core: StoreCore, hash: Hash, target: Path, *, overwrite: bool) -> SafeFile:
@@ -40,3 +40,11 @@ def begin_export(core: StoreCore, hash: Hash, target: Path, *, overwrite: bool) 
         except BaseException:
             os.close(directory)
             raise
+
+
+def export_path(
+    core: StoreCore, hash: Hash, target: Path, *, overwrite: bool, durable: bool
+) -> Steps[int]:
+    """Write a complete blob to a path; see `begin_export` and `StoreCore.export`."""
+    file = begin_export(core, hash, target, overwrite=overwrite)
+    return (yield from core.export(hash, file, durable=durable))

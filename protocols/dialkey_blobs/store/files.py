@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
     from dialkey_blobs.hashing import Buffer
 
-__all__ = ["FileOps", "discard", "make_directory", "open_regular", "read_at", "write_at"]
+__all__ = [
+    "FileOps",
+    "discard",
+    "make_directory",
+    "open_regular",
+    "read_at",
+    "sync_folder",
+    "write_at",
+]
 
 _MAX_READ: Final = 1 << 30
 
@@ -144,3 +152,17 @@ def discard(ops: FileOps, path: Path) -> None:
             ops.unlink(path)
         except FileNotFoundError:
             pass
+
+
+def sync_folder(ops: FileOps, folder: Path) -> None:
+    """Wait until the names in a directory are on the disk.
+
+    Raises:
+        FileFailed: the system refused.
+    """
+    with file_errors("sync", folder):
+        descriptor = ops.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            ops.fsync(descriptor)
+        finally:
+            os.close(descriptor)

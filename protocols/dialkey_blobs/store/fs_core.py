@@ -26,8 +26,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -51,22 +50,14 @@ from dialkey_blobs.store.database import Database, Place, Reference, Row
 from dialkey_blobs.store.errors import (
     BlobDamaged,
     BlobMissing,
-    FileFailed,
     SizeConflict,
-    file_errors,
 )
 from dialkey_blobs.store.file_blob import FileBlob
-from dialkey_blobs.store.files import FileOps, discard, make_directory, open_regular
-from dialkey_blobs.store.fs_import import FsImport
-from dialkey_blobs.store.importing import (
-    Hashed,
-    TempFile,
-    changed_during_import,
-    hash_file,
-    read_small,
-    same_file,
-)
-from dialkey_blobs.store.partial import BlobPaths, PartialFiles
+from dialkey_blobs.store.files import FileOps, make_directory, sync_folder
+from dialkey_blobs.store.fs_import import FsImport, add_file
+from dialkey_blobs.store.importing import Hashed, TempFile
+from dialkey_blobs.store.leftovers import Leftovers
+from dialkey_blobs.store.partial import BlobPaths, OpenPartials, PartialFiles
 from dialkey_blobs.store.pins import TempTag
 from dialkey_blobs.store.recovery import (
     StoreLock,
@@ -90,7 +81,6 @@ from dialkey_blobs.tree import GROUP_BYTES, outboard_size
 __all__ = ["FsCore"]
 
 _log: Final = logging.getLogger("dialkey.blobs.store")
-_MAX_OPEN_PARTIALS: Final = 32
 
 
 class FsCore(StoreCore):
@@ -121,12 +111,9 @@ class FsCore(StoreCore):
         self.ops = self._ops
         self._durable = durable
         self._epoch = running_system() if epoch is None else epoch
-        self._partials: OrderedDict[Hash, PartialFiles] = OrderedDict()
+        self._partials = OpenPartials()
         self._unsealed: set[Hash] = set()
-        # Files to remove when the transaction is committed, by blob; or when it is undone.
-        self._doomed: dict[Hash, set[Path]] = {}
-        self._created: list[Path] = []
-        self._is_tidy = True
+        self._leftovers = Leftovers(self.ops)
         self._closed = False
         for folder in (root, root / "data", root / "temp"):
             make_directory(self.ops, folder)
@@ -220,12 +207,9 @@ class FsCore(StoreCore):
         """Return the files of a partial blob; if they turn out complete, the entry becomes so."""
         partial = self._partials.get(hash)
         if partial is not None:
-            self._partials.move_to_end(hash)
             return partial
         partial = PartialFiles(self.ops, self.paths(hash), hash, self._epoch, self.new_temp())
-        self._partials[hash] = partial
-        while len(self._partials) > _MAX_OPEN_PARTIALS:
-            self._partials.popitem(last=False)[1].close()
+        self._partials.add(partial)
         if partial.bitfield.is_complete:
             self._complete(partial)
         return partial
@@ -276,28 +260,7 @@ class FsCore(StoreCore):
         return FsImport(self, format)
 
     def add_path(self, path: Path, mode: ImportMode, format: BlobFormat) -> Steps[TempTag]:
-        # The path without links, since a link may point elsewhere tomorrow.
-        with file_errors("open", path):
-            path = Path(os.path.realpath(path))
-        source, before = open_regular(self.ops, path)
-        copy: TempFile | None = None
-        hashed: Hashed | None = None
-        try:
-            if before.st_size <= INLINE_BYTES:
-                return self.add_many([read_small(source, path, before)], format)[0]
-            if mode is ImportMode.COPY:
-                copy = TempFile(self.ops, self.new_temp())
-            size = before.st_size
-            hashed = yield from hash_file(self.ops, source, path, size, self.new_temp, copy)
-            if not same_file(before, os.fstat(source)):
-                raise changed_during_import(path)
-            reference = Reference(path, before.st_mtime_ns) if copy is None else None
-            return self.add_hashed(hashed, copy, reference, format)
-        finally:
-            os.close(source)
-            for temp in (copy, hashed.outboard_file if hashed is not None else None):
-                if temp is not None:
-                    temp.discard()
+        return (yield from add_file(self, path, mode, format))
 
     def add_hashed(
         self,
@@ -331,13 +294,13 @@ class FsCore(StoreCore):
                 if temp is not None:
                     temp.move_to(target, durable=self._durable)
             if self._durable:
-                self._sync_folder(paths.data.parent)
+                sync_folder(self.ops, paths.data.parent)
         except StorageError:
             if is_new:
-                self._discard_all(paths.all)
+                self._leftovers.discard(paths.all)
             raise
         if is_new:
-            self._created += paths.all
+            self._leftovers.created(paths.all)
         place = Place.REFERENCE if data is None else Place.FILE
         inline = outboard if outboard_file is None else None
         self._put(hash, place, size, outboard=inline, reference=reference)
@@ -353,7 +316,7 @@ class FsCore(StoreCore):
         reference: Reference | None = None,
     ) -> None:
         """Make the entry of a complete blob, and doom what it does not speak of."""
-        self._close_partial(hash)
+        self._partials.close(hash)
         self._unsealed.discard(hash)
         old = self.database.row(hash)
         row = self.database.put(
@@ -427,7 +390,7 @@ class FsCore(StoreCore):
         row = self.database.row(hash)
         if row is None:
             return False
-        self._close_partial(hash)
+        self._partials.close(hash)
         self._unsealed.discard(hash)
         self.database.delete(row)
         if row.place != Place.INLINE:
@@ -458,7 +421,7 @@ class FsCore(StoreCore):
             finally:
                 pairs.discard()
         partial = PartialFiles(self.ops, self.paths(hash), hash, self._epoch, self.new_temp())
-        self._partials[hash] = partial
+        self._partials.add(partial)
         partial.reset(bitfield)
         self.database.put(hash, Place.PARTIAL)
         self._unsealed.add(hash)
@@ -483,7 +446,7 @@ class FsCore(StoreCore):
         except StorageError:
             self._undo()
             raise
-        self._settle()
+        self._leftovers.committed()
         super().commit()
 
     def _flush(self) -> None:
@@ -493,55 +456,24 @@ class FsCore(StoreCore):
         except StorageError:
             self._undo()
             raise
-        self._settle()
-
-    def _settle(self) -> None:
-        """Remove what the committed transaction has doomed."""
-        self._created.clear()
-        doomed, self._doomed = self._doomed, {}
-        self._discard_all(path for paths in doomed.values() for path in sorted(paths))
+        self._leftovers.committed()
 
     def _undo(self) -> None:
         """Forget what was about to happen; what the files say is in force again."""
-        created, self._created = self._created, []
-        self._discard_all(created)
-        self._doomed.clear()
+        self._leftovers.undone()
         self._changes.clear()
-        for hash in list(self._partials):
-            self._close_partial(hash)
-
-    def _discard_all(self, paths: Iterable[Path]) -> None:
-        for path in paths:
-            try:
-                discard(self.ops, path)
-            except FileFailed as error:
-                # It takes up space and does no other harm; the next opening tries again.
-                self._is_tidy = False
-                _log.warning("%s", error)
+        self._partials.close_all()
 
     def _doom(self, hash: Hash, row: Row | None) -> None:
         paths = self.paths(hash)
         claimed = set() if row is None else claimed_files(row, paths)
-        self._doomed[hash] = set(paths.all) - claimed
+        self._leftovers.doom(hash, set(paths.all) - claimed)
 
     def _prepare(self, hash: Hash) -> None:
         """See to it that files of a blob that are made now are not removed by an earlier wish."""
-        self._close_partial(hash)
-        if hash in self._doomed:
+        self._partials.close(hash)
+        if self._leftovers.is_doomed(hash):
             self._flush()
-
-    def _close_partial(self, hash: Hash) -> None:
-        partial = self._partials.pop(hash, None)
-        if partial is not None:
-            partial.close()
-
-    def _sync_folder(self, folder: Path) -> None:
-        with file_errors("sync", folder):
-            descriptor = self.ops.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                self.ops.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -554,7 +486,7 @@ class FsCore(StoreCore):
             try:
                 for hash in self._unsealed:
                     self._partial(hash).seal()
-                if self._is_tidy:
+                if self._leftovers.is_tidy:
                     self.database.set_state("closed", 1)
                 self.commit()
             except StorageError as error:
@@ -564,7 +496,6 @@ class FsCore(StoreCore):
             self._release()
 
     def _release(self) -> None:
-        for hash in list(self._partials):
-            self._close_partial(hash)
+        self._partials.close_all()
         self.database.close()
         self._lock.release()

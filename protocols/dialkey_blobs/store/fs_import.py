@@ -1,20 +1,32 @@
-"""A blob that arrives in pieces at a store on a file system."""
+"""Files, and blobs that arrive in pieces, on their way into a store on a file system."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialkey_blobs.hash import BlobFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.store.core import INLINE_BYTES
-from dialkey_blobs.store.importing import Hashed, TempFile, hash_file
+from dialkey_blobs.store.database import Reference
+from dialkey_blobs.store.errors import file_errors
+from dialkey_blobs.store.files import open_regular
+from dialkey_blobs.store.importing import (
+    Hashed,
+    TempFile,
+    changed_during_import,
+    hash_file,
+    read_small,
+    same_file,
+)
 from dialkey_blobs.store.pins import TempTag
-from dialkey_blobs.store.values import Steps
+from dialkey_blobs.store.values import ImportMode, Steps
 
 if TYPE_CHECKING:
     from dialkey_blobs.store.fs_core import FsCore
 
-__all__ = ["FsImport"]
+__all__ = ["FsImport", "add_file"]
 
 
 class FsImport:
@@ -56,3 +68,28 @@ class FsImport:
         """Forget what came. Idempotent."""
         if self._file is not None:
             self._file.discard()
+
+
+def add_file(core: FsCore, path: Path, mode: ImportMode, format: BlobFormat) -> Steps[TempTag]:
+    """Add a file; see `StoreCore.add_path`."""
+    # The path without links, since a link may point elsewhere tomorrow.
+    with file_errors("open", path):
+        path = Path(os.path.realpath(path))
+    source, before = open_regular(core.ops, path)
+    copy: TempFile | None = None
+    hashed: Hashed | None = None
+    try:
+        if before.st_size <= INLINE_BYTES:
+            return core.add_many([read_small(source, path, before)], format)[0]
+        if mode is ImportMode.COPY:
+            copy = TempFile(core.ops, core.new_temp())
+        hashed = yield from hash_file(core.ops, source, path, before.st_size, core.new_temp, copy)
+        if not same_file(before, os.fstat(source)):
+            raise changed_during_import(path)
+        reference = Reference(path, before.st_mtime_ns) if copy is None else None
+        return core.add_hashed(hashed, copy, reference, format)
+    finally:
+        os.close(source)
+        for temp in (copy, hashed.outboard_file if hashed is not None else None):
+            if temp is not None:
+                temp.discard()

@@ -7,6 +7,7 @@ so. See `journal` for what that means after a crash.
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,9 +27,11 @@ from dialkey_blobs.store.journal import Journal, JournalWriter
 from dialkey_blobs.store.values import finish
 from dialkey_blobs.tree import PAIR_BYTES
 
-__all__ = ["BlobPaths", "PartialFiles"]
+__all__ = ["BlobPaths", "OpenPartials", "PartialFiles"]
 
 _COMPACT_BYTES: Final = 64 * 1024
+# Three files each.
+_MAX_OPEN: Final = 32
 
 
 @attrs.frozen
@@ -231,6 +234,37 @@ class PartialFiles:
         files, self._files = self._files, []
         for descriptor in files:
             os.close(descriptor)
+
+
+class OpenPartials:
+    """The partial blobs whose files are open; those that were not used for long are closed."""
+
+    def __init__(self) -> None:
+        self._by_hash: OrderedDict[Hash, PartialFiles] = OrderedDict()
+
+    def get(self, hash: Hash) -> PartialFiles | None:
+        """Return the files of a blob if they are open."""
+        partial = self._by_hash.get(hash)
+        if partial is not None:
+            self._by_hash.move_to_end(hash)
+        return partial
+
+    def add(self, partial: PartialFiles) -> None:
+        """Keep files open, and close others if there are too many."""
+        self._by_hash[partial.hash] = partial
+        while len(self._by_hash) > _MAX_OPEN:
+            self._by_hash.popitem(last=False)[1].close()
+
+    def close(self, hash: Hash) -> None:
+        """Close the files of a blob if they are open."""
+        partial = self._by_hash.pop(hash, None)
+        if partial is not None:
+            partial.close()
+
+    def close_all(self) -> None:
+        """Close all."""
+        while self._by_hash:
+            self._by_hash.popitem()[1].close()
 
 
 def _runs(parents: Sequence[VerifiedParent]) -> list[tuple[int, bytes]]:

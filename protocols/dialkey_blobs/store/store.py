@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -18,13 +17,14 @@ from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.safe_paths import SafeFile
-from dialkey_blobs.store.core import SLICE_BYTES, Import, StoreCore, prefix_end
-from dialkey_blobs.store.exporting import begin_export
+from dialkey_blobs.store.core import SLICE_BYTES, Import, StoreCore
+from dialkey_blobs.store.exporting import export_path
 from dialkey_blobs.store.files import FileOps
 from dialkey_blobs.store.gc import collect
 from dialkey_blobs.store.handles import StoredBlob
 from dialkey_blobs.store.observing import Observation, Observers
 from dialkey_blobs.store.pins import Batch, Pins, TempTag
+from dialkey_blobs.store.tags import Tags
 from dialkey_blobs.store.values import (
     BlobInfo,
     BlobState,
@@ -33,11 +33,10 @@ from dialkey_blobs.store.values import (
     GcReport,
     ImportMode,
     StoreStats,
-    Tag,
 )
 from dialkey_blobs.store.worker import Progress, Worker
 
-__all__ = ["FsStore", "MemoryStore", "Store", "Tags"]
+__all__ = ["FsStore", "MemoryStore", "Store"]
 
 T = TypeVar("T")
 
@@ -92,7 +91,11 @@ class Store:
         self._observers.close()
 
     async def __aenter__(self) -> Store:
-        await self.ready()
+        try:
+            await self.ready()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *exception: object) -> None:
@@ -316,8 +319,9 @@ class Store:
         """
         if not isinstance(target, SafeFile):
             path = Path(target)
-            target = await self._worker.call(
-                lambda core: begin_export(core, hash, path, overwrite=overwrite)
+            return await self._worker.run(
+                lambda core: export_path(core, hash, path, overwrite=overwrite, durable=durable),
+                progress,
             )
         file = target
         try:
@@ -325,7 +329,7 @@ class Store:
                 lambda core: core.export(hash, file, durable=durable), progress
             )
         except BaseException:
-            # If the export never began, or was cut off, the file is still open.
+            # If the export never began, the file is still open.
             self._worker.post(lambda core: file.discard())
             raise
 
@@ -403,87 +407,6 @@ class Store:
                 _log.debug("a blob went away before it was checked: %s", error)
 
 
-class Tags:
-    """The named tags of a store: byte strings that keep blobs from garbage collection.
-
-    Text is encoded as UTF-8.
-    """
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    async def set(self, name: str | bytes, content: HashAndFormat) -> None:
-        """Add a tag, or replace it."""
-        await self._worker.call(lambda core: core.set_tag(_name(name), content))
-
-    async def create(self, content: HashAndFormat) -> bytes:
-        """Add a tag with a name made from the time; return the name."""
-        now = datetime.now(UTC)
-        return await self._worker.call(lambda core: core.create_tag(content, now))
-
-    async def get(self, name: str | bytes) -> HashAndFormat | None:
-        """Return what a tag names, or None."""
-        return await self._worker.call(lambda core: core.tag(_name(name)))
-
-    async def list(
-        self,
-        *,
-        prefix: str | bytes = b"",
-        start: str | bytes = b"",
-        end: str | bytes | None = None,
-        format: BlobFormat | None = None,
-    ) -> list[Tag]:
-        """Return tags, by name.
-
-        Args:
-            prefix: what names begin with.
-            start: the first name.
-            end: the first name that is left out.
-            format: what they name.
-        """
-        first, stop = _span(prefix, start, end)
-        tags = await self._worker.call(lambda core: core.tags(first, stop))
-        return [tag for tag in tags if format is None or tag.format is format]
-
-    async def rename(self, old: str | bytes, new: str | bytes) -> None:
-        """Give a tag another name.
-
-        Raises:
-            TagMissing: there is no such tag.
-            TagExists: the new name is in use.
-        """
-        await self._worker.call(lambda core: core.rename_tag(_name(old), _name(new)))
-
-    async def delete(self, name: str | bytes) -> bool:
-        """Delete a tag; return whether it was there."""
-        first = _name(name)
-        return await self._worker.call(lambda core: core.delete_tags(first, first + b"\0")) > 0
-
-    async def delete_many(
-        self,
-        *,
-        prefix: str | bytes = b"",
-        start: str | bytes = b"",
-        end: str | bytes | None = None,
-    ) -> int:
-        """Delete tags, chosen as in `list`; return how many."""
-        first, stop = _span(prefix, start, end)
-        return await self._worker.call(lambda core: core.delete_tags(first, stop))
-
-
-def _name(name: str | bytes) -> bytes:
-    return name.encode() if isinstance(name, str) else bytes(name)
-
-
-def _span(
-    prefix: str | bytes, start: str | bytes, end: str | bytes | None
-) -> tuple[bytes, bytes | None]:
-    prefix = _name(prefix)
-    first = max(prefix, _name(start))
-    ends = [limit for limit in (prefix_end(prefix), end) if limit is not None]
-    return first, min(map(_name, ends), default=None)
-
-
 class FsStore(Store):
     """A store in a directory.
 
@@ -522,7 +445,11 @@ class FsStore(Store):
             StorageError: the directory cannot be used.
         """
         store = cls(root, durable=durable)
-        store._worker.call_blocking(lambda core: None)
+        try:
+            store._worker.call_blocking(lambda core: None)
+        except BaseException:
+            store._worker.close_blocking()
+            raise
         return store
 
 

@@ -144,19 +144,31 @@ class Worker:
         Raises:
             StorageError: what was still to be written could not be.
         """
+        closing = self._begin_close()
+        await asyncio.shield(asyncio.to_thread(self._end_close, closing))
+
+    def close_blocking(self) -> None:
+        """Close, and block until it is done; see `close`."""
+        self._end_close(self._begin_close())
+
+    def _begin_close(self) -> _Job[None] | None:
+        """Let nobody in any more; return the job that closes, if this call is the first."""
+        job = _Job(_close, is_long=False)
         with self._lock:
-            is_first = not self._is_closing
+            if self._is_closing:
+                return None
             self._is_closing = True
-            thread = self._thread
-            if thread is None:
-                return
-            job = _Job(_close, is_long=False)
-            future = job.in_loop()
-            if is_first:
-                self._queue.put(job)
-        if is_first:
-            await asyncio.shield(future)
-        await asyncio.to_thread(thread.join)
+            if self._thread is None:
+                return None
+            self._queue.put(job)
+        return job
+
+    def _end_close(self, job: _Job[None] | None) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if job is not None:
+            assert isinstance(job.future, concurrent.futures.Future)
+            job.future.result()
 
     # --- in the thread --------------------------------------------------------------------------
 

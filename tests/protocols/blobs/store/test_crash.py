@@ -356,6 +356,7 @@ def count_calls(workload: Workload, ops: KillingOps) -> int:
     return count
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_points(tmp_path: Path, content: Content, items_of: ItemsOf) -> None:
     (tmp_path / "whole").mkdir()
     total = count_calls(Workload(tmp_path / "whole", content, items_of), KillingOps())
@@ -470,8 +471,7 @@ def test_after_a_power_failure_only_what_is_sound_is_believed(
         assert again.status(hash).bitfield.ranges == ranges
 
     core.database.close()
-    for part in core._partials.values():
-        part.close()
+    core._partials.close_all()
     core._lock.release()
     assert in_child(lose, lambda child, count: None) == 0
     with path.open("r+b") as file:
@@ -583,6 +583,7 @@ class FailingOps(KillingOps):
         return FileOps.open(self, path, flags, mode)
 
 
+@pytest.mark.slow
 def test_a_full_disk_at_every_point(tmp_path: Path, content: Content, items_of: ItemsOf) -> None:
     (tmp_path / "whole").mkdir()
     total = count_calls(Workload(tmp_path / "whole", content, items_of), FailingOps(1 << 60))

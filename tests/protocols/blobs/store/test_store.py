@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import pytest
@@ -571,3 +571,49 @@ async def test_temp_tags_end_in_every_way(store: Store) -> None:
     assert await pins() == 0
     store.pin(content).leak()
     assert await pins() == 1
+
+
+# --- cancelling ---------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_import_or_export_leaves_nothing(
+    store: Store, content: Content, tmp_path: Path
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content(20 << 20))
+    started = asyncio.Event()
+
+    async def cut_off(work: Coroutine[object, object, object]) -> None:
+        task = asyncio.ensure_future(work)
+        await started.wait()
+        started.clear()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # The thread does one thing after the other, so by now it has tidied up.
+        for _ in range(2):
+            await store.stats()
+
+    await cut_off(store.add_path(path, progress=lambda done: started.set()))
+    assert await store.blobs() == []
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield content(20 << 20)
+
+    await cut_off(store.add_stream(pieces(), progress=lambda done: started.set()))
+    assert await store.blobs() == []
+    if isinstance(store, FsStore):
+        assert os.listdir(store.root / "temp") == []
+    tag = await store.add_path(path)
+    await cut_off(store.export(tag.hash, tmp_path / "out", progress=lambda done: started.set()))
+    assert sorted(set(os.listdir(tmp_path)) - {"store"}) == ["file"]
+    await store.export(tag.hash, tmp_path / "out")
+
+
+async def test_negative_positions_are_refused(store: Store) -> None:
+    tag = await store.add_bytes(b"blob")
+    with pytest.raises(InvalidInput):
+        await store.read(tag.hash, -1, 2)
+    async with await store.blob(tag.hash) as blob:
+        with pytest.raises(InvalidInput):
+            await blob.read(1, -1)
