@@ -22,7 +22,7 @@ from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hash_seq import HashSeq
 from dialkey_blobs.protocol import ALPN, GetManyRequest, GetRequest
 from dialkey_blobs.provider import Authorize, Provider, ProviderEvents, ProviderLimits
-from dialkey_blobs.receiving import Received
+from dialkey_blobs.receiving import STALL_TIMEOUT_S, Received
 from dialkey_blobs.responder import load_hash_seq
 from dialkey_blobs.safe_paths import SafeRoot, TargetExists, check_names
 from dialkey_blobs.store import (
@@ -258,6 +258,7 @@ class Blobs:
         *,
         providers: Iterable[Remote] = (),
         connection: Connection | None = None,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> Download:
         """Fetch content into the store: iterate over the result, or await it.
 
@@ -267,6 +268,7 @@ class Blobs:
             source: a ticket, or content together with `providers`.
             providers: further endpoints that may have it; they are tried in order.
             connection: an open connection to the first provider, with the ALPN of blobs.
+            stall_timeout_s: a provider that sends nothing for so long is left.
 
         Raises:
             InvalidTicket: the text is no blob ticket.
@@ -284,7 +286,14 @@ class Blobs:
             addrs.append(EndpointAddr(connection.remote_id))
         if not addrs:
             raise InvalidInput("nobody is named who could have this content")
-        return Download(self.endpoint, self.store, content, addrs, connection=connection)
+        return Download(
+            self.endpoint,
+            self.store,
+            content,
+            addrs,
+            connection=connection,
+            stall_timeout_s=stall_timeout_s,
+        )
 
     async def read_bytes(self, hash: Hash, *, limit: int = 64 << 20) -> bytes:
         """Return a complete blob.

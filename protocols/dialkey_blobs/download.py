@@ -36,6 +36,7 @@ from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.local import Local, look
 from dialkey_blobs.protocol import ALPN, GetRequest, StreamCode
 from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
+from dialkey_blobs.receiving import STALL_TIMEOUT_S
 from dialkey_blobs.store.core import StoreReader
 from dialkey_blobs.store.values import BlobState
 from dialkey_blobs.tree import CHUNK_BYTES
@@ -183,6 +184,7 @@ class Download:
         providers: Sequence[EndpointAddr],
         *,
         connection: Connection | None = None,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
     ) -> None:
         self._endpoint = endpoint
         self._store = store
@@ -192,6 +194,7 @@ class Download:
             raise InvalidInput("nobody else is named who could have this content")
         self._candidates = deque(_Candidate(addr) for addr in others)
         self._given = connection
+        self._stall_timeout_s = stall_timeout_s
         self._rate = _Rate()
         self._payload = 0
         self._overhead = 0
@@ -296,7 +299,13 @@ class Download:
         payload, overhead = self._payload, self._overhead
         limit = None if self.content.format is BlobFormat.RAW else MAX_HASH_SEQ_BYTES
         async with aclosing(
-            get(self._store, connection, request, max_root_size=limit)
+            get(
+                self._store,
+                connection,
+                request,
+                max_root_size=limit,
+                stall_timeout_s=self._stall_timeout_s,
+            )
         ) as responses:
             async for received in responses:
                 self._payload = payload + received.payload_bytes

@@ -23,7 +23,7 @@ from dialkey_blobs.protocol import (
     encode_request,
 )
 from dialkey_blobs.ranges import ChunkRangesSeq
-from dialkey_blobs.receiving import Received, receive
+from dialkey_blobs.receiving import STALL_TIMEOUT_S, Received, receive
 from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ async def get(
     request: GetRequest | GetManyRequest,
     *,
     max_root_size: int | None = None,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
 ) -> AsyncGenerator[Received, None]:
     """Ask a provider and put what it sends into a store; yield progress.
 
@@ -49,6 +50,7 @@ async def get(
         connection: to the provider.
         request: what to ask for; what is held already is sent again.
         max_root_size: the largest hash sequence to accept, in bytes.
+        stall_timeout_s: how long the provider may be silent.
 
     Raises:
         StreamReset: the provider refuses, or has not (all of) what is asked for.
@@ -61,7 +63,13 @@ async def get(
     try:
         await send.write(encode_request(request), finish=True)
         async with aclosing(
-            receive(store, request, recv, max_root_size=max_root_size)
+            receive(
+                store,
+                request,
+                recv,
+                max_root_size=max_root_size,
+                stall_timeout_s=stall_timeout_s,
+            )
         ) as responses:
             async for received in responses:
                 yield received

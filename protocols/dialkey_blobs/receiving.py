@@ -218,24 +218,24 @@ class _Receiver:
     def __init__(self, store: Store, decoder: ResponseDecoder) -> None:
         self._store = store
         self._sorter = _Sorter()
+        self._failure: RemoteError | None = None
         self.decoder = decoder
 
     async def verify(self, work: Callable[[], list[BlobEvent] | None]) -> Received:
         """Let the decoder work in a thread, and store what it has verified.
 
+        What the decoder raises is raised by `check`, so that what came before it is told first.
+
         Raises:
-            RemoteError: from the decoder; what was verified before is stored.
             StorageError: the store failed.
         """
+        events: Iterable[BlobEvent] | None
         try:
             events = await asyncio.to_thread(work)
         except RemoteError as error:
-            await self._keep(getattr(error, "verified", ()))
-            raise
-        return await self._keep(events or ())
-
-    async def _keep(self, events: Iterable[BlobEvent]) -> Received:
-        ready, finished = self._sorter.sort(events)
+            self._failure = error
+            events = getattr(error, "verified", None)
+        ready, finished = self._sorter.sort(events or ())
         if ready:
             await self._store.run(_writing(ready))
         return Received(
@@ -244,6 +244,11 @@ class _Receiver:
             self._sorter.claimed_size,
             tuple(finished),
         )
+
+    def check(self) -> None:
+        """Raise what the decoder raised, if it did."""
+        if self._failure is not None:
+            raise self._failure
 
     async def provide_children(self, root: Hash) -> Received:
         """Give the decoder the hash sequence that it needs."""
@@ -287,21 +292,25 @@ async def receive(
     flushed_at = loop.time()
     try:
         while not decoder.done:
+            receiver.check()
             if decoder.children_needed is not None:
                 # The sequence may still wait for verification.
                 yield await receiver.verify(decoder.flush)
+                receiver.check()
                 yield await receiver.provide_children(decoder.children_needed)
                 continue
             try:
                 data = await inbox.take()
             except DialkeyError:
-                await receiver.verify(decoder.flush)
+                yield await receiver.verify(decoder.flush)
+                receiver.check()
                 raise
             if data is None:
                 yield await receiver.verify(decoder.finish)
                 continue
             if data:
                 yield await receiver.verify(partial(decoder.feed, data))
+                receiver.check()
             if loop.time() - flushed_at > FLUSH_AFTER_S and not decoder.done:
                 yield await receiver.verify(decoder.flush)
                 flushed_at = loop.time()

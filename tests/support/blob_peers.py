@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from dialkey import Connection, Endpoint, RecvStream, Router, SendStream
+from dialkey.errors import StreamStopped
 from dialkey_blobs import ALPN, Blobs, BlobTicket, Hash, HashAndFormat
 from dialkey_blobs.encoder import Encoder
 from dialkey_blobs.hash_seq import HashSeq
@@ -143,8 +144,11 @@ class Handmade:
             request = decode_request(await recv.read_to_end(1 << 21))
             assert isinstance(request, (GetRequest, GetManyRequest))
             self.requests.append(request)
-            await self._answer(request, send, recv)
-            self.stops.append(await send.stopped())
+            try:
+                await self._answer(request, send, recv)
+                self.stops.append(await send.stopped())
+            except StreamStopped as error:
+                self.stops.append(error.error_code)
 
 
 def saying(data: bytes, *, finish: bool = True) -> Answer:
