@@ -14,6 +14,7 @@ from dialkey.endpoint.paths import (
     PathInfo,
     PathMoved,
     PathOpened,
+    PathReport,
     PathSelected,
     PathsLagged,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "PathInfo",
     "PathMoved",
     "PathOpened",
+    "PathReport",
     "PathSelected",
     "PathSelector",
     "PathsLagged",

@@ -19,6 +19,7 @@ from dialkey.endpoint.paths import (
     PathInfo,
     PathMoved,
     PathOpened,
+    PathReport,
     PathSelected,
     kind_of,
 )
@@ -517,7 +518,8 @@ class Connection:
     def _emit_path(self, event: PathEvent) -> None:
         for reader in self._path_readers:
             reader.put(event)
-        self._endpoint.plugins.emit(event)
+        if self._endpoint.plugins.has("dialkey_events"):
+            self._endpoint.plugins.emit(PathReport(self.remote_id, self.alpn, event))
 
     def _on_datagram(self, data: bytes) -> None:
         self._datagrams.append(data)

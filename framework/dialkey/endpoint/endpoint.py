@@ -19,8 +19,8 @@ from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
 from dialkey.endpoint.selection import DirectFirst, PathSelector
-from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Refused
-from dialkey.hooks import Plugins
+from dialkey.errors import EndpointClosed, InvalidInput, LocalError, PluginError, Refused
+from dialkey.hooks import Answer, Plugins
 from dialkey.identity import (
     EndpointAddr,
     EndpointId,
@@ -217,12 +217,15 @@ class Endpoint:
             if self._entry_points:
                 self.plugins.load_entry_points()
             for answer in await self.plugins.collect("dialkey_transports", endpoint=self):
+                _check_has(answer, "a transport", ("start", "close", "send", "owns"))
                 self._transports.append(answer.value)  # type: ignore[arg-type]
             for answer in await self.plugins.collect("dialkey_address_lookups", endpoint=self):
+                _check_has(answer, "an address lookup", ("resolve", "publish", "close"))
                 self._lookups.append(answer.value)  # type: ignore[arg-type]
             for answer in await self.plugins.call(
                 "dialkey_path_selector", must_succeed=True, endpoint=self
             ):
+                _check_has(answer, "a path selector", ("select",))
                 self.path_selector = answer.value  # type: ignore[assignment]
             for transport in self._transports:
                 started.append(transport)
@@ -267,8 +270,10 @@ class Endpoint:
         for connection in connections:
             connection.close()
         self._flush_all()
-        if connections:
-            waits = [asyncio.ensure_future(each.drained()) for each in connections]
+        # A handshake that failed has nobody who would have to be told again.
+        told = [each for each in connections if each.core.protection is not None]
+        if told:
+            waits = [asyncio.ensure_future(each.drained()) for each in told]
             _, pending = await asyncio.wait(waits, timeout=CLOSE_TIMEOUT_S)
             for each in pending:
                 each.cancel()
@@ -607,6 +612,15 @@ class _Inlet:
 
     def on_addresses_changed(self) -> None:
         self._endpoint.network_changed()
+
+
+def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:
+    missing = [name for name in methods if not callable(getattr(answer.value, name, None))]
+    if missing:
+        raise PluginError(
+            f"plugin {answer.plugin!r} returned {type(answer.value).__name__}, which is not {what}:"
+            f" it has no method {missing[0]!r}"
+        )
 
 
 def _alpn_text(alpn: str | bytes) -> str:

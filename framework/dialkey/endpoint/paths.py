@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from dialkey.identity import IpAddr
+from dialkey.identity import EndpointId, IpAddr
 from dialkey.network.transport import PathAddress
 
 MAX_PENDING_PATH_EVENTS: Final = 64
@@ -120,6 +120,21 @@ class PathsLagged:
 
 
 PathEvent = PathOpened | PathSelected | PathMoved | PathDemoted | PathClosed | PathsLagged
+
+
+@attrs.frozen
+class PathReport:
+    """A path event as plugins get it (hook `dialkey_events`).
+
+    Attributes:
+        remote_id: whose connection it is about.
+        alpn: what the connection is for.
+        event: what happened.
+    """
+
+    remote_id: EndpointId
+    alpn: bytes
+    event: PathEvent
 
 
 class PathEvents:

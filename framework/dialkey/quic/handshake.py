@@ -11,6 +11,7 @@ aioquic gets one symbolic address for all datagrams: which address a path really
 
 from __future__ import annotations
 
+import logging
 import ssl
 from typing import Any, TextIO
 
@@ -37,6 +38,9 @@ from dialkey.quic.tls import (
     certificate_type_extensions,
     check_certificate_types,
 )
+
+# aioquic warns on its own logger, which prints to stderr in a program that configures no logging.
+logging.getLogger("quic").addHandler(logging.NullHandler())
 
 _ADDRESS = "path 0"
 _NEVER_S = 1e6
