@@ -48,6 +48,9 @@ _BATCH_HEAD: Final = 36
 _FORWARD_FROM: Final = 33
 """Behind the type and the destination; type and source replace them."""
 
+FLUSH_FRAMES: Final = 128
+"""So many frames for one peer are sent at once, rather than at the end of the read."""
+
 MAX_SEEN_KEYS: Final = 16_384
 """Endpoint ids remembered to count distinct ones."""
 
@@ -334,6 +337,9 @@ class Hub:
         if not peer._ready:
             peer._ready = True
             self._ready.append(peer)
+        if queue.frames >= FLUSH_FRAMES:
+            # One read can bring thousands of small frames, more than a queue holds.
+            peer.outlet.flush()
 
     def _remember(self, sender: Peer, destination: _Entry) -> None:
         """Note who has to hear of it when the sender's last connection ends."""

@@ -198,13 +198,14 @@ class ClientConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._paused = False
         self._listener.relay.unwatch_stalled(self)
-        self.flush()
+        # Not at once: a write that fails inside this callback ends the transport twice.
+        self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """Send what the session has, as far as the socket takes it."""
         session = self.session
         transport = self._transport
-        if session is None or transport is None or self._hanging_up:
+        if session is None or transport is None or self._hanging_up or transport.is_closing():
             return
         out: list[bytes | memoryview] = []
         while not self._paused:

@@ -25,11 +25,14 @@ KEYS = [bytes((n,)) * 32 for n in range(6)]
 
 
 class Outlet:
+    """A socket that takes nothing."""
+
     def __init__(self) -> None:
         self.ended: str | None = None
+        self.flushes = 0
 
     def flush(self) -> None:
-        raise AssertionError("nobody sends here")
+        self.flushes += 1
 
     def end(self, reason: str) -> None:
         self.ended = reason
@@ -203,6 +206,16 @@ def test_a_slow_client_loses_frames_and_nobody_else_does() -> None:
     frames = output(hub, slow)
     assert [int.from_bytes(frame.content, "big") for frame in frames] == list(range(88, 600))
     assert hub.counters.dropped_queue_full == 88
+
+
+def test_a_burst_is_sent_before_it_overflows_the_queue() -> None:
+    hub = Hub()
+    a, b = join(hub, KEYS[0]), join(hub, KEYS[1])
+    for _ in range(127):
+        send(hub, a, KEYS[1])
+    assert b.outlet.flushes == 0
+    send(hub, a, KEYS[1])
+    assert b.outlet.flushes == 1
 
 
 def test_all_queues_together_are_bounded() -> None:

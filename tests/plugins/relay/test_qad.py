@@ -1,0 +1,291 @@
+"""QUIC address discovery: vectors of relay wire reference 8.5, and our server with a test client."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ipaddress
+import ssl
+from typing import ClassVar
+
+import pytest
+from aioquic.asyncio.client import connect
+from aioquic.asyncio.protocol import QuicConnectionProtocol
+from aioquic.asyncio.server import QuicServer
+from aioquic.buffer import encode_uint_var
+from aioquic.quic import connection as aioquic_connection
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dialkey.errors import BindError, RemoteError
+from dialkey_relay.errors import RelayWireError
+from dialkey_relay.hub import Counters
+from dialkey_relay.observed import (
+    ALPN,
+    CLOSE_CODE,
+    CLOSE_REASON,
+    FRAME_IPV4,
+    FRAME_IPV6,
+    Observed,
+    Role,
+    decode_role,
+    encode_role_parameter,
+    find_role,
+)
+from dialkey_relay.rates import Rate
+from dialkey_relay.server import qad
+from dialkey_relay.server.qad import PRIVATE_NAMES, QadServer, ReportingConnection
+from dialkey_relay.server.tls import TlsFiles
+
+
+def test_vectors() -> None:
+    assert encode_role_parameter(Role.SENDS).hex() == "c00000009f81a1760100"
+    assert encode_role_parameter(Role.RECEIVES).hex() == "c00000009f81a1760101"
+    four = Observed.of(0, "127.0.0.1", 48171)
+    assert four.encode().hex() == "809f81a6007f000001bc2b"
+    assert Observed.decode(four.encode()) == four
+    assert Observed.of(0, "192.0.2.2", 4433).encode().hex() == "809f81a600c00002021151"
+    mapped = bytes.fromhex("809f81a70000000000000000000000ffffcb0071050309")
+    assert Observed.decode(mapped) == Observed(0, ipaddress.ip_address("203.0.113.5"), 777)
+    six = Observed.of(70, "fe80::1%eth0", 1)
+    assert six.frame_type == FRAME_IPV6
+    assert Observed.decode(six.encode()) == six
+    assert Observed.of(1, "::ffff:192.0.2.1", 5).frame_type == FRAME_IPV4
+
+
+def test_roles() -> None:
+    assert find_role(b"") is None
+    assert find_role(b"\x01\x02\x43\x21" + encode_role_parameter(Role.BOTH)) is Role.BOTH
+    for bad in (
+        encode_role_parameter(Role.SENDS) * 2,
+        b"\x01",
+        b"\x01\x05x",
+        encode_role_parameter(Role.SENDS)[:-1] + b"\x03",
+    ):
+        with pytest.raises(RelayWireError):
+            find_role(bad)
+    with pytest.raises(RelayWireError):
+        decode_role(b"\x00\x00")
+
+
+@given(st.binary(max_size=40))
+def test_arbitrary_bytes_raise_one_error_family(data) -> None:
+    for decode in (
+        find_role,
+        Observed.decode,
+        lambda rest: Observed.decode(b"\x80\x9f\x81\xa6" + rest),
+    ):
+        try:
+            decode(data)
+        except RemoteError:
+            pass
+
+
+def test_the_private_names_that_we_build_on_exist() -> None:
+    for owner, names in PRIVATE_NAMES.items():
+        missing = [name for name in names if not hasattr(owner, name)]
+        assert not missing, f"aioquic has changed: {owner.__name__} lacks {missing}"
+    plain = QuicConnection(configuration=QuicConfiguration())
+    for name in ("_local_max_streams_bidi", "_local_max_streams_uni"):
+        assert hasattr(plain, name), f"aioquic has changed: {name} is gone"
+    source = inspect.getsource(QuicServer.datagram_received)
+    for name in ("self._retry", "self._protocols", "self._create_protocol"):
+        assert name in source, f"aioquic has changed: its server does not use {name}"
+    for name in PRIVATE_NAMES[QuicConnection]:
+        ours = getattr(ReportingConnection, name, None)
+        assert ours is not getattr(QuicConnection, name), name
+
+
+class Asking(QuicConnection):
+    """A client that asks for reports and reads them."""
+
+    parameter: ClassVar[bytes] = encode_role_parameter(Role.RECEIVES)
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.reports = []
+        self.server_role = None
+        self.lose_reports = 0
+        handlers = self._QuicConnection__frame_handlers
+        for frame_type in (FRAME_IPV4, FRAME_IPV6):
+            handlers[frame_type] = (self._on_report, frozenset({Epoch.ONE_RTT}))
+
+    def _serialize_transport_parameters(self):
+        return super()._serialize_transport_parameters() + self.parameter
+
+    def _parse_transport_parameters(self, data, from_session_ticket=False):
+        super()._parse_transport_parameters(data, from_session_ticket)
+        self.server_role = find_role(data)
+
+    def _on_report(self, context, frame_type, buffer):
+        sequence = buffer.pull_uint_var()
+        body = buffer.pull_bytes((4 if frame_type == FRAME_IPV4 else 16) + 2)
+        frame = encode_uint_var(frame_type) + encode_uint_var(sequence) + body
+        self.reports.append(Observed.decode(frame))
+
+
+class Client(QuicConnectionProtocol):
+    async def report(self):
+        async with asyncio.timeout(10):
+            while not self._quic.reports:
+                await self.ping()
+        return self._quic.reports[0]
+
+    @property
+    def port(self):
+        return self._transport.get_extra_info("sockname")[1]
+
+
+@pytest.fixture
+def ask(monkeypatch, certificate):
+    """Connect to a server as a client that wants reports."""
+    monkeypatch.setattr("aioquic.asyncio.client.QuicConnection", Asking)
+
+    def start(server, host="127.0.0.1"):
+        configuration = QuicConfiguration(alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE)
+        return connect(
+            host,
+            server.address[1],
+            configuration=configuration,
+            create_protocol=Client,
+            local_port=0,
+        )
+
+    return start
+
+
+@pytest.fixture
+async def server(certificate):
+    files = TlsFiles(certificate.chain, certificate.key)
+    async with QadServer(("127.0.0.1", 0), files, Counters()) as running:
+        yield running
+
+
+async def eventually(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not happen")
+
+
+async def test_a_client_learns_its_address(server, ask) -> None:
+    async with ask(server) as client:
+        report = await client.report()
+        assert report.sequence == 0
+        assert report.ip.is_loopback
+        assert report.port == client.port
+        assert client._quic.server_role is Role.SENDS
+        assert client._quic._remote_max_streams_bidi == 0
+        client.close(CLOSE_CODE, CLOSE_REASON)
+    counters = server.counters
+    await eventually(lambda: counters.qad_connections_closed == 1)
+    assert counters.qad_incoming >= 1
+    assert counters.qad_connections == 1
+    assert counters.qad_connections_errored == 0
+    assert not server.half_open
+
+
+async def test_a_client_that_does_not_ask_gets_no_report(server, ask, monkeypatch) -> None:
+    monkeypatch.setattr(Asking, "parameter", b"")
+    async with ask(server) as client:
+        await client.ping()
+        assert client._quic.reports == []
+        assert client._quic.server_role is Role.SENDS
+        client.close(0, "whatever")
+    await eventually(lambda: server.counters.qad_connections_errored == 1)
+
+
+async def test_a_broken_parameter_ends_the_handshake(server, ask, monkeypatch) -> None:
+    monkeypatch.setattr(Asking, "parameter", encode_role_parameter(Role.RECEIVES)[:-1] + b"\x07")
+    with pytest.raises(ConnectionError):
+        async with ask(server):
+            pass
+    await eventually(lambda: server.counters.qad_incoming_error == 1)
+    assert not server.half_open
+
+
+async def test_a_report_that_was_lost_is_sent_again(server, ask) -> None:
+    async with ask(server) as client:
+        await client.report()
+        (protocol,) = server._open
+        from aioquic.quic.packet_builder import QuicDeliveryState
+
+        protocol._quic._on_report_delivery(QuicDeliveryState.LOST)
+        protocol.transmit()
+        await eventually(lambda: len(client._quic.reports) == 2)
+        assert client._quic.reports[1].sequence == 1
+        assert client._quic.reports[1].port == client.port
+
+
+async def test_a_client_that_moves_learns_its_new_address(server, ask) -> None:
+    async with ask(server) as client:
+        first = await client.report()
+        old = client._transport
+        loop = asyncio.get_running_loop()
+        await loop.create_datagram_endpoint(lambda: client, local_addr=("::", 0))
+        assert client._transport is not old
+        old.close()
+        await client.ping()
+        await eventually(lambda: client._quic.reports[-1].port == client.port)
+        last = client._quic.reports[-1]
+        assert last.port != first.port
+        assert last.sequence > first.sequence
+
+
+async def test_busy_servers_ask_for_a_proof_of_address(server, ask, monkeypatch) -> None:
+    monkeypatch.setattr(qad, "RETRY_ABOVE_HALF_OPEN", 0)
+    async with ask(server) as client:
+        assert (await client.report()).port == client.port
+    assert server.counters.qad_incoming == 2
+
+
+async def test_handshakes_of_one_address_are_limited(certificate, ask, monkeypatch) -> None:
+    monkeypatch.setattr(qad, "HANDSHAKE_RATE", Rate(0.001, 1))
+    files = TlsFiles(certificate.chain, certificate.key)
+    async with QadServer(("127.0.0.1", 0), files, Counters()) as server:
+        async with ask(server) as client:
+            await client.report()
+        refused = asyncio.create_task(ask(server).__aenter__())
+        await eventually(lambda: server.counters.qad_incoming_refused >= 1)
+        refused.cancel()
+        await asyncio.gather(refused, return_exceptions=True)
+        assert server.counters.qad_connections == 1
+
+
+async def test_noise_is_ignored(server) -> None:
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_datagram_endpoint(
+        asyncio.DatagramProtocol, remote_addr=server.address
+    )
+    for noise in (
+        b"",
+        b"\xc0",
+        b"\xc0\0\0\0\1\xff",
+        b"\xc0\0\0\0\1\x14" + bytes(1200),
+        bytes(1200),
+    ):
+        transport.sendto(noise)
+    await asyncio.sleep(0)
+    transport.close()
+    with pytest.raises(BindError):
+        async with QadServer(server.address, server._tls, Counters()):
+            pass
+
+
+async def test_a_new_certificate_is_used(server, make_certificate, ask) -> None:
+    before = server.configuration.certificate
+    other = make_certificate("other")
+    server._tls.certificate.write_bytes(other.chain.read_bytes())
+    server._tls.key.write_bytes(other.key.read_bytes())
+    server.use_certificate()
+    assert server.configuration.certificate != before
+    async with ask(server) as client:
+        await client.report()
+
+
+def test_aioquic_still_uses_the_name_that_the_test_replaces() -> None:
+    assert aioquic_connection.QuicConnection is QuicConnection
