@@ -232,9 +232,7 @@ def test_no_file_contains(what: str) -> None:
     assert not found, "\n".join([what, *found])
 
 
-UNANNOUNCED: Final = frozenset(
-    {"plugins/dialkey_relay", "protocols/dialkey_gossip", "protocols/dialkey_rpc"}
-)
+UNANNOUNCED: Final = frozenset({"protocols/dialkey_gossip"})
 """In the tree and tested, and not in the wheel before an endpoint can use them."""
 
 
