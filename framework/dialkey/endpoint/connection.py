@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dialkey.endpoint.endpoint import Endpoint
 
 MAX_REASON_BYTES = 1000
+_DATAGRAM_OVERHEAD_BYTES = 48
+"""What an empty message costs in memory: a flood of them must not cost more than it seems."""
 
 
 class Connection:
@@ -213,8 +215,11 @@ class Connection:
                 await self._datagram_waiter
             finally:
                 self._datagram_waiter = None
+        return self._take_datagram()
+
+    def _take_datagram(self) -> bytes:
         data = self._datagrams.popleft()
-        self._datagram_bytes -= len(data)
+        self._datagram_bytes -= len(data) + _DATAGRAM_OVERHEAD_BYTES
         return data
 
     # --- state ----------------------------------------------------------------------------------
@@ -425,6 +430,14 @@ class Connection:
             await self._handshake
         self.check_open()
 
+    def discard(self) -> None:
+        """Forget the connection at once; whoever waits on it is woken."""
+        self._core.discard()
+        self.process_events()
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
     async def drained(self) -> None:
         """Wait until late packets need no answer any more."""
         if self._core.state is not quic.State.GONE:
@@ -523,9 +536,9 @@ class Connection:
 
     def _on_datagram(self, data: bytes) -> None:
         self._datagrams.append(data)
-        self._datagram_bytes += len(data)
+        self._datagram_bytes += len(data) + _DATAGRAM_OVERHEAD_BYTES
         while self._datagram_bytes > limits.MAX_DATAGRAM_QUEUE_BYTES:
-            self._datagram_bytes -= len(self._datagrams.popleft())
+            self._take_datagram()
             self._datagrams_dropped += 1
         if self._datagram_waiter is not None and not self._datagram_waiter.done():
             self._datagram_waiter.set_result(None)

@@ -195,22 +195,25 @@ class Demux:
                 original = header.destination_cid
             else:
                 retry_cid = header.destination_cid
-        if retry_cid is None:
-            total = len(self._half_open) + len(self._filter_tasks)
-            if (
-                total >= limits.MAX_HALF_OPEN_HANDSHAKES
-                or self._half_open_hosts[host] >= limits.MAX_HALF_OPEN_PER_ADDRESS
-            ):
-                self.counts["refused_too_many"] += 1
-                self._refuse(transport, header, remote, b"too many handshakes")
-                return
-            if total >= limits.RETRY_ABOVE_HALF_OPEN:
-                self.counts["retries"] += 1
-                answer = self._retry.packet(
-                    header, _token_address(remote), self.new_cid(), self._endpoint.now()
-                )
-                transport.send(remote, answer, len(answer))
-                return
+        total = len(self._half_open) + len(self._filter_tasks)
+        from_host = self._half_open_hosts.get(host, 0)
+        if total >= limits.MAX_HALF_OPEN_HANDSHAKES or (
+            retry_cid is not None and from_host >= limits.MAX_HALF_OPEN_PER_ADDRESS
+        ):
+            self.counts["refused_too_many"] += 1
+            self._refuse(transport, header, remote, b"too many handshakes")
+            return
+        # Who writes another's address on its packets can neither get in nor keep the other out.
+        is_busy = (
+            total >= limits.RETRY_ABOVE_HALF_OPEN or from_host >= limits.MAX_HALF_OPEN_PER_ADDRESS
+        )
+        if is_busy and retry_cid is None:
+            self.counts["retries"] += 1
+            answer = self._retry.packet(
+                header, _token_address(remote), self.new_cid(), self._endpoint.now()
+            )
+            transport.send(remote, answer, len(answer))
+            return
         assert original is not None
         if self._endpoint.plugins.has("dialkey_before_accept"):
             self._ask_filters(transport, data, header, remote, original, retry_cid)
@@ -274,6 +277,12 @@ class Demux:
             retry_source_cid=retry_cid,
             now=now,
         )
+        core.receive(memoryview(datagrams[0]), len(datagrams[0]), remote, now)
+        if not core.has_heard_peer:
+            # Nothing in it was authentic: no state is kept for it.
+            self.counts["bad_initials"] += 1
+            core.discard()
+            return
         connection = Connection(endpoint, core)
         self.route(core.host_cid, connection)
         self.route(header.destination_cid, connection)
@@ -282,7 +291,7 @@ class Demux:
         self._half_open[connection] = host
         self._half_open_hosts[host] += 1
         self.counts["incoming"] += 1
-        for datagram in datagrams:
+        for datagram in datagrams[1:]:
             core.receive(memoryview(datagram), len(datagram), remote, now)
         endpoint.touched(connection)
         endpoint.flush_soon(connection)

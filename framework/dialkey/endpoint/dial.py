@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Final
 from dialkey import limits
 from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.lookup import AddressLookup
-from dialkey.errors import DialError, DialTimeout, ResolveError
+from dialkey.errors import (
+    DialError,
+    DialTimeout,
+    EndpointClosed,
+    HandshakeError,
+    ResolveError,
+)
 from dialkey.identity import EndpointAddr, TransportAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic.connection import Connection as Core
@@ -28,18 +34,28 @@ logger = logging.getLogger("dialkey.endpoint.dial")
 
 _REFUSALS_TO_GIVE_UP: Final = 2
 """So often must each address have been refused before a dial ends early: a restart takes a moment."""
+_MAX_HANDSHAKES: Final = 4
+"""Handshakes of one dial. Somebody else may answer at a stale address; the right one is elsewhere."""
+_SECOND_CHANCE_S: Final = 5.0
+"""How long the other addresses have when somebody answered who will not do: then it is told why."""
 
 
 class Candidate:
     """One address that is being tried."""
 
-    __slots__ = ("address", "refused", "sent", "trouble")
+    __slots__ = ("address", "failed", "refused", "sent", "trouble")
 
     def __init__(self, address: PathAddress) -> None:
         self.address = address
         self.sent = 0
         self.refused = 0
+        self.failed = False
         self.trouble = ""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether nothing more is expected from it."""
+        return self.failed or self.refused >= _REFUSALS_TO_GIVE_UP
 
     def __str__(self) -> str:
         if self.trouble:
@@ -57,6 +73,8 @@ class AllAddresses:
         self.notes: list[str] = []
         self.gave_up: asyncio.Future[None] | None = None
         self.lookups_pending = 0
+        # What was sent to all of them last, for those that are found later.
+        self.last_sent: tuple[bytes, int] | None = None
 
     def add(self, address: PathAddress) -> bool:
         """Add an address; False if it is known or there are too many."""
@@ -78,8 +96,18 @@ class AllAddresses:
         """End the dial early when nothing is left to hope for."""
         if self.lookups_pending or self.gave_up is None or self.gave_up.done():
             return
-        if all(c.refused >= _REFUSALS_TO_GIVE_UP for c in self.candidates.values()):
+        if all(candidate.is_hopeless for candidate in self.candidates.values()):
             self.gave_up.set_result(None)
+
+    def exclude(self, address: PathAddress, reason: str) -> bool:
+        """Try an address no more; return whether there are others."""
+        candidate = self.candidates.get(address)
+        if candidate is None:
+            return False
+        candidate.failed = True
+        candidate.trouble = reason
+        others = any(not each.is_hopeless for each in self.candidates.values())
+        return others or self.lookups_pending > 0
 
     def attempts(self) -> list[str]:
         """Return one line for each address."""
@@ -98,18 +126,27 @@ class Dial:
         self._connection: Connection | None = None
         self._lookups: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
+        self._endpoint_closed = False
+
+    def end(self) -> None:
+        """Give up because the endpoint closes."""
+        self._endpoint_closed = True
+        if self.target.gave_up is not None and not self.target.gave_up.done():
+            self.target.gave_up.set_result(None)
+        self._news.set()
 
     async def run(self, timeout_s: float) -> Connection:
         """Connect.
 
         Raises:
-            ResolveError, DialError, DialTimeout, HandshakeError, ConnectionClosedByPeer
+            ResolveError, DialError, DialTimeout, HandshakeError, ConnectionClosedByPeer,
+            EndpointClosed
         """
-        loop = asyncio.get_running_loop()
-        self.target.gave_up = loop.create_future()
+        connection = None
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._run()
+                connection = await self._run(timeout_s)
+                return connection
         except TimeoutError:
             raise DialTimeout(
                 f"nobody answered within {timeout_s:g} s",
@@ -117,16 +154,15 @@ class Dial:
                 endpoint_id=self._id,
                 hint="is the other side running and online?",
             ) from None
-        except BaseException:
-            if self._connection is not None:
-                self._connection.close()
-            raise
         finally:
+            if connection is None and self._connection is not None:
+                # It must not come to life when nobody waits for it any more.
+                self._connection.close()
             for task in self._lookups:
                 task.cancel()
             self._endpoint.dial_over(self)
 
-    async def _run(self) -> Connection:
+    async def _run(self, timeout_s: float) -> Connection:
         self._add(self._addrs)
         for lookup in self._endpoint.address_lookups:
             task = asyncio.create_task(self._look_up(lookup), name=f"dialkey-lookup-{lookup.name}")
@@ -135,6 +171,7 @@ class Dial:
         while not self.target.candidates and self.target.lookups_pending:
             self._news.clear()
             await self._news.wait()
+            self._check_endpoint()
         if not self.target.candidates:
             raise ResolveError(
                 "no address is known for this endpoint",
@@ -142,27 +179,64 @@ class Dial:
                 hint="; ".join(self.target.notes)
                 or "dial its ticket, which carries addresses, or enable an address lookup",
             )
+        try:
+            return await self._shake_hands(timeout_s)
+        except HandshakeError as error:
+            if not self._exclude(error):
+                raise
+            first_error = error
+        logger.info("dial of %s goes on without %s", self._id.short(), first_error)
+        try:
+            async with asyncio.timeout(_SECOND_CHANCE_S):
+                for _ in range(_MAX_HANDSHAKES - 1):
+                    try:
+                        return await self._shake_hands(timeout_s)
+                    except HandshakeError as error:
+                        if not self._exclude(error):
+                            break
+        except (DialError, TimeoutError):
+            # The others do not answer: the one answer that there was says more.
+            pass
+        raise first_error
+
+    def _exclude(self, error: HandshakeError) -> bool:
+        """Leave out the address at which a handshake failed; return whether to go on."""
+        assert self._connection is not None
+        return self.target.exclude(self._connection.core.remote, error.message)
+
+    def _check_endpoint(self) -> None:
+        if self._endpoint_closed:
+            raise EndpointClosed("this endpoint was closed while it dialled", endpoint_id=self._id)
+
+    async def _shake_hands(self, timeout_s: float) -> Connection:
+        """Run one handshake with whoever answers first."""
         endpoint = self._endpoint
+        gave_up = self.target.gave_up = asyncio.get_running_loop().create_future()
+        self._check_endpoint()
+        self.target.last_sent = None
         core = Core.client(
             endpoint.quic_config,
             expected_id=self._id,
             alpns=[self._alpn],
             remote=self.target,
             now=endpoint.now(),
+            # The deadline of the dial is the one that counts.
+            timeout_s=timeout_s + 1,
         )
         connection = self._connection = Connection(endpoint, core)
         connection.expect(self._id)
         endpoint.demux.route(core.host_cid, connection)
         endpoint.flush_soon(connection)
         handshake = asyncio.ensure_future(connection.handshake_done())
-        gave_up = self.target.gave_up
-        assert gave_up is not None
         try:
             await asyncio.wait([handshake, gave_up], return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not handshake.done():
                 handshake.cancel()
                 await asyncio.wait([handshake])
+        if self._endpoint_closed and not handshake.cancelled():
+            handshake.exception()
+        self._check_endpoint()
         if handshake.cancelled():
             raise DialError(
                 "no address of this endpoint answers",
@@ -182,9 +256,9 @@ class Dial:
                 note = f"{addr}: no transport of this endpoint leads there"
                 if note not in self.target.notes:
                     self.target.notes.append(note)
-            new = [each for each in found if self.target.add(each)]
-            if new and self._connection is not None:
-                self._endpoint.flush_soon(self._connection)
+            for each in found:
+                if self.target.add(each):
+                    self._endpoint.send_to_late(self.target, each)
         self._news.set()
 
     async def _look_up(self, lookup: AddressLookup) -> None:

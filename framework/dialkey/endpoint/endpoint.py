@@ -45,6 +45,9 @@ DIAL_TIMEOUT_S: Final = 30.0
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long `Endpoint.close` waits for peers to confirm; a peer that is gone never will."""
 
+_BLOCKED_RETRY_S: Final = 0.05
+"""How often a connection whose transport takes nothing looks at its timers; `on_writable` comes first."""
+
 Bind = str | IpAddr | Sequence[str | IpAddr]
 
 
@@ -262,6 +265,21 @@ class Endpoint:
     async def _close(self) -> None:
         self._state = "closing"
         self._wake_acceptors()
+        for dial in list(self._dials):
+            dial.end()
+        try:
+            await self._close_gracefully()
+        finally:
+            # Also when the loop itself is being shut down: nothing of ours stays open.
+            for connection in list(self._connections):
+                connection.discard()
+            self._connections.clear()
+            self._dirty.clear()
+            for transport in self._transports:
+                await transport.close()
+            self._state = "closed"
+
+    async def _close_gracefully(self) -> None:
         await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
         self.demux.close()
         for task in list(self._handshakes):
@@ -277,16 +295,12 @@ class Endpoint:
             _, pending = await asyncio.wait(waits, timeout=CLOSE_TIMEOUT_S)
             for each in pending:
                 each.cancel()
-        for connection in list(self._connections):
-            if connection.timer is not None:
-                connection.timer.cancel()
-        self._connections.clear()
         for lookup in self._lookups:
-            await lookup.close()
-        for transport in self._transports:
-            await transport.close()
+            try:
+                await lookup.close()
+            except Exception:
+                logger.exception("lookup %s failed to close", lookup.name)
         await self.plugins.close()
-        self._state = "closed"
 
     def _check_open(self) -> None:
         if self._state != "open":
@@ -385,10 +399,16 @@ class Endpoint:
                 f"a plugin here forbids this dial: {refusal.reason.decode('utf-8', 'replace')}",
                 endpoint_id=addr.id,
             )
+        self._check_open()
         dial = Dial(self, addr, protocol)
         self._dials.add(dial)
         connection = await dial.run(timeout)
-        await self._after_handshake(connection)
+        try:
+            await self._after_handshake(connection)
+            self._check_open()
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
@@ -523,7 +543,8 @@ class Endpoint:
 
     def _flush(self, connection: Connection, now: float) -> None:
         core = connection.core
-        if self._is_blocked():
+        blocked = self._is_blocked(core.remote)
+        if blocked:
             # What the sockets do not take would only be lost; `on_writable` resumes.
             self._dirty[connection] = None
         else:
@@ -538,6 +559,9 @@ class Endpoint:
                 connection.timer = None
             return
         self._connections.add(connection)
+        if blocked:
+            # What is due cannot be sent; looking again at once would only burn time.
+            at = max(at, now + _BLOCKED_RETRY_S)
         timer = connection.timer
         # An earlier timer stays: it fires in vain and sets the right one, which is cheaper than
         # cancelling one for each packet.
@@ -548,9 +572,10 @@ class Endpoint:
         connection.timer_at = at
         connection.timer = self._loop.call_at(at, self._on_timer, connection)
 
-    def _is_blocked(self) -> bool:
+    def _is_blocked(self, remote: PathAddress) -> bool:
+        """Whether the transport that carries most of a connection takes nothing now."""
         for transport in self._transports:
-            if transport.is_blocked:
+            if transport.is_blocked and transport.owns(remote):
                 return True
         return False
 
@@ -564,14 +589,22 @@ class Endpoint:
 
     def _send(self, remote: PathAddress, data: bytes | memoryview, segment: int) -> None:
         if isinstance(remote, AllAddresses):
+            remote.last_sent = (bytes(data), segment)
             for candidate in remote.candidates.values():
-                candidate.sent += -(-len(data) // segment)
-                self._send(candidate.address, data, segment)
+                if not candidate.failed:
+                    candidate.sent += -(-len(data) // segment)
+                    self._send(candidate.address, data, segment)
             return
         for transport in self._transports:
             if transport.owns(remote):
                 transport.send(remote, data, segment)
                 return
+
+    def send_to_late(self, target: AllAddresses, address: PathAddress) -> None:
+        """Send what all addresses of a dial got to one that was found only now."""
+        if target.last_sent is not None:
+            target.candidates[address].sent += 1
+            self._send(address, *target.last_sent)
 
     def on_writable(self) -> None:
         if self._dirty:

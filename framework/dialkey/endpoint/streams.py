@@ -78,6 +78,13 @@ class SendStream:
             raise StreamClosed(f"this stream was {what} here; it takes no more data")
         self._connection.check_open()
 
+    def _check_taking(self) -> None:
+        """Raise why what was written will not be taken, if so; a stream may be finished already."""
+        half = self._half
+        if half.stopped_code is not None or half.reset_code is not None:
+            self._check()
+        self._connection.check_open()
+
     async def write(self, data: Data, *, finish: bool = False) -> None:
         """Queue all of `data` for sending; wait while the peer or the network is slower than we are.
 
@@ -108,14 +115,13 @@ class SendStream:
                 connection.wake(half)
                 while half.queued > SEND_HIGH_WATER_BYTES:
                     await connection.wait_writable(half)
-                    self._check()
+                    self._check_taking()
         if finish:
             half.finish()
         connection.wake(half)
         while half.queued > SEND_HIGH_WATER_BYTES:
             await connection.wait_writable(half)
-            if not half.fin:
-                self._check()
+            self._check_taking()
 
     async def finish(self) -> None:
         """End the stream: the peer reads to here. Returns at once; see `stopped`.
@@ -160,10 +166,7 @@ class SendStream:
         """
         half = self._half
         while not half.all_delivered:
-            if half.fin:
-                self._connection.check_open()
-            else:
-                self._check()
+            self._check_taking()
             await self._connection.wait_writable(half)
 
     @property

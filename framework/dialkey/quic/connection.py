@@ -694,13 +694,27 @@ class Connection:
             if self.state is State.DRAINING:
                 self._close_datagrams = []
 
+    def discard(self) -> None:
+        """Forget everything at once, without a word to the peer."""
+        self.handshake = None
+        if self.close_reason is None:
+            self.close_reason = CloseReason("local")
+            self.events.append(events.Closed(self.close_reason))
+        self._gone()
+
     def _gone(self) -> None:
         if self.state is not State.GONE:
             self.state = State.GONE
             self._gone_at = None
             self._deadline = None
             self._close_datagrams = []
-            self.paths.clear()
+            self.control.clear()
+            self.ready.clear()
+            self.datagrams.clear()
+            self.send_halves.clear()
+            self.recv_halves.clear()
+            for path in self.paths.values():
+                path.recovery.forget()
             if self.qlog is not None:
                 self.qlog.close()
             self.events.append(events.Drained())
@@ -837,6 +851,11 @@ class Connection:
             self.owe((codes.RETIRE_CONNECTION_ID, cids, peer.retirements.popleft()))
         if peer.active is not None and peer.active.reset_token is not None:
             self.events.append(events.PeerResetToken(peer.active.reset_token))
+
+    @property
+    def has_heard_peer(self) -> bool:
+        """Whether anything authentic has arrived."""
+        return self.handshake is None or self.handshake.heard_peer
 
     def no_viable_path(self, now: float) -> None:
         """End the connection: the peer gave up the last path."""

@@ -292,7 +292,7 @@ class Handshake:
         return self._machine.original_destination_connection_id
 
     @property
-    def heard_server(self) -> bool:
+    def heard_peer(self) -> bool:
         """Whether any packet of the peer was authentic."""
         return self._machine.authenticated_packets > 0
 

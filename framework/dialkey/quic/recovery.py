@@ -348,6 +348,14 @@ class Recovery:
             if part.stream is not None or part.frames:
                 return
 
+    def forget(self) -> None:
+        """Drop everything in flight and its data: the connection is over."""
+        self.sent.clear()
+        self._expired.clear()
+        self.eliciting_in_flight = 0
+        self.cc.in_flight = 0
+        self.loss_time = None
+
     def discard(self) -> None:
         """Forget everything in flight (the path is gone); each record goes to `on_lost`."""
         while self.sent:

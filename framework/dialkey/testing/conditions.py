@@ -88,7 +88,7 @@ class Channel:
         if rate is None:
             return now
         begin = max(now, self._busy_until)
-        if (begin - now) * rate + size > conditions.queue_bytes:
+        if round((begin - now) * rate) + size > conditions.queue_bytes:
             return None
         self._busy_until = begin + size / rate
         return self._busy_until

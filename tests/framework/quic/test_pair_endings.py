@@ -267,7 +267,13 @@ def test_closing_with_data_in_flight_frees_everything() -> None:
     pair.settle(0.02)
     pair.client.close()
     pair.run(lambda: all(side.c.state is State.GONE for side in pair.sides), seconds=10)
-    assert not pair.client.c.paths
+    core = pair.client.c
+    assert not core.send_halves
+    assert not core.recv_halves
+    assert not core.ready
+    assert not pair.client.path.recovery.sent
+    # What the path was like can still be told.
+    assert pair.client.path.recovery.sent_packets > 10
 
 
 def test_a_reason_that_is_too_long_is_cut() -> None:
