@@ -161,6 +161,5 @@ async def test_a_restarted_endpoint_with_the_same_key_resets_old_connections() -
 
 async def test_a_port_in_use_is_an_error_with_a_hint() -> None:
     sock, taken = silent_port()
-    with sock:
-        with pytest.raises(BindError, match="another program uses this port"):
-            await Endpoint.bind(bind=taken, entry_points=False)
+    with sock, pytest.raises(BindError, match="another program uses this port"):
+        await Endpoint.bind(bind=taken, entry_points=False)
