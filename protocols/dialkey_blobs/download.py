@@ -56,6 +56,8 @@ __all__ = [
 
 MAX_FRUITLESS_ATTEMPTS: Final = 5
 """Connections to one provider that may break one after the other without a byte of progress."""
+GIVE_UP_AFTER_S: Final = 60.0
+"""And for how long; a dial that nobody answers takes half of that."""
 RETRY_FIRST_S: Final = 0.25
 RETRY_MOST_S: Final = 8.0
 SIZES_FIRST_CHILDREN: Final = 1024
@@ -148,8 +150,9 @@ DownloadEvent = Connected | Progress | BlobFetched | ProviderFailed | Downloaded
 @attrs.define
 class _Candidate:
     addr: EndpointAddr
-    fruitless: int = 0
     was_connected: bool = False
+    fruitless: int = 0
+    progressed_at: float = 0.0
 
 
 class _Rate:
@@ -257,9 +260,16 @@ class Download:
         self, candidate: _Candidate, error: DialkeyError, progressed: bool
     ) -> float | None:
         """Decide what becomes of a provider: seconds until it is tried again, None if never."""
+        now = asyncio.get_running_loop().time()
+        if progressed or not candidate.progressed_at:
+            candidate.progressed_at = now
         candidate.fruitless = 0 if progressed else candidate.fruitless + 1
         self._candidates.popleft()
-        if not _may_recover(error, candidate) or candidate.fruitless >= MAX_FRUITLESS_ATTEMPTS:
+        if (
+            not _may_recover(error, candidate)
+            or candidate.fruitless >= MAX_FRUITLESS_ATTEMPTS
+            or now - candidate.progressed_at > GIVE_UP_AFTER_S
+        ):
             return None
         self._candidates.append(candidate)
         if len(self._candidates) > 1 and self._candidates[0].fruitless == 0:

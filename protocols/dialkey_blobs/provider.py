@@ -393,11 +393,12 @@ class _Exchanges:
             logger.debug("request of %s ended: %s", self._name, error)
             # Towards a getter that stalls but is alive this still has to be said.
             _reset(send, recv, StreamCode.INTERNAL)
-        except (RemoteError, StorageError, StoreClosed, CannotServe) as error:
+        except (RemoteError, StorageError, CannotServe) as error:
             self._end(send, recv, StreamCode.INTERNAL, error)
-        except asyncio.CancelledError:
-            _reset(send, recv, StreamCode.INTERNAL)
-            raise
+        except StoreClosed:
+            # A reset would say that we do not have the content. We are going away: whoever sees that
+            # may come back.
+            self._connection.close()
         except Exception:
             # One request that fails must not end the others of its connection.
             logger.exception("a request of %s failed", self._name)

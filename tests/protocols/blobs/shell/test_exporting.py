@@ -1,0 +1,249 @@
+"""Content as files: where they may go, and what is never overwritten or left half-written."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dialkey.errors import InvalidInput, StorageError, WireError
+from dialkey_blobs import (
+    BlobFormat,
+    Blobs,
+    Collection,
+    Hash,
+    HashAndFormat,
+    HashSeq,
+    TargetExists,
+    UnsafeName,
+)
+from dialkey_blobs.files import collect_files
+from dialkey_blobs.store import BlobDamaged, BlobIncomplete, BlobMissing, ImportMode
+
+
+@pytest.fixture(params=["memory", "files"])
+async def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Blobs]:
+    made = Blobs.memory() if request.param == "memory" else Blobs.persistent(tmp_path / "store")
+    async with made:
+        yield made
+
+
+async def collection_of(blobs: Blobs, *names: str) -> HashAndFormat:
+    """Add a collection as a stranger may send it: names are not checked."""
+    entries = []
+    for number, name in enumerate(names):
+        tag = await blobs.add_bytes(b"file %d" % number)
+        tag.leak()
+        entries.append((name, tag.hash))
+    metadata, children = Collection(tuple(entries)).to_blobs()
+    (await blobs.add_bytes(metadata)).leak()
+    tag = await blobs.store.add_bytes(children.data, BlobFormat.HASH_SEQ)
+    tag.leak()
+    return tag.content
+
+
+async def export(blobs: Blobs, content: HashAndFormat | Hash, target: Path, **options: bool) -> int:
+    return len([file async for file in blobs.export(content, target, **options)])
+
+
+def everything_below(path: Path) -> list[str]:
+    return sorted(str(each.relative_to(path)) for each in path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "/",
+        "/etc/passwd",
+        "../escape",
+        "a/../../escape",
+        "a/./b",
+        "a//b",
+        "a/",
+        ".",
+        "..",
+        "a\\b",
+        "C:/windows",
+        "c:file",
+        "a/con",
+        "NUL.txt",
+        "nul\0byte",
+        "line\nbreak",
+        "trailing. ",
+        "a" * 300,
+        "/".join("a" * 100),
+        "\u202eevil.exe",
+    ],
+)
+async def test_adversarial_names_write_nothing(blobs: Blobs, name: str, tmp_path: Path) -> None:
+    content = await collection_of(blobs, "good", name)
+    target = tmp_path / "target"
+    with pytest.raises(UnsafeName):
+        await export(blobs, content, target)
+    assert not target.exists()
+    assert not (tmp_path / "escape").exists()
+
+
+@pytest.mark.parametrize(
+    "names", [("same", "same"), ("Readme", "README"), ("é", "e\u0301"), ("a", "a/b"), ("a/b", "A")]
+)
+async def test_names_that_cannot_stand_beside_each_other(
+    blobs: Blobs, names: tuple[str, ...], tmp_path: Path
+) -> None:
+    content = await collection_of(blobs, *names)
+    with pytest.raises(UnsafeName):
+        await export(blobs, content, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+async def test_nothing_is_overwritten_unasked(blobs: Blobs, tmp_path: Path) -> None:
+    content = await collection_of(blobs, "a", "b/c", "d")
+    target = tmp_path / "target"
+    (target / "b").mkdir(parents=True)
+    (target / "b/c").write_bytes(b"precious")
+
+    with pytest.raises(TargetExists) as caught:
+        await export(blobs, content, target)
+    assert caught.value.path == target / "b/c"
+    # Nothing else was written either.
+    assert everything_below(target) == ["b", "b/c"]
+    assert (target / "b/c").read_bytes() == b"precious"
+
+    assert await export(blobs, content, target, overwrite=True) == 3
+    assert (target / "b/c").read_bytes() == b"file 1"
+    assert everything_below(target) == ["a", "b", "b/c", "d"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+async def test_links_are_not_followed(blobs: Blobs, overwrite: bool, tmp_path: Path) -> None:
+    content = await collection_of(blobs, "link/file")
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    target.mkdir()
+    outside.mkdir()
+    (target / "link").symlink_to(outside)
+    with pytest.raises(StorageError):
+        await export(blobs, content, target, overwrite=overwrite)
+    assert everything_below(outside) == []
+
+
+async def test_a_link_in_the_place_of_a_file_is_replaced_itself(
+    blobs: Blobs, tmp_path: Path
+) -> None:
+    content = await collection_of(blobs, "file")
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    target.mkdir()
+    outside.write_bytes(b"precious")
+    (target / "file").symlink_to(outside)
+    with pytest.raises(TargetExists):
+        await export(blobs, content, target)
+    await export(blobs, content, target, overwrite=True)
+    assert outside.read_bytes() == b"precious"
+    assert (target / "file").read_bytes() == b"file 0"
+
+
+async def test_an_incomplete_collection_is_not_begun(blobs: Blobs, tmp_path: Path) -> None:
+    content = await collection_of(blobs, "a", "b")
+    await blobs.store.delete(Hash.of(b"file 1"), force=True)
+    with pytest.raises(BlobMissing):
+        await export(blobs, content, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+    with pytest.raises((BlobMissing, BlobIncomplete)):
+        await export(blobs, Hash.of(b"never heard of"), tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+async def test_single_blobs(blobs: Blobs, tmp_path: Path) -> None:
+    data = random.Random(0).randbytes(5_000_000)
+    tag = await blobs.add_bytes(data)
+    # A name that the user of this machine chose may be anything.
+    target = tmp_path / "new folder/a:b*c"
+    [file] = [each async for each in blobs.export(tag.hash, target, durable=True)]
+    assert (file.path, file.size) == (target, len(data))
+    assert target.read_bytes() == data
+    with pytest.raises(TargetExists):
+        await export(blobs, tag.content, target)
+    assert await export(blobs, tag.content, target, overwrite=True) == 1
+
+
+async def test_what_is_damaged_in_the_store_gets_no_name(tmp_path: Path) -> None:
+    data = random.Random(1).randbytes(1_000_000)
+    async with Blobs.persistent(tmp_path / "store") as blobs:
+        tag = await blobs.add_bytes(data)
+        [stored] = [
+            path
+            for path in (tmp_path / "store").rglob("*")
+            if path.is_file() and path.stat().st_size == len(data)
+        ]
+        stored.write_bytes(data[:500_000] + b"damage" + data[500_006:])
+        with pytest.raises(BlobDamaged):
+            await export(blobs, tag.hash, tmp_path / "out/file")
+        assert everything_below(tmp_path / "out") == []
+
+
+async def test_what_is_no_collection(blobs: Blobs, tmp_path: Path) -> None:
+    a = await blobs.add_bytes(b"no list of names")
+    sequence = await blobs.store.add_bytes(HashSeq.of([a.hash]).data, BlobFormat.HASH_SEQ)
+    with pytest.raises(WireError):
+        await export(blobs, sequence.content, tmp_path / "target")
+    empty = HashAndFormat(Hash.of(b""), BlobFormat.HASH_SEQ)
+    with pytest.raises(InvalidInput):
+        await export(blobs, empty, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+# --- which files go in --------------------------------------------------------------------------
+
+
+def test_which_files_are_collected(tmp_path: Path) -> None:
+    for name in ("b/x", "b/a/y", "b.c", "z"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "b/empty").mkdir()
+    (tmp_path / "b/link").symlink_to("x")
+    (tmp_path / "b/loop").symlink_to("..")
+    os.mkfifo(tmp_path / "b/pipe")
+    names = [name for name, _ in collect_files([tmp_path / "b", tmp_path / "b.c", tmp_path / "z"])]
+    assert names == ["b.c", "b/a/y", "b/x", "z"]
+    # A link that was named itself is followed, and its target's name counts.
+    (tmp_path / "alias").symlink_to("b")
+    assert [name for name, _ in collect_files([tmp_path / "alias"])] == ["b/a/y", "b/x"]
+
+
+def test_what_cannot_be_collected(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="there is no file or folder"):
+        collect_files([tmp_path / "missing"])
+    with pytest.raises(InvalidInput, match="no regular file"):
+        collect_files([tmp_path])
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "same").touch()
+    with pytest.raises(InvalidInput, match="two files"):
+        collect_files([tmp_path / "one/same", tmp_path / "two/same"])
+    (tmp_path / "one" / "back\\slash").touch()
+    with pytest.raises(UnsafeName):
+        collect_files([tmp_path / "one"])
+
+
+async def test_names_that_others_could_not_receive_are_not_offered(blobs: Blobs) -> None:
+    tag = await blobs.add_bytes(b"x")
+    for name in ("../x", "/x", "a\\b", ""):
+        with pytest.raises(UnsafeName):
+            await blobs.add_collection([(name, tag.hash)])
+
+
+async def test_files_that_change_after_they_were_added_by_reference(tmp_path: Path) -> None:
+    data = random.Random(2).randbytes(100_000)
+    path = tmp_path / "referenced"
+    path.write_bytes(data)
+    async with Blobs.persistent(tmp_path / "store") as blobs:
+        tag = await blobs.add_path(path, ImportMode.REFERENCE)
+        assert await blobs.read_bytes(tag.hash) == data
+        path.write_bytes(data[:-1])
+        with pytest.raises(StorageError):
+            await export(blobs, tag.hash, tmp_path / "out")
+        assert not (tmp_path / "out").exists()

@@ -1,0 +1,39 @@
+"""What the package offers, and that importing it costs nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import dialkey_blobs
+
+
+def test_every_public_name_is_there() -> None:
+    assert dialkey_blobs.__all__ == sorted(dialkey_blobs.__all__)
+    for name in dialkey_blobs.__all__:
+        assert getattr(dialkey_blobs, name) is not None
+        # Found once, a name is an ordinary attribute.
+        assert name in vars(dialkey_blobs)
+    assert set(dialkey_blobs.__all__) == set(dir(dialkey_blobs))
+    assert set(dialkey_blobs.__all__) == set(dialkey_blobs._HOME_OF)
+
+
+def test_other_names_are_missing() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Blob'"):
+        _ = dialkey_blobs.Blob  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("module", ["dialkey_blobs", "dialkey_blobs.plugin", "dialkey_blobs.cli"])
+def test_importing_is_light(module: str) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    ).stdout
+    loaded = {name.split(".")[0] for name in out.split()}
+    assert not loaded & {"numpy", "aioquic", "blake3", "sqlite3", "cryptography"}
