@@ -333,7 +333,7 @@ class _Receiving:
             if isinstance(event, Connected):
                 self._path = _path_text(event.path)
             elif isinstance(event, DownloadProgress):
-                self.has_received |= self._is_listed
+                self.has_received |= self._is_listed and event.held_bytes > 0
                 if event.path is not None:
                     self._path = _path_text(event.path)
                 if not self._is_listed:
