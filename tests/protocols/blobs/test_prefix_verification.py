@@ -52,6 +52,12 @@ def test_good_content_needs_no_chaining_values(
     assert set(hashed) <= {0}
 
 
+def feed_all(decoder: Decoder, stream: bytes, out: list[bytes]) -> None:
+    for start in range(0, len(stream), 5000):
+        events = decoder.feed(stream[start : start + 5000])
+        out.extend(event.data for event in events if isinstance(event, VerifiedLeaf))
+
+
 @pytest.mark.parametrize("batch_groups", [1, 2, 3])
 def test_every_bad_group_is_named_and_nothing_bad_comes_out(batch_groups: int) -> None:
     groups = 7
@@ -62,11 +68,10 @@ def test_every_bad_group_is_named_and_nothing_bad_comes_out(batch_groups: int) -
         bad = bytearray(stream)
         bad[at + 100] ^= 1
         decoder = Decoder(hash, batch_bytes=batch_groups * GROUP)  # type: ignore[arg-type]
-        good = b""
+        out: list[bytes] = []
         with pytest.raises(LeafMismatch) as caught:
-            for start in range(0, len(bad), 5000):
-                events = decoder.feed(bad[start : start + 5000])
-                good += b"".join(e.data for e in events if isinstance(e, VerifiedLeaf))
+            feed_all(decoder, bytes(bad), out)
+        good = b"".join(out)
         assert caught.value.item.start_chunk == group * 16
         good += b"".join(e.data for e in caught.value.verified if isinstance(e, VerifiedLeaf))
         assert good == data[: group * GROUP]
