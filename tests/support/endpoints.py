@@ -10,6 +10,7 @@ from typing import Any, ParamSpec
 
 from dialkey import Connection, Endpoint, RecvStream, SendStream
 from dialkey.testing import Conditions, MemoryNetwork, VirtualClock, in_virtual_time
+from dialkey.testing.network import Name
 
 ALPN = "endpoint-test/1"
 P = ParamSpec("P")
@@ -47,7 +48,7 @@ def network(seed: int = 1, **conditions: Any) -> MemoryNetwork:
     return MemoryNetwork(seed=seed, conditions=Conditions(**conditions))
 
 
-def in_memory(net: MemoryNetwork, *names: str, **options: Any) -> Any:
+def in_memory(net: MemoryNetwork, *names: Name, **options: Any) -> Any:
     """Return a binding whose transports are attached to `net` under these names."""
     options.setdefault("entry_points", False)
     return Endpoint.bind(transports=[net.transport(name) for name in names], **options)

@@ -326,6 +326,10 @@ class Connection:
         long_part, short_part = split_datagram(datagram)
         if datagram[0] & 0x80:
             authentic = handshake.receive(long_part, now)
+            if authentic and self.is_client and not self._remote_fixed:
+                # Also when it brings bad news: the owner wants to know who said so.
+                self.remote = remote
+                self._remote_fixed = handshake.heard_handshake_packet
             failure = handshake.failure
             if failure is not None:
                 cause = "peer" if failure.by_peer else "protocol"
@@ -342,10 +346,7 @@ class Connection:
                 return
             if authentic:
                 self._heard(now)
-                if self.is_client and not self._remote_fixed:
-                    self.remote = remote
-                    self._remote_fixed = handshake.heard_handshake_packet
-                elif self._routes is not None and handshake.heard_handshake_packet:
+                if self._routes is not None and handshake.heard_handshake_packet:
                     # Our answer got there, and by this way the client goes on: it is path 0.
                     self.remote = remote
                     self._routes = None

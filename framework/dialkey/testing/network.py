@@ -95,7 +95,7 @@ class MemoryNetwork:
         reason = self._refused.get(remote)
         if reason is not None:
             delay_s = self.channel(sender, remote).conditions.delay_s
-            source.loop.call_later(2 * delay_s, source.on_refused, remote, reason)
+            source.expect_refusal(now + 2 * delay_s, remote, reason)
             return
         for at in self.channel(sender, remote).arrivals(len(data), now):
             target = self._attached.get(remote)
@@ -152,6 +152,7 @@ class MemoryTransport:
         self._arriving: list[tuple[float, int, PathAddress, PathAddress, bytes]] = []
         self._order = itertools.count()
         self._wake: asyncio.TimerHandle | None = None
+        self._refusals: list[asyncio.TimerHandle] = []
         self._blocked = False
         self.loop: asyncio.AbstractEventLoop
 
@@ -174,6 +175,9 @@ class MemoryTransport:
         self._receiver = None
         self._network.detach(self._address)
         self._arriving.clear()
+        for refusal in self._refusals:
+            refusal.cancel()
+        self._refusals.clear()
         if self._wake is not None:
             self._wake.cancel()
             self._wake = None
@@ -243,8 +247,12 @@ class MemoryTransport:
                 self._wake.cancel()
             self._wake = self.loop.call_at(at, self._deliver)
 
-    def on_refused(self, remote: PathAddress, reason: str) -> None:
-        """Hear that an address cannot be reached."""
+    def expect_refusal(self, at: float, remote: PathAddress, reason: str) -> None:
+        """Hear at `at` that an address cannot be reached."""
+        self._refusals = [each for each in self._refusals if each.when() > self.loop.time()]
+        self._refusals.append(self.loop.call_at(at, self._on_refused, remote, reason))
+
+    def _on_refused(self, remote: PathAddress, reason: str) -> None:
         if self._receiver is not None:
             self._receiver.on_unreachable(remote, reason)
 
