@@ -197,9 +197,7 @@ class UdpSocket:
                     # The device or a later kernel filter cannot cut up datagrams.
                     self.gso = False
                     logger.info("segmentation offload is off: %s", exc)
-                elif exc.errno != errno.EMSGSIZE:
-                    self._send_failed(exc, address)
-                    return
+                # Otherwise one datagram at a time says what is wrong.
         for at in range(0, len(data), segment):
             if self._queue:
                 self._enqueue(data[at:], address, segment)
@@ -211,20 +209,24 @@ class UdpSocket:
             self.sock.sendto(data, address)
         except BlockingIOError:
             self._enqueue(data, address, len(data))
-        except OSError as exc:
-            if exc.errno == errno.EMSGSIZE:
-                remote = self._owner.path_address(address)
-                self._owner.receiver.on_too_large(remote, len(data) - 1)
-            else:
-                self._send_failed(exc, address)
-
-    def _send_failed(self, exc: OSError, address: SocketAddress) -> None:
-        if exc.errno == errno.ECONNREFUSED and self._has_error_queue:
-            # An earlier datagram's error, reported on this call; the queue says whose it was.
+        except OSError:
+            # Most likely the fate of an earlier datagram, to another address perhaps. The kernel tells
+            # of it on this call and throws this datagram away: send it again.
             self._read_errors(self._owner.receiver)
-            return
-        reason = (exc.strerror or str(exc)).lower()
-        self._owner.receiver.on_unreachable(self._owner.path_address(address), reason)
+            self._send_again(data, address)
+
+    def _send_again(self, data: bytes | memoryview, address: SocketAddress) -> None:
+        try:
+            self.sock.sendto(data, address)
+        except BlockingIOError:
+            self._enqueue(data, address, len(data))
+        except OSError as exc:
+            remote = self._owner.path_address(address)
+            if exc.errno == errno.EMSGSIZE:
+                self._owner.receiver.on_too_large(remote, len(data) - 1)
+            elif exc.errno != errno.ECONNREFUSED or not self._has_error_queue:
+                reason = (exc.strerror or str(exc)).lower()
+                self._owner.receiver.on_unreachable(remote, reason)
 
     def _enqueue(self, data: bytes | memoryview, address: SocketAddress, segment: int) -> None:
         if len(self._queue) >= MAX_QUEUED_SENDS:

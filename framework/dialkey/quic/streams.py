@@ -168,7 +168,7 @@ class SendHalf:
     @property
     def all_delivered(self) -> bool:
         """Whether the peer has acknowledged every byte that was written."""
-        return not self.queued and self._acked == self.offset
+        return self.reset_code is None and not self.queued and self._acked == self.offset
 
     def on_acked(self, length: int, fin: bool) -> None:
         """Note that the peer has `length` more bytes (each byte is reported once)."""
