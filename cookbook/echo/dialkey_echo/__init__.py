@@ -1,0 +1,12 @@
+"""What is sent comes back: ``echo/1``, the smallest protocol.
+
+Each bidirectional stream carries back what it brings, and ends when the caller has ended it.
+`Echo` answers, `echo` asks. As an entry point it answers on every endpoint that has a router, and
+brings the command ``dialkey echo``.
+"""
+
+from __future__ import annotations
+
+from dialkey_echo.protocol import ALPN, Echo, echo
+
+__all__ = ["ALPN", "Echo", "echo"]

@@ -1,0 +1,82 @@
+"""The entry point. Every start of ``dialkey`` imports it, so what is heavy waits in functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dialkey import hookimpl
+from dialkey.cli import (
+    BindOption,
+    CommandLine,
+    JsonOption,
+    Options,
+    Output,
+    PresetOption,
+    SecretKeyOption,
+    run,
+)
+
+if TYPE_CHECKING:
+    from dialkey import Endpoint
+    from dialkey_echo.protocol import Echo
+
+
+@hookimpl
+def dialkey_protocols(endpoint: Endpoint) -> Mapping[str, Echo]:
+    """Serve ``echo/1`` on every endpoint that has a router."""
+    from dialkey_echo.protocol import ALPN, Echo
+
+    return {ALPN: Echo()}
+
+
+@hookimpl
+def dialkey_commands(cli: CommandLine) -> None:
+    """Add ``dialkey echo``."""
+
+    @cli.command()
+    def echo(
+        ticket: Annotated[str | None, typer.Argument(help="Whom to ask.")] = None,
+        text: Annotated[str, typer.Argument(help="What to say.")] = "hello",
+        listen: Annotated[
+            bool, typer.Option("--listen", help="Answer instead, and print a ticket.")
+        ] = False,
+        json: JsonOption = False,
+        secret_key: SecretKeyOption = None,
+        preset: PresetOption = None,
+        bind: BindOption = None,
+    ) -> None:
+        """Say something to an endpoint and hear it come back."""
+        if (ticket is None) != listen:
+            raise typer.BadParameter("give a ticket, or --listen")
+        options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+        output = Output(json=json)
+        if ticket is None:
+            run(output, lambda: _listen(output, options))
+        else:
+            remote = ticket
+            run(output, lambda: _ask(output, options, remote, text))
+
+
+async def _listen(output: Output, options: Options) -> None:
+    from dialkey import Router
+
+    # This plugin is an entry point: the router has asked it for its protocol already.
+    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+        ticket = str(endpoint.ticket())
+        output.result("ready", ticket, ticket=ticket)
+        output.remark("Answering. On the other machine: dialkey echo <the line above> hello")
+        await router.serve()
+
+
+async def _ask(output: Output, options: Options, ticket: str, text: str) -> None:
+    from dialkey_echo.protocol import ALPN, echo
+
+    async with (
+        await options.open_endpoint() as endpoint,
+        await endpoint.connect(ticket, ALPN) as connection,
+    ):
+        answer = (await echo(connection, text.encode())).decode()
+        output.result("echo", answer, text=answer, endpoint_id=str(connection.remote_id))

@@ -1,0 +1,149 @@
+"""The entry point: adds ``dialkey pipe listen`` and ``dialkey pipe connect``.
+
+It serves nothing by itself: only a command, or an application, says what may be reached.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dialkey import hookimpl
+from dialkey.cli import (
+    BindOption,
+    CommandLine,
+    JsonOption,
+    Options,
+    Output,
+    PresetOption,
+    SecretKeyOption,
+    guard,
+    run,
+)
+
+if TYPE_CHECKING:
+    from dialkey_pipe.addresses import Local
+
+TcpOption = Annotated[
+    str | None, typer.Option("--tcp", metavar="[HOST:]PORT", help="A TCP port, not stdin/stdout.")
+]
+UnixOption = Annotated[
+    Path | None, typer.Option("--unix", metavar="PATH", help="A Unix socket, not stdin/stdout.")
+]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="ID", help="Let in only this endpoint id; may be repeated."),
+]
+
+
+@hookimpl
+def dialkey_commands(cli: CommandLine) -> None:
+    """Add the group ``pipe``."""
+    group = typer.Typer(
+        name="pipe",
+        help="Forward standard streams, TCP ports and Unix sockets by key.",
+        no_args_is_help=True,
+        rich_markup_mode=None,
+    )
+    group.command()(listen)
+    group.command()(connect)
+    cli.add_typer(group, name="pipe")
+
+
+def listen(
+    tcp: TcpOption = None,
+    unix: UnixOption = None,
+    allow: AllowOption = None,
+    json: JsonOption = False,
+    secret_key: SecretKeyOption = None,
+    preset: PresetOption = None,
+    bind: BindOption = None,
+) -> None:
+    """Print a ticket; forward who connects with it to stdin/stdout, or to a port or socket here."""
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+    output = Output(json=json)
+    local = _local(output, tcp, unix, json=json)
+    run(output, lambda: _listen(output, options, local, allow or []))
+
+
+def connect(
+    ticket: Annotated[str, typer.Argument(help="The ticket that 'listen' printed.")],
+    tcp: TcpOption = None,
+    unix: UnixOption = None,
+    json: JsonOption = False,
+    secret_key: SecretKeyOption = None,
+    preset: PresetOption = None,
+    bind: BindOption = None,
+) -> None:
+    """Join stdin/stdout with a listening side, or offer it as a port or socket here."""
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+    output = Output(json=json)
+    local = _local(output, tcp, unix, json=json)
+    run(output, lambda: _connect(output, options, local, ticket))
+
+
+def _local(output: Output, tcp: str | None, unix: Path | None, *, json: bool) -> Local | None:
+    from dialkey_pipe.addresses import TcpAddress, UnixPath
+
+    if tcp is not None and unix is not None:
+        raise typer.BadParameter("give --tcp or --unix, not both")
+    if json and tcp is None and unix is None:
+        raise typer.BadParameter("--json needs --tcp or --unix: stdout is the pipe otherwise")
+    if unix is not None:
+        return UnixPath(unix)
+    if tcp is None:
+        return None
+    with guard(output):
+        return TcpAddress.parse(tcp)
+
+
+async def _listen(output: Output, options: Options, local: Local | None, allow: list[str]) -> None:
+    from dialkey import EndpointId, Router
+    from dialkey_pipe.addresses import StdioNear
+    from dialkey_pipe.protocol import ALPN
+    from dialkey_pipe.serving import Forwarder, OnePipe
+
+    allowed = [EndpointId.parse(text) for text in allow]
+    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+        ticket = str(endpoint.ticket())
+        if local is not None:
+            router.accept(ALPN, Forwarder(local, allowed))
+            output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
+            output.remark(
+                f"Forwarding to {local}. Elsewhere: dialkey pipe connect <the line above>"
+            )
+            await router.serve()
+            return
+        import asyncio
+
+        pipe = OnePipe(StdioNear(), allowed)
+        router.accept(ALPN, pipe)
+        output.remark(ticket)
+        serving = asyncio.create_task(router.serve())
+        try:
+            await pipe.over
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+
+
+async def _connect(output: Output, options: Options, local: Local | None, ticket: str) -> None:
+    import asyncio
+
+    from dialkey.identity import parse_remote
+    from dialkey_pipe.addresses import StdioNear
+    from dialkey_pipe.forwarding import Dialer, forward_all, forward_one
+
+    async with await options.open_endpoint() as endpoint:
+        dialer = Dialer(endpoint, parse_remote(ticket))
+        if local is None:
+            await forward_one(dialer, StdioNear())
+            return
+        # A wrong ticket or a dead listener shows now, not at the first connection.
+        await dialer.dial()
+        async with forward_all(dialer, local, output.remark) as where:
+            output.result("ready", where, address=where)
+            output.remark("Forwarding from the address above.")
+            await asyncio.get_running_loop().create_future()
