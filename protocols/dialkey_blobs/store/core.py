@@ -190,6 +190,11 @@ class StoreCore(ABC):
         self._ops = ops
         self._changes: dict[Hash, Bitfield] = {}
 
+    @property
+    def writes(self) -> int:
+        """A number that grows with every change that needs a commit."""
+        return 0
+
     # --- reading --------------------------------------------------------------------------------
 
     def status(self, hash: Hash) -> BlobStatus:

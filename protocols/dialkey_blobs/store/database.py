@@ -103,10 +103,15 @@ class Database:
     Raises:
         StoreDamaged: it is no database of ours, or one of a newer version.
         StorageError: it cannot be opened.
+
+    Attributes:
+        path: the file.
+        writes: how many changes were made so far.
     """
 
     def __init__(self, path: Path, ops: FileOps, *, durable: bool = False) -> None:
         self.path = path
+        self.writes = 0
         self._ops = ops
         self._error: StorageError | None = None
         try:
@@ -158,6 +163,7 @@ class Database:
         return self._connection.execute(sql, parameters)
 
     def _write(self, sql: str, parameters: Sequence[Parameter] = ()) -> sqlite3.Cursor:
+        self.writes += 1
         if self._error is not None:
             raise self._error
         with self._errors():

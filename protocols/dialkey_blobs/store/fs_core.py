@@ -440,6 +440,10 @@ class FsCore(StoreCore):
 
     # --- transactions ---------------------------------------------------------------------------
 
+    @property
+    def writes(self) -> int:
+        return self.database.writes
+
     def commit(self) -> None:
         try:
             self.database.commit()

@@ -433,25 +433,6 @@ class FsStore(Store):
 
         super().__init__(make_core, f"dialkey-store-{self.root.name}")
 
-    @classmethod
-    def open(cls, root: Path | str, *, durable: bool = False) -> FsStore:
-        """Make a store and open it at once, so that whatever is wrong is told here.
-
-        It blocks, for some milliseconds as a rule, longer after a crash.
-
-        Raises:
-            StoreLocked: it is open elsewhere.
-            StoreDamaged: its database cannot be used.
-            StorageError: the directory cannot be used.
-        """
-        store = cls(root, durable=durable)
-        try:
-            store._worker.call_blocking(lambda core: None)
-        except BaseException:
-            store._worker.close_blocking()
-            raise
-        return store
-
 
 class MemoryStore(Store):
     """A store in memory; nothing of it outlives `close`."""

@@ -49,11 +49,13 @@ class _Job(Generic[T]):
         self.is_long = is_long
         self.steps: Steps[T] | None = None
         self.progress = progress
-        # Without a loop somebody blocks until it is done.
+        # Without a loop nobody awaits it.
         self.loop: asyncio.AbstractEventLoop | None = None
         self.future: asyncio.Future[T] | concurrent.futures.Future[T] = concurrent.futures.Future()
         self.result: T | None = None
         self.error: BaseException | None = None
+        # Whether it has changed something since the last commit, and so fails with the next.
+        self.has_written = False
 
     def in_loop(self) -> asyncio.Future[T]:
         """Return the future to await, in the running loop."""
@@ -110,13 +112,6 @@ class Worker:
         self._start(job)
         return await future
 
-    def call_blocking(self, function: Callable[[StoreCore], T]) -> T:
-        """Do something short, and block until it is done."""
-        job = _Job(function, is_long=False)
-        self._start(job)
-        assert isinstance(job.future, concurrent.futures.Future)
-        return job.future.result()
-
     def _start(self, job: _Job[Any]) -> None:
         with self._lock:
             if self._is_closing:
@@ -146,10 +141,6 @@ class Worker:
         """
         closing = self._begin_close()
         await asyncio.shield(asyncio.to_thread(self._end_close, closing))
-
-    def close_blocking(self) -> None:
-        """Close, and block until it is done; see `close`."""
-        self._end_close(self._begin_close())
 
     def _begin_close(self) -> _Job[None] | None:
         """Let nobody in any more; return the job that closes, if this call is the first."""
@@ -207,15 +198,19 @@ class Worker:
             if job.function is _close:
                 self._close_long()
                 go_on = False
+            writes = core.writes
             self._attempt(job, core)
+            job.has_written = core.writes != writes
             finished.append(job)
             if not go_on or time.monotonic() > end:
                 break
         stepped = list(self._long) if go_on else []
         for job in stepped:
+            writes = core.writes
             if self._step(job, core):
                 self._long.remove(job)
                 finished.append(job)
+            job.has_written |= core.writes != writes
         self._commit(core, finished, go_on)
         return go_on
 
@@ -271,15 +266,24 @@ class Worker:
             try:
                 core.commit()
             except Exception as error:  # raised again where the callers await
-                for job in finished:
-                    job.error = job.error or error
-                # What a long job has done since the last commit is undone; it cannot know.
-                for job in self._long:
-                    self._close_steps(job)
-                    job.error = error
-                    finished.append(job)
-                self._long = []
+                self._undone(finished, error)
+        for job in self._long:
+            job.has_written = False
         self._deliver(finished)
+
+    def _undone(self, finished: list[_Job[Any]], error: Exception) -> None:
+        """Let fail what has changed something; what has only read keeps its result."""
+        if not any(job.has_written for job in [*finished, *self._long]):
+            _log.error("a commit failed though nothing was to be committed", exc_info=error)
+        for job in finished:
+            if job.has_written:
+                job.error = job.error or error
+        for job in [job for job in self._long if job.has_written]:
+            # What it has done since the last commit is undone, which it cannot know.
+            self._long.remove(job)
+            self._close_steps(job)
+            job.error = error
+            finished.append(job)
 
     def _deliver(self, jobs: list[_Job[Any]]) -> None:
         by_loop: dict[asyncio.AbstractEventLoop | None, list[_Job[Any]]] = {}

@@ -463,7 +463,7 @@ async def test_everything_is_there_after_reopening(tmp_path: Path, content: Cont
     async with FsStore(tmp_path / "store") as store:
         for number, blob in enumerate(blobs):
             await store.tags.set(f"{number}", (await store.add_bytes(blob)).content)
-    async with FsStore.open(tmp_path / "store") as store:
+    async with FsStore(tmp_path / "store") as store:
         for blob in blobs:
             await assert_whole(store, blob)
         assert len(await store.tags.list()) == len(blobs)
@@ -503,13 +503,14 @@ async def test_a_database_of_a_newer_version(tmp_path: Path) -> None:
     connection.execute("PRAGMA user_version = 2")
     connection.close()
     with pytest.raises(StoreDamaged, match="newer"):
-        FsStore.open(tmp_path)
+        await FsStore(tmp_path).ready()
 
 
 async def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="create the directory"):
-        FsStore.open(tmp_path / "file" / "store")
+        async with FsStore(tmp_path / "file" / "store"):
+            pass
 
 
 async def test_a_dropped_store_can_still_be_read_in_another_loop(tmp_path: Path) -> None:

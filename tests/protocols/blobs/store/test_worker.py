@@ -21,8 +21,16 @@ class CountingCore(MemoryCore):
     def __init__(self) -> None:
         super().__init__()
         self.commits = 0
+        self.changes = 0
         self.fails = False
         self.is_closed = False
+
+    @property
+    def writes(self) -> int:
+        return self.changes
+
+    def change(self) -> None:
+        self.changes += 1
 
     def commit(self) -> None:
         self.commits += 1
@@ -88,27 +96,43 @@ async def test_errors_reach_their_own_callers(worker: Worker) -> None:
     assert results[1] == 1
 
 
-async def test_a_failed_commit_reaches_everybody(worker: Worker, core: CountingCore) -> None:
+async def test_a_failed_commit_reaches_all_who_changed_something(
+    worker: Worker, core: CountingCore
+) -> None:
     closed: list[str] = []
     gate = Gate()
 
-    def long(core: StoreCore) -> Steps[None]:
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.append("long")
+    def long(name: str, changes: bool) -> Callable[[StoreCore], Steps[None]]:
+        def steps(core: StoreCore) -> Steps[None]:
+            assert isinstance(core, CountingCore)
+            try:
+                while True:
+                    if changes:
+                        core.change()
+                    yield 0
+            finally:
+                closed.append(name)
 
-    running = asyncio.ensure_future(worker.run(long))
+        return steps
+
+    writing = asyncio.ensure_future(worker.run(long("writing", True)))
+    reading = asyncio.ensure_future(worker.run(long("reading", False)))
     blocked = asyncio.ensure_future(worker.call(gate))
     await gate.wait_until_entered()
     core.fails = True
+    change = asyncio.ensure_future(worker.call(lambda _: core.change()))
+    await asyncio.sleep(0)
     gate.open.set()
-    results = await asyncio.gather(running, blocked, return_exceptions=True)
-    assert all(isinstance(result, StorageError) for result in results)
-    assert closed == ["long"]
+    for failed in (writing, change):
+        with pytest.raises(StorageError):
+            await failed
+    await blocked
+    assert closed == ["writing"]
     core.fails = False
     assert await worker.call(lambda core: 5) == 5
+    assert not reading.done()
+    reading.cancel()
+    await asyncio.wait([reading])
 
 
 async def test_short_jobs_go_between_the_steps_of_long_ones(worker: Worker) -> None:
