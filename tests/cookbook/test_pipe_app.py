@@ -153,6 +153,21 @@ def test_standard_streams_interactive_then_large_then_half_closed(start: Start) 
     assert listening.wait(TIMEOUT_S) == 0
 
 
+def test_what_has_arrived_is_written_also_after_the_sender_has_gone(start: Start) -> None:
+    listening, ticket = listen(start)
+    listening.stdin.close()  # type: ignore[union-attr]
+    connecting = start("connect", ticket, "--bind", "127.0.0.1:0")
+    # More than the pipe to this process holds, less than an endpoint takes in unread.
+    data = os.urandom(250_000)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[connecting.stdin.write(rest) :]  # type: ignore[union-attr]
+    connecting.stdin.close()  # type: ignore[union-attr]
+    assert connecting.wait(TIMEOUT_S) == 0
+    assert exactly(listening, len(data) + 1) == data
+    assert listening.wait(TIMEOUT_S) == 0
+
+
 def test_a_pipe_serves_one_and_an_interrupted_one_is_no_success(start: Start) -> None:
     listening, ticket = listen(start)
     first = start("connect", ticket, "--bind", "127.0.0.1:0")

@@ -24,6 +24,7 @@ from dialkey.cli import (
 )
 
 if TYPE_CHECKING:
+    from dialkey import Endpoint, EndpointId
     from dialkey_pipe.addresses import Local
 
 TcpOption = Annotated[
@@ -100,27 +101,44 @@ def _local(output: Output, tcp: str | None, unix: Path | None, *, json: bool) ->
 
 
 async def _listen(output: Output, options: Options, local: Local | None, allow: list[str]) -> None:
-    from dialkey import EndpointId, Router
-    from dialkey_pipe.addresses import StdioNear
-    from dialkey_pipe.protocol import ALPN
-    from dialkey_pipe.serving import Forwarder, OnePipe
+    from dialkey import EndpointId
 
     allowed = [EndpointId.parse(text) for text in allow]
-    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
-        ticket = str(endpoint.ticket())
-        if local is not None:
-            router.accept(ALPN, Forwarder(local, allowed))
-            output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
-            output.remark(
-                f"Forwarding to {local}. Elsewhere: dialkey pipe connect <the line above>"
-            )
-            await router.serve()
-            return
-        import asyncio
+    async with await options.open_endpoint() as endpoint:
+        if local is None:
+            await _listen_once(output, endpoint, allowed)
+        else:
+            await _listen_for(output, endpoint, local, allowed)
 
+
+async def _listen_for(
+    output: Output, endpoint: Endpoint, local: Local, allowed: list[EndpointId]
+) -> None:
+    from dialkey import Router
+    from dialkey_pipe.protocol import ALPN
+    from dialkey_pipe.serving import Forwarder
+
+    async with Router(endpoint) as router:
+        router.accept(ALPN, Forwarder(local, allowed))
+        ticket = str(endpoint.ticket())
+        output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
+        output.remark(f"Forwarding to {local}. Elsewhere: dialkey pipe connect <the line above>")
+        await router.serve()
+
+
+async def _listen_once(output: Output, endpoint: Endpoint, allowed: list[EndpointId]) -> None:
+    import asyncio
+
+    from dialkey import Router
+    from dialkey_pipe.addresses import StdioNear
+    from dialkey_pipe.protocol import ALPN
+    from dialkey_pipe.serving import OnePipe
+
+    # When the one pipe is over, whoever else is connected has nothing to wait for.
+    async with Router(endpoint, grace_s=0.0) as router:
         pipe = OnePipe(StdioNear(), allowed)
         router.accept(ALPN, pipe)
-        output.remark(ticket)
+        output.remark(str(endpoint.ticket()))
         serving = asyncio.create_task(router.serve())
         try:
             await pipe.over
