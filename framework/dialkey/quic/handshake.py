@@ -42,6 +42,8 @@ from dialkey.quic.tls import (
 # aioquic warns on its own logger, which prints to stderr in a program that configures no logging.
 logging.getLogger("quic").addHandler(logging.NullHandler())
 
+logger = logging.getLogger("dialkey.quic")
+
 _ADDRESS = "path 0"
 _NEVER_S = 1e6
 """Idle and total deadlines are kept by the owner of the handshake, not by aioquic."""
@@ -64,11 +66,19 @@ class HandshakeFailure:
     by_peer: bool
 
 
+class _MachineLog(logging.LoggerAdapter[logging.Logger]):
+    """aioquic warns of what strangers send; here that is nothing to wake anybody for."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        super().log(logging.DEBUG, msg, *args, **kwargs)
+
+
 class _Machine(QuicConnection):
     """aioquic's connection, reduced to the handshake and taught raw public keys."""
 
     def __init__(self, owner: Handshake, configuration: QuicConfiguration, **kwargs: Any) -> None:
         super().__init__(configuration=configuration, **kwargs)
+        self._logger = _MachineLog(logger, {})  # type: ignore[assignment]
         self.owner = owner
         self.local_parameters = TransportParameters()
         self.expected_id: EndpointId | None = None

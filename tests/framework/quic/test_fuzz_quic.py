@@ -143,6 +143,13 @@ def test_damaged_first_flights(seed: int) -> None:
     pair.run(seconds=0.1)
 
 
+def test_what_strangers_send_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    for seed in range(20):
+        pair = Pair(alpns=["other/1"], seed=seed)
+        pair.run(seconds=0.1)
+    assert not [each for each in caplog.records if each.levelname != "DEBUG"]
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_damaged_handshakes_do_not_stop_good_ones(seed: int) -> None:
     """Somebody repeats the datagrams of a handshake, damaged; the true ones still get through."""

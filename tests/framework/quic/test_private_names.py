@@ -56,6 +56,7 @@ ATTRIBUTES = {
         "_host_cids",
         "_is_client",
         "_local_initial_source_connection_id",
+        "_logger",
         "_loss",
         "_network_paths",
         "_original_destination_connection_id",
