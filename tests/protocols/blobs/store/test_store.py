@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
@@ -29,11 +30,14 @@ from dialkey_blobs.store import (
     ReferenceChanged,
     Store,
     StoreClosed,
+    StoreCore,
     StoreDamaged,
     StoreLocked,
     TagExists,
     TagMissing,
 )
+from dialkey_blobs.store.exporting import export_path
+from dialkey_blobs.store.values import finish
 
 Content = Callable[..., bytes]
 ItemsOf = Callable[..., tuple]  # type: ignore[type-arg]
@@ -314,12 +318,16 @@ async def test_a_file_that_appears_during_an_export_is_not_overwritten(
     tag = await store.add_bytes(content(9 << 20))
     target = tmp_path / "file"
 
-    def appear(done: int) -> None:
+    def export(core: StoreCore) -> None:
+        steps = export_path(core, tag.hash, target, overwrite=False, durable=False)
+        assert next(steps) == 4 << 20
         target.write_text("precious")
+        finish(steps)
 
     with pytest.raises(TargetExists):
-        await store.export(tag.hash, target, progress=appear)
+        await store.run(export)
     assert target.read_text() == "precious"
+    assert sorted(set(os.listdir(tmp_path)) - {"store"}) == ["file"]
 
 
 async def test_what_is_not_whole_is_not_exported(
@@ -582,31 +590,39 @@ async def test_a_cancelled_import_or_export_leaves_nothing(
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(content(20 << 20))
-    started = asyncio.Event()
 
     async def cut_off(work: Coroutine[object, object, object]) -> None:
+        entered, leave = threading.Event(), threading.Event()
+
+        def wait(core: StoreCore) -> None:
+            entered.set()
+            assert leave.wait(60)
+
+        # The thread has begun the work when it comes to wait, and goes on after the cancellation.
         task = asyncio.ensure_future(work)
-        await started.wait()
-        started.clear()
+        waiting = asyncio.ensure_future(store.run(wait))
+        assert await asyncio.to_thread(entered.wait, 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        # The thread does one thing after the other, so by now it has tidied up.
+        leave.set()
+        await waiting
+        # What is tidied up comes before what is asked now.
         for _ in range(2):
             await store.stats()
 
-    await cut_off(store.add_path(path, progress=lambda done: started.set()))
+    await cut_off(store.add_path(path))
     assert await store.blobs() == []
 
     async def pieces() -> AsyncIterator[bytes]:
         yield content(20 << 20)
 
-    await cut_off(store.add_stream(pieces(), progress=lambda done: started.set()))
+    await cut_off(store.add_stream(pieces()))
     assert await store.blobs() == []
     if isinstance(store, FsStore):
         assert os.listdir(store.root / "temp") == []
     tag = await store.add_path(path)
-    await cut_off(store.export(tag.hash, tmp_path / "out", progress=lambda done: started.set()))
+    await cut_off(store.export(tag.hash, tmp_path / "out"))
     assert sorted(set(os.listdir(tmp_path)) - {"store"}) == ["file"]
     await store.export(tag.hash, tmp_path / "out")
 

@@ -72,6 +72,25 @@ class Gate:
         assert await asyncio.to_thread(self.entered.wait, 60)
 
 
+class Endless:
+    """A long job that notes when it is closed."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.closed = threading.Event()
+
+    def __call__(self, core: StoreCore) -> Steps[None]:
+        try:
+            while True:
+                self.begun.set()
+                yield 0
+        finally:
+            self.closed.set()
+
+    async def wait_until_begun(self) -> None:
+        assert await asyncio.to_thread(self.begun.wait, 60)
+
+
 async def test_what_waits_is_committed_together(worker: Worker, core: CountingCore) -> None:
     gate = Gate()
     blocked = asyncio.ensure_future(worker.call(gate))
@@ -99,40 +118,32 @@ async def test_errors_reach_their_own_callers(worker: Worker) -> None:
 async def test_a_failed_commit_reaches_all_who_changed_something(
     worker: Worker, core: CountingCore
 ) -> None:
-    closed: list[str] = []
     gate = Gate()
+    reading, writing = Endless(), Endless()
 
-    def long(name: str, changes: bool) -> Callable[[StoreCore], Steps[None]]:
-        def steps(core: StoreCore) -> Steps[None]:
-            assert isinstance(core, CountingCore)
-            try:
-                while True:
-                    if changes:
-                        core.change()
-                    yield 0
-            finally:
-                closed.append(name)
+    def changing(_: StoreCore) -> Steps[None]:
+        for done in writing(core):
+            core.change()
+            yield done
 
-        return steps
-
-    writing = asyncio.ensure_future(worker.run(long("writing", True)))
-    reading = asyncio.ensure_future(worker.run(long("reading", False)))
+    tasks = [asyncio.ensure_future(worker.run(job)) for job in (reading, changing)]
+    await reading.wait_until_begun()
+    await writing.wait_until_begun()
     blocked = asyncio.ensure_future(worker.call(gate))
     await gate.wait_until_entered()
     core.fails = True
     change = asyncio.ensure_future(worker.call(lambda _: core.change()))
     await asyncio.sleep(0)
     gate.open.set()
-    for failed in (writing, change):
+    for failed in (tasks[1], change):
         with pytest.raises(StorageError):
             await failed
     await blocked
-    assert closed == ["writing"]
     core.fails = False
     assert await worker.call(lambda core: 5) == 5
-    assert not reading.done()
-    reading.cancel()
-    await asyncio.wait([reading])
+    assert not tasks[0].done()
+    tasks[0].cancel()
+    await asyncio.wait([tasks[0]])
 
 
 async def test_short_jobs_go_between_the_steps_of_long_ones(worker: Worker) -> None:
@@ -154,19 +165,11 @@ async def test_short_jobs_go_between_the_steps_of_long_ones(worker: Worker) -> N
 
 
 async def test_a_cancelled_long_job_is_closed(worker: Worker) -> None:
-    closed = threading.Event()
-
-    def long(core: StoreCore) -> Steps[None]:
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
+    long = Endless()
     running = asyncio.ensure_future(worker.run(long))
-    await worker.call(lambda core: None)
+    await long.wait_until_begun()
     running.cancel()
-    assert await asyncio.to_thread(closed.wait, 60)
+    assert await asyncio.to_thread(long.closed.wait, 60)
     with pytest.raises(asyncio.CancelledError):
         await running
 
@@ -189,17 +192,9 @@ async def test_closing_finishes_what_is_short_and_cuts_off_what_is_long(
 ) -> None:
     worker = Worker(lambda: core, "test")
     gate = Gate()
-    closed: list[str] = []
-
-    def long(core: StoreCore) -> Steps[None]:
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.append("long")
-
+    long = Endless()
     running = asyncio.ensure_future(worker.run(long))
-    await worker.call(lambda core: None)
+    await long.wait_until_begun()
     blocked = asyncio.ensure_future(worker.call(gate))
     await gate.wait_until_entered()
     waiting = asyncio.ensure_future(worker.call(lambda core: "done"))
@@ -214,7 +209,7 @@ async def test_closing_finishes_what_is_short_and_cuts_off_what_is_long(
     await blocked
     with pytest.raises(StoreClosed):
         await running
-    assert closed == ["long"]
+    assert long.closed.is_set()
     assert core.is_closed
 
 
