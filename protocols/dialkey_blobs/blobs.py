@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from dialkey.identity import EndpointAddr, Remote, parse_remote
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.collection import Collection
 from dialkey_blobs.download import Download
-from dialkey_blobs.files import collect_files
+from dialkey_blobs.files import Exported, FolderExporter, collect_files, complete_sizes, open_folder
 from dialkey_blobs.getting import get, observe, push
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hash_seq import HashSeq
@@ -24,18 +23,8 @@ from dialkey_blobs.protocol import ALPN, GetManyRequest, GetRequest
 from dialkey_blobs.provider import Authorize, Provider, ProviderEvents, ProviderLimits
 from dialkey_blobs.receiving import STALL_TIMEOUT_S, Received
 from dialkey_blobs.responder import load_hash_seq
-from dialkey_blobs.safe_paths import SafeRoot, TargetExists, check_names
-from dialkey_blobs.store import (
-    BlobIncomplete,
-    BlobMissing,
-    BlobState,
-    FsStore,
-    ImportMode,
-    MemoryStore,
-    Store,
-    StoreReader,
-    TempTag,
-)
+from dialkey_blobs.safe_paths import check_names
+from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
 from dialkey_blobs.ticket import BlobTicket
 
 __all__ = ["Blobs", "Entry", "Exported", "collect_files"]
@@ -55,19 +44,6 @@ class Entry:
 
     name: str
     hash: Hash
-    size: int
-
-
-@attrs.frozen
-class Exported:
-    """A file that was written.
-
-    Attributes:
-        path: where.
-        size: its bytes.
-    """
-
-    path: Path
     size: int
 
 
@@ -216,7 +192,11 @@ class Blobs:
             return await self.store.add_bytes(children.data, BlobFormat.HASH_SEQ)
 
     async def add_files(
-        self, paths: Iterable[str | Path], mode: ImportMode = ImportMode.REFERENCE
+        self,
+        paths: Iterable[str | Path],
+        mode: ImportMode = ImportMode.REFERENCE,
+        *,
+        progress: Callable[[int], None] | None = None,
     ) -> tuple[TempTag, list[Entry]]:
         """Add files and folders as one collection.
 
@@ -232,7 +212,9 @@ class Blobs:
         """
         found = await asyncio.to_thread(collect_files, list(paths))
         with self.store.batch() as batch:
-            hashes = [batch.add(await self.store.add_path(path, mode)).hash for _, path in found]
+            paths = [path for _, path in found]
+            tags = await self.store.add_paths(paths, mode, progress=progress)
+            hashes = [batch.add(tag).hash for tag in tags]
             names = [name for name, _ in found]
             collection = await self.add_collection(list(zip(names, hashes, strict=True)))
         statuses = await self.store.statuses(hashes)
@@ -360,15 +342,15 @@ class Blobs:
             )
             yield Exported(target, size)
             return
-        entries = list(await self.load_collection(content.hash))
-        await self.store.run(lambda core: _check_complete(core, [hash for _, hash in entries]))
-        names = [name for name, _ in entries]
-        folder = await asyncio.to_thread(_open_folder, target, names, overwrite)
+        collection = await self.load_collection(content.hash)
+        sizes = await self.store.run(lambda core: complete_sizes(core, collection))
+        folder = await asyncio.to_thread(open_folder, target, collection.names, overwrite)
         with folder:
-            for name, hash in entries:
-                file = await asyncio.to_thread(folder.create, name, overwrite=overwrite)
-                size = await self.store.export(hash, file, durable=durable)
-                yield Exported(file.path, size)
+            exporter = FolderExporter(folder, overwrite=overwrite, durable=durable)
+            async for file in exporter.export(
+                self.store, list(zip(collection, sizes, strict=True))
+            ):
+                yield file
 
     # --- other requests -------------------------------------------------------------------------
 
@@ -441,23 +423,3 @@ class Blobs:
 
 def _expanded(path: str | Path) -> Path:
     return Path(path).expanduser()
-
-
-def _check_complete(reader: StoreReader, hashes: Iterable[Hash]) -> None:
-    for hash in hashes:
-        state = reader.status(hash).state
-        if state is BlobState.MISSING:
-            raise BlobMissing(hash)
-        if state is BlobState.PARTIAL:
-            raise BlobIncomplete(hash)
-
-
-def _open_folder(path: Path, names: Sequence[str], overwrite: bool) -> SafeRoot:
-    """Open the folder for files, none of which may be there unless they may be overwritten."""
-    check_names(names)
-    if not overwrite:
-        for name in names:
-            target = path.joinpath(*name.split("/"))
-            if os.path.lexists(target):
-                raise TargetExists(target)
-    return SafeRoot(path)

@@ -8,13 +8,14 @@ Source: blobs wire reference 1.4 to 1.6, 3.7.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Final
 from weakref import WeakValueDictionary
 
 import attrs
 
-from dialkey.errors import DialkeyError, ProtocolViolation, StorageError
+from dialkey.errors import DialkeyError, LocalError, ProtocolViolation, StorageError
 from dialkey.limits import MAX_HASH_SEQ_BYTES
 from dialkey_blobs.encoder import Encoder, SubgroupCache
 from dialkey_blobs.errors import RangeMissing
@@ -24,12 +25,15 @@ from dialkey_blobs.protocol import GetManyRequest, GetRequest
 from dialkey_blobs.response import BlobPart, ChildrenNeeded, ResponseOrder
 from dialkey_blobs.store.core import OpenBlob, StoreReader
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
+from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS
 
 __all__ = ["CannotServe", "Responder", "ResponderCaches", "Served", "load_hash_seq"]
 
 STEP_BYTES: Final = 1 << 20
 MAX_BLOBS_PER_STEP: Final = 256
 """Small blobs opened in one step: some ten milliseconds of the store's thread."""
+LOOK_AHEAD: Final = 64
+"""Blobs whose groups that are wanted in part are hashed at once: as fast as it gets with NumPy."""
 
 
 class CannotServe(Exception):
@@ -96,6 +100,7 @@ class Responder:
     ) -> None:
         self._order = ResponseOrder(request)
         self._caches = caches or ResponderCaches()
+        self._upcoming: deque[BlobPart | ChildrenNeeded | None] = deque()
         self._blob: OpenBlob | None = None
         self._encoder: Encoder | None = None
         self._pieces: Iterator[bytes] | None = None
@@ -142,7 +147,9 @@ class Responder:
         return pieces, begun, None, self._over
 
     def _next_blob(self, reader: StoreReader, begun: list[Served]) -> None:
-        step = self._order.next()
+        if not self._upcoming:
+            self._look_ahead(reader)
+        step = self._upcoming.popleft()
         if step is None:
             self._over = True
         elif isinstance(step, ChildrenNeeded):
@@ -151,6 +158,42 @@ class Responder:
             self._open(reader, step)
             assert self._blob is not None
             begun.append(Served(step.index, step.hash, self._blob.size))
+
+    def _look_ahead(self, reader: StoreReader) -> None:
+        """See what comes next: one blob, or a run of blobs of which only parts are wanted.
+
+        A getter may ask for the last chunk of each of thousands of blobs. The pairs that prove it are
+        in no outboard, and computing those of many blobs at once is forty times as fast.
+        """
+        groups: list[tuple[Hash, int, bytes]] = []
+        while len(self._upcoming) < LOOK_AHEAD:
+            step = self._order.next()
+            self._upcoming.append(step)
+            if not isinstance(step, BlobPart) or step.ranges.is_all:
+                break
+            try:
+                groups += self._partial_groups(reader, step)
+            except (LocalError, ProtocolViolation):
+                break  # whatever it is will be dealt with when the blob's turn comes
+        if len(groups) > 1:
+            self._caches.subgroups.fill(groups)
+
+    def _partial_groups(self, reader: StoreReader, part: BlobPart) -> list[tuple[Hash, int, bytes]]:
+        """Return the groups of a blob of which parts are wanted, unless they are many or known."""
+        with reader.open(part.hash) as blob:
+            wanted = part.ranges.selected(blob.size).limited_to(max(blob.size, 1))
+            whole = wanted.shrunk_to_groups(blob.size)
+            found: list[tuple[Hash, int, bytes]] = []
+            for start, end in (wanted.grown_to_groups() - whole).runs():
+                assert end is not None
+                if end - start > GROUP_CHUNKS or len(found) > 1:
+                    return []
+                offset = start * CHUNK_BYTES
+                length = min(GROUP_BYTES, blob.size - offset)
+                # A group of one chunk has no pairs.
+                if length > CHUNK_BYTES and self._caches.subgroups.get(part.hash, start) is None:
+                    found.append((part.hash, start, blob.read_data(offset, length)))
+            return found
 
     def _open(self, reader: StoreReader, part: BlobPart) -> None:
         blob = self._blob = reader.open(part.hash)

@@ -265,6 +265,12 @@ class StoreCore(ABC):
         """
 
     @abstractmethod
+    def add_paths(
+        self, paths: Sequence[Path], mode: ImportMode, format: BlobFormat
+    ) -> Steps[list[TempTag]]:
+        """Add many files; see `add_path`. Those before one that fails are in the store."""
+
+    @abstractmethod
     def write_items(
         self,
         hash: Hash,

@@ -66,6 +66,7 @@ from dialkey_blobs.store.recovery import (
     running_system,
     sweep_rubbish,
 )
+from dialkey_blobs.store.small_files import SmallFile, add_in_batches
 from dialkey_blobs.store.values import (
     BlobInfo,
     CheckOutcome,
@@ -261,6 +262,30 @@ class FsCore(StoreCore):
 
     def add_path(self, path: Path, mode: ImportMode, format: BlobFormat) -> Steps[TempTag]:
         return (yield from add_file(self, path, mode, format))
+
+    def add_paths(
+        self, paths: Sequence[Path], mode: ImportMode, format: BlobFormat
+    ) -> Steps[list[TempTag]]:
+        def add_batch(files: Sequence[SmallFile]) -> list[TempTag]:
+            return self._add_small(files, mode, format)
+
+        def add_one(path: Path) -> Steps[TempTag]:
+            return add_file(self, path, mode, format)
+
+        return (yield from add_in_batches(self.ops, paths, add_batch, add_one))
+
+    def _add_small(
+        self, files: Sequence[SmallFile], mode: ImportMode, format: BlobFormat
+    ) -> list[TempTag]:
+        tags = []
+        for built, file in zip(outboards([file.content for file in files]), files, strict=True):
+            if mode is ImportMode.COPY or built.size <= INLINE_BYTES:
+                self._put_bytes(built.hash, file.content, built.data)
+                tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
+            else:
+                reference = Reference(file.path, file.mtime_ns)
+                tags.append(self.add_hashed(Hashed(built, None), None, reference, format))
+        return tags
 
     def add_hashed(
         self,

@@ -29,6 +29,7 @@ from dialkey_blobs.store.errors import BlobMissing, SizeConflict
 from dialkey_blobs.store.files import FileOps, open_regular, read_at
 from dialkey_blobs.store.importing import changed_during_import, same_file
 from dialkey_blobs.store.pins import TempTag
+from dialkey_blobs.store.small_files import SmallFile, add_in_batches
 from dialkey_blobs.store.values import (
     BlobInfo,
     BlobState,
@@ -180,6 +181,17 @@ class MemoryCore(StoreCore):
             return (yield from arriving.finish())
         finally:
             os.close(source)
+
+    def add_paths(
+        self, paths: Sequence[Path], mode: ImportMode, format: BlobFormat
+    ) -> Steps[list[TempTag]]:
+        def add_batch(files: Sequence[SmallFile]) -> list[TempTag]:
+            return self.add_many([file.content for file in files], format)
+
+        def add_one(path: Path) -> Steps[TempTag]:
+            return self.add_path(path, mode, format)
+
+        return (yield from add_in_batches(self._ops, paths, add_batch, add_one))
 
     def write_items(
         self,

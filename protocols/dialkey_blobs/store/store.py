@@ -273,6 +273,22 @@ class Store:
             lambda core: core.add_path(Path(path), mode, format), progress
         )
 
+    async def add_paths(
+        self,
+        paths: Sequence[Path | str],
+        mode: ImportMode = ImportMode.COPY,
+        format: BlobFormat = BlobFormat.RAW,
+        *,
+        progress: Progress | None = None,
+    ) -> list[TempTag]:
+        """Add many files, small ones several times as fast as one after the other.
+
+        Arguments and errors are those of `add_path`; `progress` counts the bytes of all files. If one
+        fails, those before it are in the store, but nothing protects them.
+        """
+        wanted = [Path(path) for path in paths]
+        return await self._worker.run(lambda core: core.add_paths(wanted, mode, format), progress)
+
     async def write_items(
         self,
         hash: Hash,
