@@ -60,6 +60,9 @@ GIVE_UP_AFTER_S: Final = 60.0
 """And for how long; a dial that nobody answers takes half of that."""
 RETRY_FIRST_S: Final = 0.25
 RETRY_MOST_S: Final = 8.0
+MAX_REQUEST_BOUNDARIES: Final = 1 << 16
+MAX_REQUEST_ENTRIES: Final = 1 << 15
+"""Of what is missing, so much is asked for at once: well within the 1 MiB of a request."""
 SIZES_FIRST_CHILDREN: Final = 1024
 """Up to so many children, their sizes are asked for before the content."""
 
@@ -291,13 +294,14 @@ class Download:
             if path is not None:
                 yield Connected(connection.remote_id, path)
             for plan in (_begin_request, _sizes_request, _missing_request):
-                request = await self._store.run(partial(plan, local=local))
-                if request is None:
-                    continue
-                async with aclosing(self._fetch(connection, request, local)) as events:
-                    async for event in events:
-                        yield event
-                local = await self._look()
+                while (request := await self._store.run(partial(plan, local=local))) is not None:
+                    held = local.held_bytes
+                    async with aclosing(self._fetch(connection, request, local)) as events:
+                        async for event in events:
+                            yield event
+                    local = await self._look()
+                    if local.held_bytes == held:
+                        break
         finally:
             if given is None:
                 connection.close()
@@ -380,4 +384,21 @@ def _sizes_request(reader: StoreReader, local: Local) -> GetRequest | None:
 
 
 def _missing_request(reader: StoreReader, local: Local) -> GetRequest | None:
-    return local.missing
+    """Return a request for what is missing, or as much of it as a request should hold."""
+    if local.missing is None:
+        return None
+    return GetRequest(local.content.hash, _cut_off(local.missing.ranges))
+
+
+def _cut_off(sequence: ChunkRangesSeq) -> ChunkRangesSeq:
+    kept: list[tuple[int, ChunkRanges]] = []
+    room = MAX_REQUEST_BOUNDARIES
+    for index, ranges in sequence.entries:
+        if room < 2 or len(kept) >= MAX_REQUEST_ENTRIES:
+            kept.append((index, ChunkRanges.empty()))
+            break
+        if len(ranges.boundaries) > room:
+            ranges = ChunkRanges(ranges.boundaries[: room - room % 2])
+        room -= len(ranges.boundaries)
+        kept.append((index, ranges))
+    return ChunkRangesSeq(tuple(kept))

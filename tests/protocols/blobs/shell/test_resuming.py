@@ -40,6 +40,7 @@ from dialkey_blobs import (
     ItemNotFound,
     Progress,
     ProviderFailed,
+    RequestStarted,
     Store,
     download,
 )
@@ -397,3 +398,29 @@ async def test_ranges_that_were_held_are_left_out(peers: Pair, big: bytes) -> No
     done = await peers.fetching.download(tag.content, connection=connection)
     assert done.payload_bytes == SIZE - held.byte_count(SIZE)
     assert (await peers.fetching.store.check(tag.hash)).after.is_complete
+
+
+async def test_more_holes_than_one_request_should_name(
+    peers: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "MAX_REQUEST_BOUNDARIES", 8)
+    monkeypatch.setattr(download, "MAX_REQUEST_ENTRIES", 4)
+    rng = random.Random(7)
+    contents = [rng.randbytes(rng.randrange(5, 60) * 1024) for _ in range(12)]
+    tags = await peers.sharing.store.add_many(contents)
+    collection = await peers.sharing.add_collection([(f"{i}", t.hash) for i, t in enumerate(tags)])
+    connection = await peers.connect()
+    every_other = ChunkRanges(tuple(range(60)))
+    hashes = tuple(tag.hash for tag in tags[2:])
+    request = GetManyRequest(hashes, ChunkRangesSeq.finite([every_other] * len(hashes)))
+    held = (await peers.fetching.get(connection, request)).payload_bytes
+    requests = peers.sharing.provider_events()
+
+    done = await peers.fetching.download(collection.content, connection=connection)
+
+    assert done.payload_bytes == done.total_bytes - held
+    for data in contents:
+        assert await peers.fetching.read_bytes(Hash.of(data)) == data
+    requests.close()
+    asked = [event.request for event in requests._queue if isinstance(event, RequestStarted)]
+    assert len(asked) > 12 * 3
