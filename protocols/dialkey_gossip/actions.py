@@ -1,0 +1,119 @@
+"""What the state machines ask for, and what they tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+import attrs
+
+from dialkey_gossip.ids import MessageId, PeerId, TopicId
+from dialkey_gossip.messages import Message
+
+__all__ = [
+    "Action",
+    "Delivered",
+    "Learned",
+    "Output",
+    "PeerDown",
+    "PeerUp",
+    "Release",
+    "Send",
+    "Tell",
+    "TopicEvent",
+]
+
+
+@attrs.frozen
+class PeerUp:
+    """A peer became a neighbour."""
+
+    peer: PeerId
+
+
+@attrs.frozen
+class PeerDown:
+    """A peer is no neighbour any more."""
+
+    peer: PeerId
+
+
+@attrs.frozen
+class Delivered:
+    """A message arrived for the first time.
+
+    Attributes:
+        id: its id.
+        content: its content.
+        round: hops travelled, 0 from the publisher itself; None in the neighbour scope.
+        delivered_from: the neighbour that sent it, who need not be its author.
+    """
+
+    id: MessageId
+    content: bytes
+    round: int | None
+    delivered_from: PeerId
+
+
+TopicEvent: TypeAlias = PeerUp | PeerDown | Delivered
+
+
+@attrs.frozen
+class Send:
+    """Send a message to a peer, connecting to it if need be."""
+
+    topic: TopicId
+    peer: PeerId
+    message: Message
+
+
+@attrs.frozen
+class Tell:
+    """Tell the application of a topic."""
+
+    topic: TopicId
+    event: TopicEvent
+
+
+@attrs.frozen
+class Release:
+    """The topic needs no connection to this peer any more; other topics may."""
+
+    topic: TopicId
+    peer: PeerId
+
+
+@attrs.frozen
+class Learned:
+    """Somebody said where a peer is."""
+
+    peer: PeerId
+    data: bytes
+
+
+Action: TypeAlias = Send | Tell | Release | Learned
+
+
+class Output(Protocol):
+    """Where the two machines of a topic put what they want done, in order."""
+
+    def send(self, peer: PeerId, message: Message) -> None:
+        """Send a message of this topic."""
+
+    def neighbor_up(self, peer: PeerId, now: float, *, high: bool) -> None:
+        """Say that a peer became a neighbour."""
+
+    def neighbor_down(self, peer: PeerId, now: float) -> None:
+        """Say that a peer is no neighbour any more."""
+
+    def deliver(self, event: Delivered) -> None:
+        """Hand a message to the application."""
+
+    def release(self, peer: PeerId) -> None:
+        """Say that this topic needs no connection to a peer."""
+
+    def learned(self, peer: PeerId, data: bytes) -> None:
+        """Say where a peer may be found."""
+
+    def call_at(self, at: float, timer: Callable[[float], None]) -> None:
+        """Have a function called once with the time, at `at` or later, unless the topic ends."""
