@@ -37,7 +37,7 @@ async def quiet(*ends: Sequence[Connection | None]) -> None:
         for connection in itertools.chain(*ends):
             assert connection is not None
             core = connection.core
-            while core.handshake is not None or any(
+            while core.handshake is not None or any(  # noqa: ASYNC110
                 path.recovery.sent or path.ack_pending for path in core.paths.values()
             ):
                 await asyncio.sleep(0.005)

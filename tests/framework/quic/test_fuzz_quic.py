@@ -16,7 +16,7 @@ from quic_pair import Pair, frame
 from dialkey.quic import codes
 from dialkey.quic.connection import State
 
-EXAMPLES = 150
+EXAMPLES = 60
 TYPES = [
     value
     for name, value in vars(codes).items()
