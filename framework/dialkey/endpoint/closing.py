@@ -26,6 +26,12 @@ def to_error(reason: CloseReason, endpoint_id: EndpointId | None) -> DialkeyErro
     text = reason.reason.decode("utf-8", "replace")
     if reason.during_handshake and reason.cause in ("peer", "protocol"):
         return _handshake_error(reason, text, endpoint_id)
+    if reason.cause == "internal":
+        return ConnectionClosed(
+            "this side failed and closed the connection",
+            endpoint_id=endpoint_id,
+            hint="please report what the log says",
+        )
     if reason.cause == "local":
         return ConnectionClosed("this side closed the connection", endpoint_id=endpoint_id)
     if reason.cause == "peer":

@@ -130,8 +130,7 @@ class Demux:
         if at >= total:
             connection = self._by_cid.get(cid)
             if connection is not None:
-                connection.core.receive(data, segment, remote, self._endpoint.now())
-                self._endpoint.touched(connection)
+                self._deliver(connection, data, segment, remote)
                 return
             at = segment
         for start in range(0, total, segment):
@@ -144,12 +143,20 @@ class Demux:
         cid = stateless.destination_cid(data) if is_long else bytes(data[1:9])
         connection = self._by_cid.get(cid)
         if connection is not None:
-            connection.core.receive(data, len(data), remote, self._endpoint.now())
-            self._endpoint.touched(connection)
+            self._deliver(connection, data, len(data), remote)
         elif is_long:
             self._on_unknown_long(transport, bytes(data), remote)
         else:
             self._on_unknown_short(transport, data, remote)
+
+    def _deliver(
+        self, connection: Connection, data: memoryview, segment: int, remote: PathAddress
+    ) -> None:
+        try:
+            connection.core.receive(data, segment, remote, self._endpoint.now())
+        except Exception:
+            self._endpoint.on_internal_error(connection)
+        self._endpoint.touched(connection)
 
     def _on_unknown_short(
         self, transport: Transport, data: memoryview, remote: PathAddress

@@ -548,7 +548,10 @@ class Endpoint:
             # What the sockets do not take would only be lost; `on_writable` resumes.
             self._dirty[connection] = None
         else:
-            core.flush(now, self._send, self._scratch)
+            try:
+                core.flush(now, self._send, self._scratch)
+            except Exception:
+                self.on_internal_error(connection)
         if core.events:
             connection.process_events()
         at = core.timer()
@@ -572,6 +575,19 @@ class Endpoint:
         connection.timer_at = at
         connection.timer = self._loop.call_at(at, self._on_timer, connection)
 
+    def on_internal_error(self, connection: Connection) -> None:
+        """End a connection in which our own code failed, so that it takes no other with it."""
+        self.demux.counts["internal_errors"] += 1
+        logger.exception("%r failed", connection)
+        core = connection.core
+        if core.close_reason is None:
+            try:
+                core.fail_internally(self.now())
+                return
+            except Exception:
+                logger.exception("%r failed while it was being closed", connection)
+        core.discard()
+
     def _is_blocked(self, remote: PathAddress) -> bool:
         """Whether the transport that carries most of a connection takes nothing now."""
         for transport in self._transports:
@@ -584,7 +600,10 @@ class Endpoint:
         now = self.now()
         at = connection.core.timer()
         if at is not None and at <= now:
-            connection.core.on_timer(now)
+            try:
+                connection.core.on_timer(now)
+            except Exception:
+                self.on_internal_error(connection)
         self._flush(connection, now)
 
     def _send(self, remote: PathAddress, data: bytes | memoryview, segment: int) -> None:

@@ -641,6 +641,12 @@ class Connection:
             now,
         )
 
+    def fail_internally(self, now: float) -> None:
+        """Close because our own code failed; the peer is told INTERNAL_ERROR."""
+        self._end(
+            CloseReason("internal", codes.INTERNAL_ERROR, b"internal error"), State.CLOSING, now
+        )
+
     def peer_closed(
         self, error_code: int, reason: bytes, *, is_application: bool, now: float
     ) -> None:

@@ -165,7 +165,8 @@ class CloseReason:
 
     Attributes:
         cause: "local", "peer", "idle", "reset", "handshake" (no answer in time), "protocol" (the peer
-            broke a rule and we closed).
+            broke a rule and we closed), "no path" (the peer gave up the last one), "internal" (our
+            own code failed).
         error_code: the number in the CONNECTION_CLOSE; 0 where none was sent.
         is_application: whether the number is the application's own.
         during_handshake: whether it ended before both sides had proved their keys.

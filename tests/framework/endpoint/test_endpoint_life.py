@@ -560,6 +560,35 @@ async def test_a_peer_that_breaks_the_rules_is_named() -> None:
         assert not seen.is_application
 
 
+@pytest.mark.parametrize("where", ["receive", "flush", "on_timer"])
+def test_a_bug_of_ours_ends_one_connection_and_no_other(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @virtual
+    async def scenario() -> None:
+        async with two(network()) as (alice, bob):
+            bad, seen = await connect(alice, bob)
+            good, there = await connect(alice, bob)
+
+            def fail(*_: object) -> None:
+                raise ZeroDivisionError("a bug")
+
+            monkeypatch.setattr(bad.core, where, fail)
+            await asyncio.sleep(6)
+            error = await bad.closed()
+            assert isinstance(error, ConnectionClosed)
+            assert "failed" in str(error)
+            monkeypatch.undo()
+            await stream(good, there)
+            assert alice.demux.counts["internal_errors"] >= 1
+            assert "a bug" in caplog.text
+            await asyncio.sleep(40)
+            assert seen.is_closed
+            assert not good.is_closed
+
+    scenario()
+
+
 # --- logs for analysis -------------------------------------------------------------------------------
 
 
