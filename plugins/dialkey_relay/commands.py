@@ -12,7 +12,6 @@ from dialkey.cli import JsonOption, Output, guard, run
 if TYPE_CHECKING:
     from dialkey.cli import CommandLine
     from dialkey_relay.server.config import ServerConfig
-    from dialkey_relay.server.running import RunningRelay
 
 __all__ = ["add_commands"]
 
@@ -68,9 +67,18 @@ def relay(
         from dialkey.hooks import Plugins
         from dialkey_relay.server.running import serve
 
+        settled = read()
+        if settled.workers > 1 and config is not None:
+            from dialkey_relay.server.workers import run_workers
+
+            await run_workers(config, settled, lambda found: _announce(output, found), dev=dev)
+            return
+
         plugins = Plugins()
         plugins.load_entry_points(skip_broken=True)
-        await serve(read, lambda running: _announce(output, running), plugins=plugins)
+        await serve(
+            read, lambda running: _announce(output, running.relay.addresses), plugins=plugins
+        )
 
     if verbose:
         import logging
@@ -79,16 +87,9 @@ def relay(
     run(output, work)
 
 
-def _announce(output: Output, running: RunningRelay) -> None:
-    addresses = [f"{host} port {port}" for host, port in running.relay.addresses]
-    output.result(
-        "listening",
-        running.relay.url,
-        url=running.relay.url,
-        addresses=running.relay.addresses,
-        metrics=running.metrics.addresses if running.metrics is not None else [],
-    )
-    output.remark(f"listening on {', '.join(addresses)}")
+def _announce(output: Output, addresses: list[tuple[str, int]]) -> None:
+    places = [f"{host} port {port}" for host, port in addresses]
+    output.result("listening", f"listening on {', '.join(places)}", addresses=addresses)
 
 
 def grant(

@@ -13,7 +13,7 @@ Source: relay wire reference 4.3 and 4.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 import attrs
@@ -39,7 +39,7 @@ from dialkey_relay.frames import (
 from dialkey_relay.queues import FairQueue
 from dialkey_relay.websocket import binary_header
 
-__all__ = ["Counters", "Hub", "Outlet", "Peer"]
+__all__ = ["Counters", "Entry", "Hub", "Mesh", "Outlet", "Peer"]
 
 _PLAIN: Final = int(FrameType.CLIENT_TO_RELAY_DATAGRAM)
 _BATCH: Final = int(FrameType.CLIENT_TO_RELAY_BATCH)
@@ -116,6 +116,25 @@ class Outlet(Protocol):
         """End the connection when what is due has been sent."""
 
 
+class Mesh(Protocol):
+    """Other processes that share our port, and know other clients."""
+
+    def changed(self, entry: Entry | None, key: bytes) -> None:
+        """Note that the newest connection of an id is another one now, or None."""
+
+    def is_newer(self, key: bytes, joined_at: int) -> bool:
+        """Say whether another process has a newer connection of this id."""
+
+    def forward(self, sender: Peer, message: bytes) -> bool:
+        """Pass on a datagram frame for somebody elsewhere; say whether somebody is there."""
+
+    def farewell(self, entry: Entry) -> None:
+        """Tell those elsewhere to whom this endpoint has written that it is gone."""
+
+    def is_elsewhere(self, key: bytes) -> bool:
+        """Say whether another process has any connection of this id."""
+
+
 class Peer:
     """One client connection that has proven its key and been admitted.
 
@@ -133,6 +152,7 @@ class Peer:
         "batch_head",
         "connection_id",
         "entry",
+        "joined_at",
         "key",
         "outlet",
         "plain_head",
@@ -149,8 +169,9 @@ class Peer:
         self.connection_id = connection_id
         self.plain_head = bytes((FrameType.RELAY_TO_CLIENT_DATAGRAM,)) + key
         self.batch_head = bytes((FrameType.RELAY_TO_CLIENT_BATCH,)) + key
-        self.entry: _Entry | None = None
+        self.entry: Entry | None = None
         self.active = False
+        self.joined_at = 0
         # Made when first needed: an idle connection should cost little.
         self.queue: FairQueue | None = None
         self._control: list[bytes] | None = None
@@ -162,18 +183,33 @@ class Peer:
         return bool(self._control) or bool(self.queue)
 
 
-class _Entry:
-    """All connections of one endpoint id, and with whom it has exchanged datagrams."""
+class Entry:
+    """All connections of one endpoint id in this process, and with whom it exchanged datagrams.
 
-    __slots__ = ("active", "inactive", "key", "sent_to", "wrote_to_us")
+    Attributes:
+        is_overruled: whether another process has a newer connection, which receives instead.
+        sent_elsewhere: endpoint ids in other processes that it has written to.
+    """
+
+    __slots__ = (
+        "active",
+        "inactive",
+        "is_overruled",
+        "key",
+        "sent_elsewhere",
+        "sent_to",
+        "wrote_to_us",
+    )
 
     def __init__(self, key: bytes, active: Peer) -> None:
         self.key = key
         self.active = active
         self.inactive: list[Peer] = []
+        self.is_overruled = False
         # Dictionaries for their order: the oldest correspondents are forgotten first.
-        self.sent_to: dict[_Entry, None] | None = None
-        self.wrote_to_us: dict[_Entry, None] | None = None
+        self.sent_to: dict[Entry, None] | None = None
+        self.wrote_to_us: dict[Entry, None] | None = None
+        self.sent_elsewhere: dict[bytes, None] | None = None
 
 
 class Hub:
@@ -181,17 +217,19 @@ class Hub:
 
     Args:
         max_queued_bytes: bytes waiting for all peers together.
+
+    Attributes:
+        mesh: the other processes that share our port, or None.
     """
 
     def __init__(self, max_queued_bytes: int = MAX_RELAY_QUEUES_BYTES) -> None:
         self.counters = Counters()
-        self._entries: dict[bytes, _Entry] = {}
+        self._entries: dict[bytes, Entry] = {}
         self._ready: list[Peer] = []
         self._seen: dict[bytes, None] = {}
         self._max_queued_bytes = max_queued_bytes
         self.queued_bytes = 0
-        self.forward_elsewhere: Callable[[Peer, bytes], bool] | None = None
-        """Asked for destinations that are not connected here; set where processes share a port."""
+        self.mesh: Mesh | None = None
 
     # --- registry -------------------------------------------------------------------------------
 
@@ -210,6 +248,10 @@ class Hub:
         entry = self._entries.get(key)
         return [entry.active, *reversed(entry.inactive)] if entry is not None else []
 
+    def entry_of(self, key: bytes) -> Entry | None:
+        """Return what is known of an endpoint id that is connected here."""
+        return self._entries.get(key)
+
     def register(self, peer: Peer) -> None:
         """Let a connection in; it becomes the active one of its id."""
         self.counters.accepts += 1
@@ -217,15 +259,22 @@ class Hub:
         entry = self._entries.get(peer.key)
         peer.active = True
         if entry is None:
-            peer.entry = self._entries[peer.key] = _Entry(peer.key, peer)
-            return
+            entry = peer.entry = self._entries[peer.key] = Entry(peer.key, peer)
+        else:
+            self._succeed(entry, peer)
+        if self.mesh is not None:
+            self.mesh.changed(entry, peer.key)
+
+    def _succeed(self, entry: Entry, peer: Peer) -> None:
         peer.entry = entry
         previous = entry.active
         previous.active = False
         entry.inactive.append(previous)
         entry.active = peer
         self.counters.clients_inactive_added += 1
-        self.tell(previous, StatusCode.SAME_ENDPOINT_ID_CONNECTED)
+        if not entry.is_overruled:
+            self.tell(previous, StatusCode.SAME_ENDPOINT_ID_CONNECTED)
+        entry.is_overruled = False
         if len(entry.inactive) >= MAX_RELAY_CONNECTIONS_PER_ID:
             entry.inactive[0].outlet.end("too many connections with this endpoint id")
 
@@ -240,14 +289,34 @@ class Hub:
         if peer is not entry.active:
             entry.inactive.remove(peer)
             self.counters.clients_inactive_removed += 1
-        elif entry.inactive:
+            return
+        if entry.inactive:
             entry.active = entry.inactive.pop()
             entry.active.active = True
             self.counters.clients_inactive_removed += 1
-            self.tell(entry.active, StatusCode.HEALTHY)
+            newest = entry.active.joined_at
+            entry.is_overruled = self.mesh is not None and self.mesh.is_newer(peer.key, newest)
+            if not entry.is_overruled:
+                self.tell(entry.active, StatusCode.HEALTHY)
         else:
             del self._entries[peer.key]
             self._farewell(entry)
+        if self.mesh is not None:
+            self.mesh.changed(self._entries.get(peer.key), peer.key)
+
+    def reconsider(self, key: bytes) -> None:
+        """See whether a connection elsewhere is newer than ours, after that has changed."""
+        entry = self._entries.get(key)
+        if entry is None or self.mesh is None:
+            return
+        overruled = self.mesh.is_newer(key, entry.active.joined_at)
+        if overruled == entry.is_overruled:
+            return
+        entry.is_overruled = overruled
+        self.tell(
+            entry.active,
+            StatusCode.SAME_ENDPOINT_ID_CONNECTED if overruled else StatusCode.HEALTHY,
+        )
 
     def _discard_queue(self, peer: Peer) -> None:
         if peer.queue is not None:
@@ -256,11 +325,15 @@ class Hub:
             self.counters.send_packets_dropped += dropped
             self.counters.dropped_disconnected += dropped
 
-    def _farewell(self, entry: _Entry) -> None:
+    def _farewell(self, entry: Entry) -> None:
+        stays = self.mesh is not None and self.mesh.is_elsewhere(entry.key)
+        if self.mesh is not None and not stays:
+            self.mesh.farewell(entry)
         if entry.sent_to is not None:
             gone = encode_server_frame(EndpointGone(entry.key))
             for other in entry.sent_to:
-                self.send_control(other.active, gone)
+                if not stays:
+                    self.send_control(other.active, gone)
                 assert other.wrote_to_us is not None
                 del other.wrote_to_us[entry]
         for other in entry.wrote_to_us or ():
@@ -293,17 +366,18 @@ class Hub:
             if len(message) > MAX_RELAY_PAYLOAD_BYTES + 1:
                 raise RelayWireError("a datagram frame is too long")
             # A strict decoder at the other end would drop its connection over such a frame.
-            self._drop("dropped_unsendable")
+            self.drop("dropped_unsendable")
             return
         entry = self._entries.get(message[1:_FORWARD_FROM])
-        if entry is None:
-            if self.forward_elsewhere is None or not self.forward_elsewhere(sender, message):
-                self._drop("dropped_unknown_destination")
+        if entry is None or entry.is_overruled:
+            if self.mesh is None or not self.mesh.forward(sender, message):
+                self.drop("dropped_unknown_destination")
             return
         self._remember(sender, entry)
         self.deliver(sender.key, sender.plain_head, sender.batch_head, entry.active, message)
 
-    def _drop(self, reason: str, count: int = 1) -> None:
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Count dropped frames under the name of a counter, and in all."""
         self.counters.send_packets_dropped += count
         setattr(self.counters, reason, getattr(self.counters, reason) + count)
 
@@ -328,12 +402,12 @@ class Hub:
             queue = peer.queue = FairQueue()
         before = queue.size
         if self.queued_bytes + content > self._max_queued_bytes:
-            self._drop("dropped_queues_full")
+            self.drop("dropped_queues_full")
             return
         dropped = queue.push(source, header, message, start, content)
         self.queued_bytes += queue.size - before
         if dropped:
-            self._drop("dropped_queue_full", dropped)
+            self.drop("dropped_queue_full", dropped)
         if not peer._ready:
             peer._ready = True
             self._ready.append(peer)
@@ -341,7 +415,7 @@ class Hub:
             # One read can bring thousands of small frames, more than a queue holds.
             peer.outlet.flush()
 
-    def _remember(self, sender: Peer, destination: _Entry) -> None:
+    def _remember(self, sender: Peer, destination: Entry) -> None:
         """Note who has to hear of it when the sender's last connection ends."""
         source = sender.entry
         if source is None:

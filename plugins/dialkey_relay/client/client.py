@@ -175,7 +175,7 @@ class RelayClient:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._set(state=ClientState.STOPPED, rtt_s=None, version=None)
+        self._set(attrs.evolve(self._status, state=ClientState.STOPPED, rtt_s=None, version=None))
 
     async def __aenter__(self) -> RelayClient:
         self.start()
@@ -225,8 +225,8 @@ class RelayClient:
     async def _next_change(self) -> None:
         await self._changed.wait()
 
-    def _set(self, **changes: object) -> None:
-        self._status = attrs.evolve(self._status, **changes)  # type: ignore[arg-type]
+    def _set(self, status: ClientStatus) -> None:
+        self._status = status
         # Everybody who waits now is woken; the next to wait get a new event.
         self._changed.set()
         self._changed = asyncio.Event()
@@ -297,7 +297,7 @@ class RelayClient:
                 batches.append(event)
             elif isinstance(event, Established):
                 if link is self._link:
-                    self._set(rtt_s=event.rtt_s)
+                    self._set(attrs.evolve(self._status, rtt_s=event.rtt_s))
             elif isinstance(event, Restarting):
                 self._restarting = event
                 logger.info("relay %s restarts", self.url)
@@ -326,19 +326,27 @@ class RelayClient:
 
     async def _run(self) -> None:
         while True:
-            self._set(state=ClientState.CONNECTING, attempts=self._status.attempts + 1)
+            self._set(
+                attrs.evolve(
+                    self._status, state=ClientState.CONNECTING, attempts=self._status.attempts + 1
+                )
+            )
             try:
                 link = await self._dial()
             except DialkeyError as error:
                 # One line for an outage, not one for each of its attempts.
                 level = logging.INFO if self._status.attempts == 1 else logging.DEBUG
                 logger.log(level, "relay %s: %s", self.url, error)
-                self._set(state=ClientState.WAITING, error=error)
+                self._set(attrs.evolve(self._status, state=ClientState.WAITING, error=error))
                 await self._pause(self._backoff.failed())
                 continue
             self._adopt(link)
             reason = await self._serve()
-            self._set(state=ClientState.WAITING, error=reason, rtt_s=None, version=None)
+            self._set(
+                attrs.evolve(
+                    self._status, state=ClientState.WAITING, error=reason, rtt_s=None, version=None
+                )
+            )
             await self._pause(self._delay_after(link))
 
     def _delay_after(self, link: Link) -> float:
@@ -442,11 +450,14 @@ class RelayClient:
         assert link.machine is not None
         logger.info("relay %s: connected", self.url)
         self._set(
-            state=ClientState.CONNECTED,
-            version=link.machine.version,
-            error=None,
-            attempts=0,
-            connects=self._status.connects + 1,
+            attrs.evolve(
+                self._status,
+                state=ClientState.CONNECTED,
+                version=link.machine.version,
+                error=None,
+                attempts=0,
+                connects=self._status.connects + 1,
+            )
         )
         self._send_kept(link)
 
@@ -495,7 +506,7 @@ class RelayClient:
             if reason is None:
                 continue
             logger.error("relay %s: the watchdog steps in: %s", self.url, reason)
-            self._set(watchdog_kills=self._status.watchdog_kills + 1)
+            self._set(attrs.evolve(self._status, watchdog_kills=self._status.watchdog_kills + 1))
             if self._attempt is not None:
                 self._attempt.cancel()
             if self._link is not None:

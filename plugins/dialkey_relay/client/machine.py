@@ -251,8 +251,10 @@ class ClientMachine:
         mask = self._random.randbytes(MASK_BYTES)
         if length < 126:
             header = bytes((0x80 | BINARY, 0x80 | length))
-        else:
+        elif length < 1 << 16:
             header = bytes((0x80 | BINARY, 0x80 | 126)) + length.to_bytes(2, "big")
+        else:
+            header = bytes((0x80 | BINARY, 0x80 | 127)) + length.to_bytes(8, "big")
         # Masking head and data apart spares a copy of the data; the mask continues where it was.
         turned = mask if head_bytes % 4 == 0 else mask[2:] + mask[:2]
         self._out += (header + mask + apply_mask(head, mask), apply_mask(data, turned))

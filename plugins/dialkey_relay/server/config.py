@@ -44,7 +44,7 @@ from dialkey_relay.server.server import (
 )
 from dialkey_relay.server.tls import TlsFiles
 
-__all__ = ["ServerConfig", "load", "parse"]
+__all__ = ["QadConfig", "ServerConfig", "load", "parse"]
 
 T = TypeVar("T")
 
@@ -60,6 +60,14 @@ UNLIMITED: Final = "unlimited"
 
 
 @attrs.frozen
+class QadConfig:
+    """Where QUIC address discovery listens (UDP), and with which certificate."""
+
+    address: Address
+    tls: TlsFiles
+
+
+@attrs.frozen
 class ServerConfig:
     """What a configuration says.
 
@@ -67,7 +75,7 @@ class ServerConfig:
         options: for `RelayServer`.
         rules: who may use it.
         metrics: where metrics are served, or None.
-        qad: where QUIC address discovery listens (UDP), or None.
+        qad: QUIC address discovery, or None.
         workers: processes that share the port.
         files: whose changes make the configuration worth reading again.
     """
@@ -75,7 +83,7 @@ class ServerConfig:
     options: RelayOptions
     rules: tuple[AccessRule, ...]
     metrics: Address | None
-    qad: Address | None
+    qad: QadConfig | None
     workers: int
     files: tuple[Path, ...]
 
@@ -237,12 +245,14 @@ def parse(
         max_connections=limits.max_connections,
         max_unauthenticated=limits.max_unauthenticated,
     )
-    qad_host = (https or http)[0]
+    qad: QadConfig | None = None
+    if wants_qad and tls is not None:
+        qad = QadConfig(tls.quic or ((https or http)[0], QAD_PORT), tls.files)
     return ServerConfig(
         options=options,
         rules=rules,
         metrics=metrics if metrics_on else None,
-        qad=(tls.quic or (qad_host, QAD_PORT)) if wants_qad and tls is not None else None,
+        qad=qad,
         workers=workers,
         files=files,
     )

@@ -80,7 +80,8 @@ class ClientConnection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self.remote = peer[0] if isinstance(peer, tuple) and peer else ""
+        # A socket for both families writes IPv4 addresses in the manner of IPv6.
+        self.remote = str(peer[0]).removeprefix("::ffff:") if isinstance(peer, tuple) else ""
         relay = self._listener.relay
         if not relay.may_enter(self):
             self._hanging_up = True

@@ -275,6 +275,7 @@ class QadServer:
         self._open: set[_Protocol] = set()
         self._limiter = AddressLimiter(HANDSHAKE_RATE)
         self._server: _Server | None = None
+        self._context: object = None
         self._transport: asyncio.DatagramTransport | None = None
 
     async def __aenter__(self) -> QadServer:
@@ -301,6 +302,7 @@ class QadServer:
 
     def use_certificate(self) -> None:
         """Read the certificate files; new connections get what they hold now."""
+        self._context = self._tls.context
         self.configuration.load_cert_chain(self._tls.certificate, self._tls.key)
 
     @property
@@ -313,6 +315,9 @@ class QadServer:
     def may_enter(self, host: str) -> bool:
         """Count a new handshake in, if the limits allow."""
         self.counters.qad_incoming += 1
+        if self._context is not self._tls.context:
+            # The relay has read the files again and found them good.
+            self.use_certificate()
         now = asyncio.get_running_loop().time()
         allowed = (
             len(self._open) < MAX_CONNECTIONS

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,9 @@ from dialkey.hooks import Plugins
 from dialkey_relay.server.callout import HttpCallout
 from dialkey_relay.server.config import ServerConfig
 from dialkey_relay.server.metrics import MetricsServer, Snapshot
+from dialkey_relay.server.qad import QadServer
 from dialkey_relay.server.server import RelayServer
+from dialkey_relay.server.workers import MeshLinks
 
 __all__ = ["RunningRelay", "serve"]
 
@@ -34,16 +37,24 @@ class RunningRelay:
     Args:
         read: reads the configuration; called again when a file has changed.
         plugins: for hook `dialkey_relay_admit`.
+        siblings: streams to the other processes that share the port, by their number.
 
     Raises:
         RelayConfigError: the configuration cannot be used.
     """
 
-    def __init__(self, read: Callable[[], ServerConfig], plugins: Plugins | None = None) -> None:
+    def __init__(
+        self,
+        read: Callable[[], ServerConfig],
+        plugins: Plugins | None = None,
+        siblings: Mapping[int, socket.socket] | None = None,
+    ) -> None:
         self._read = read
         self.config = read()
         self.relay = RelayServer(self.config.rules, self.config.options, plugins=plugins)
         self.metrics: MetricsServer | None = None
+        self.qad: QadServer | None = None
+        self._links = MeshLinks(self.relay, dict(siblings)) if siblings else None
         self._stamps = self._look()
         self._stack = contextlib.AsyncExitStack()
         self._watcher: asyncio.Task[None] | None = None
@@ -51,10 +62,19 @@ class RunningRelay:
     async def __aenter__(self) -> RunningRelay:
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._close_rules)
+            if self._links is not None:
+                await stack.enter_async_context(self._links)
             await stack.enter_async_context(self.relay)
             if self.config.metrics is not None:
                 self.metrics = MetricsServer(self.config.metrics, self.snapshot)
                 await stack.enter_async_context(self.metrics)
+                if self._links is not None:
+                    self._links.collect()
+            if self.config.qad is not None:
+                self.qad = QadServer(
+                    self.config.qad.address, self.config.qad.tls, self.relay.hub.counters
+                )
+                await stack.enter_async_context(self.qad)
             self._stack = stack.pop_all()
         self._watcher = asyncio.create_task(self._watch())
         return self
@@ -71,7 +91,9 @@ class RunningRelay:
                 await rule.close()
 
     def snapshot(self) -> Snapshot:
-        """Give the numbers of this moment."""
+        """Give the numbers of this moment, of all processes together."""
+        if self._links is not None:
+            return self._links.snapshot()
         hub = self.relay.hub
         return Snapshot(hub.counters, len(hub), self.relay.connection_count, hub.queued_bytes)
 
@@ -148,7 +170,8 @@ class RunningRelay:
 def _fixed(config: ServerConfig) -> object:
     """Give what a running relay cannot change."""
     options = attrs.evolve(config.options, client_rate=None, tls=None, https=None)
-    return (options, config.options.https, config.metrics, config.qad, config.workers)
+    qad = config.qad.address if config.qad is not None else None
+    return (options, config.options.https, config.metrics, qad, config.workers)
 
 
 async def serve(
@@ -156,18 +179,21 @@ async def serve(
     announce: Callable[[RunningRelay], None],
     *,
     plugins: Plugins | None = None,
+    siblings: Mapping[int, socket.socket] | None = None,
 ) -> None:
     """Run a relay until cancelled; then tell its clients and leave.
 
     Args:
         read: reads the configuration.
         announce: called when it listens.
+        plugins: for hook `dialkey_relay_admit`.
+        siblings: streams to the other processes that share the port, by their number.
 
     Raises:
         RelayConfigError: the configuration cannot be used.
         BindError: an address cannot be had.
     """
-    async with RunningRelay(read, plugins) as running:
+    async with RunningRelay(read, plugins, siblings) as running:
         announce(running)
         with running.reload_on_hangup():
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -81,6 +82,29 @@ class RelayOptions:
             raise RelayConfigError("a relay that listens nowhere is none")
 
 
+def bind(address: Address, *, reuse_port: bool = False) -> socket.socket:
+    """Open a listening TCP socket; the address ``::`` means IPv4, too, where the system can.
+
+    Raises:
+        OSError: the address cannot be had.
+    """
+    host, port = address
+    if host == "::":
+        dual = socket.has_dualstack_ipv6()
+        return socket.create_server(
+            ("::", port) if dual else ("0.0.0.0", port),
+            family=socket.AF_INET6 if dual else socket.AF_INET,
+            dualstack_ipv6=dual,
+            backlog=BACKLOG,
+            reuse_port=reuse_port,
+        )
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, place = found[0]
+    return socket.create_server(
+        (str(place[0]), int(place[1])), family=family, backlog=BACKLOG, reuse_port=reuse_port
+    )
+
+
 class Listener:
     """One port of a relay, and what its connections share."""
 
@@ -98,11 +122,7 @@ class Listener:
         """
         try:
             self.server = await self.relay.loop.create_server(
-                lambda: ClientConnection(self),
-                address[0],
-                address[1],
-                backlog=BACKLOG,
-                reuse_port=reuse_port or None,
+                lambda: ClientConnection(self), sock=bind(address, reuse_port=reuse_port)
             )
         except OSError as error:
             raise BindError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import InvalidInput
@@ -142,6 +142,7 @@ def test_grants_that_make_no_sense_are_not_issued(options, match) -> None:
         grant(**options)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60) | st.binary(max_size=200).map(lambda raw: raw.hex()))
 def test_arbitrary_text_is_no_grant(text) -> None:
     for candidate in (text, "dkg1_" + text):
@@ -149,6 +150,7 @@ def test_arbitrary_text_is_no_grant(text) -> None:
             GrantVerifier([ISSUER.id]).check(candidate, A, NOW)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 200), st.integers(1, 255))
 def test_a_changed_or_shortened_token_is_refused(position, change) -> None:
     text = str(grant())

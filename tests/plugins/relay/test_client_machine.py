@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import DialkeyError
@@ -45,9 +45,9 @@ class Pair:
         self.now = now
         self.answer = answer if answer is not None else Admission()
         self.events = []
-        settings = Settings(random=random.Random(1))
+        shared = Settings(random=random.Random(1))
         exporter = (lambda key: b"k" * 32) if options.get("keying_material") else None
-        self.session = Session(self.hub, self, settings, now, exporter=exporter)
+        self.session = Session(self.hub, self, shared, now, exporter=exporter)
         self.client = ClientMachine(
             key,
             host="relay.example",
@@ -113,6 +113,7 @@ def test_a_denial_is_an_error_with_the_reason() -> None:
     assert caught.value.reason == "pay first"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 3000), min_size=1, max_size=4), st.integers(1, 200))
 def test_datagrams_of_any_size_and_number_arrive(sizes, count) -> None:
     hub = Hub()
@@ -229,6 +230,7 @@ def test_a_ping_can_be_sent_at_any_time() -> None:
     assert pair.client.last_frame_at == 3.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=60), max_size=5), st.booleans())
 def test_arbitrary_bytes_from_a_relay_raise_one_error_family(chunks, joined) -> None:
     pair = established() if joined else Pair()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import RemoteError
@@ -158,6 +158,7 @@ def test_types_are_normalised() -> None:
         normalise_type(bytes.fromhex("4010"))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(RelayVersion))
 def test_arbitrary_messages_raise_one_error_family(message, version) -> None:
     for decode in (decode_client_frame, lambda m: decode_server_frame(m, version)):
@@ -169,6 +170,7 @@ def test_arbitrary_messages_raise_one_error_family(message, version) -> None:
             assert b"".join(frame.split()) == frame.content
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 2000) | st.sampled_from([1200, 1452, 70_000]), max_size=60),
     st.integers(1, 12),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.identity import RelayUrl
@@ -75,6 +75,7 @@ def test_equal_relays_are_taken_in_the_order_of_their_urls() -> None:
     assert HomeSelector().add(mixed, 0.0) == D3
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import RemoteError
@@ -84,6 +84,7 @@ def test_malformed_requests(data) -> None:
         read(data)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_arbitrary_heads_raise_one_error_family(data) -> None:
     for take in (HeadReader.next_request, HeadReader.next_response):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import ipaddress
 import ssl
+import warnings
 from typing import ClassVar
 
 import pytest
@@ -17,7 +19,7 @@ from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 from aioquic.tls import Epoch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import BindError, RemoteError
@@ -71,6 +73,7 @@ def test_roles() -> None:
         decode_role(b"\x00\x00")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_arbitrary_bytes_raise_one_error_family(data) -> None:
     for decode in (
@@ -137,6 +140,15 @@ class Client(QuicConnectionProtocol):
     @property
     def port(self):
         return self._transport.get_extra_info("sockname")[1]
+
+
+@pytest.fixture(autouse=True)
+def _sockets_that_aioquic_leaves():
+    """aioquic's client leaves its socket open when the handshake fails; that is not ours to report."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture
@@ -249,10 +261,16 @@ async def test_handshakes_of_one_address_are_limited(certificate, ask, monkeypat
     async with QadServer(("127.0.0.1", 0), files, Counters()) as server:
         async with ask(server) as client:
             await client.report()
-        refused = asyncio.create_task(ask(server).__aenter__())
+        configuration = QuicConfiguration(alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE)
+        another = Asking(configuration=configuration)
+        another.connect(server.address, now=0.0)
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            asyncio.DatagramProtocol, remote_addr=server.address
+        )
+        for data, _ in another.datagrams_to_send(now=0.0):
+            transport.sendto(data)
         await eventually(lambda: server.counters.qad_incoming_refused >= 1)
-        refused.cancel()
-        await asyncio.gather(refused, return_exceptions=True)
+        transport.close()
         assert server.counters.qad_connections == 1
 
 
@@ -281,10 +299,10 @@ async def test_a_new_certificate_is_used(server, make_certificate, ask) -> None:
     other = make_certificate("other")
     server._tls.certificate.write_bytes(other.chain.read_bytes())
     server._tls.key.write_bytes(other.key.read_bytes())
-    server.use_certificate()
-    assert server.configuration.certificate != before
+    assert server._tls.reload_if_changed()
     async with ask(server) as client:
         await client.report()
+    assert server.configuration.certificate != before
 
 
 def test_aioquic_still_uses_the_name_that_the_test_replaces() -> None:

@@ -82,7 +82,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_nothing_is_lost_uncounted_or_reordered(steps) -> None:
     queue = FairQueue(max_frames=12, max_bytes=120_000)
@@ -113,6 +113,7 @@ def test_nothing_is_lost_uncounted_or_reordered(steps) -> None:
     assert total == dropped + sum(map(len, delivered.values()))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(100, 15_000))
 def test_backlogged_senders_share_equally(senders, size) -> None:
     queue = FairQueue(max_frames=100_000, max_bytes=1 << 40)

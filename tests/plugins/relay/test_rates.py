@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey_relay.rates import AddressLimiter, Bucket, Limiter, Rate, network_of
@@ -27,6 +27,7 @@ def test_refills_come_in_steps_and_stop_at_the_capacity() -> None:
     assert bucket.debit(1, 100.0) > 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 300_000), min_size=5, max_size=60), st.integers(10, 1_000_000))
 def test_what_passes_in_the_long_run_is_the_rate(reads, rate) -> None:
     bucket = Bucket(Rate.of_bytes(rate), 0.0)

@@ -78,7 +78,7 @@ async def test_callbacks_replace_the_queue() -> None:
         await asyncio.gather(a.connected(), b.connected())
         a.send(B.id, b"x")
         async with asyncio.timeout(10):
-            assert (await got.get()).content == b"x"
+            assert [each.content for each in await got.get()] == [b"x"]
 
 
 async def test_what_cannot_be_sent_is_counted() -> None:
@@ -385,7 +385,7 @@ async def test_the_watchdog_ends_what_is_stuck(monkeypatch) -> None:
         monkeypatch.setattr(RelayClient, "wedged", later)
         async with a:
             await a.connected()
-            assert a.status.watchdog_kills == 1
+            assert a.status.watchdog_kills >= 1
 
 
 async def test_the_watchdog_sees_silence_and_death() -> None:

@@ -104,7 +104,8 @@ async def test_the_program_serves_and_takes_leave(tmp_path) -> None:
     async with asyncio.timeout(30):
         line = json.loads(await process.stdout.readline())
     assert line["event"] == "listening"
-    async with RelayClient(line["url"], A, dialer=Dialer(proxy="")) as client:
+    host, port = line["addresses"][0]
+    async with RelayClient(f"http://{host}:{port}", A, dialer=Dialer(proxy="")) as client:
         await client.connected()
         client.send(A.id, b"hello")
         assert (await client.receive()).content == b"hello"

@@ -105,7 +105,8 @@ def test_everything(certificate, tmp_path) -> None:
     assert options.max_unauthenticated == 50
     assert options.reuse_port
     assert config.metrics == ("::1", 9999)
-    assert config.qad == ("0.0.0.0", 7842)
+    assert config.qad.address == ("0.0.0.0", 7842)
+    assert config.qad.tls is options.tls
     assert config.workers == 2
     assert config.files == (tmp_path / "revoked",)
     assert [type(rule) for rule in config.rules] == [

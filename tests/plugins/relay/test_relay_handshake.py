@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import RemoteError
@@ -184,6 +184,7 @@ def test_a_wrong_signature_is_refused() -> None:
         verify_client_auth(b"\x01" + identity + b"\x40" + identity + b"\0" * 32, CHALLENGE)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=120))
 def test_arbitrary_answers_raise_one_error_family(message) -> None:
     with pytest.raises(RemoteError):

@@ -144,6 +144,15 @@ async def test_clients_talk(join) -> None:
     assert relay.connection_count == 0
 
 
+async def test_one_socket_for_both_families() -> None:
+    options = RelayOptions(http=("::", 0), accept_rate_per_address=None)
+    async with RelayServer([Everyone()], options) as relay:
+        port = relay.addresses[0][1]
+        ping = "GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
+        for host in ("127.0.0.1", "::1"):
+            assert (await request((host, port), ping)).startswith("HTTP/1.1 200")
+
+
 async def test_an_address_that_is_taken() -> None:
     async with RelayServer([Everyone()], OPEN) as relay:
         taken = RelayOptions(http=relay.addresses[0])

@@ -482,7 +482,7 @@ def test_a_second_connection_is_told_to_the_first() -> None:
     assert second.session.state is State.CLOSED
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.binary(max_size=80), max_size=6), st.integers(0, 3))
 def test_arbitrary_bytes_in_any_state(chunks, stage) -> None:
     hub = Hub()

@@ -56,7 +56,7 @@ PIECES = st.lists(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(PIECES, st.lists(st.integers(0, 5000), max_size=8), st.booleans())
 def test_any_stream_in_any_cuts(pieces, cuts, from_client) -> None:
     other = Protocol(CLIENT if from_client else SERVER, state=OPEN)
@@ -86,7 +86,7 @@ def test_any_stream_in_any_cuts(pieces, cuts, from_client) -> None:
     assert reader.skipped_texts == texts
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=400), st.booleans())
 def test_arbitrary_bytes_never_crash_nor_hoard(data, from_client) -> None:
     reader = FrameReader(from_client=from_client, limit=200)
