@@ -11,8 +11,9 @@ import random
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from quic_pair import Pair, Side
+from quic_pair import SERVER_ADDRESS, Pair, Side
 
+from dialkey.quic import codes, multipath
 from dialkey.quic.connection import State
 from dialkey.testing import Conditions
 
@@ -38,12 +39,13 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.moves = 0
         self.rng = random.Random(0)
 
-    @initialize(seed=st.integers(0, 10_000), small_windows=st.booleans(), multipath=st.booleans())
-    def begin(self, seed: int, small_windows: bool, multipath: bool) -> None:
-        options: dict[str, object] = {"max_streams": 8, "multipath": multipath}
+    @initialize(seed=st.integers(0, 10_000), small_windows=st.booleans(), with_paths=st.booleans())
+    def begin(self, seed: int, small_windows: bool, with_paths: bool) -> None:
+        options: dict[str, object] = {"max_streams": 8, "multipath": with_paths}
         if small_windows:
             options.update(stream_window=5000, connection_window=20_000)
         self.pair = Pair(seed=seed, client=dict(options), server=dict(options)).connect()
+        self.pair.settle(0.1)
 
     def side(self, who: str) -> Side:
         found: Side = getattr(self.pair, who)
@@ -160,6 +162,34 @@ class ConnectionMachine(RuleBasedStateMachine):
         if announced:
             self.pair.client.c.network_changed(self.pair.now)
             self.pair.wants_flush(self.pair.client)
+
+    @precondition(lambda self: self.alive)
+    @rule()
+    def open_path(self) -> None:
+        client = self.pair.client
+        if client.c.multipath is not None:
+            multipath.open_path(client.c, SERVER_ADDRESS, self.pair.now)
+            self.pair.wants_flush(client)
+
+    @precondition(lambda self: self.alive)
+    @rule(who=WHO, data=st.data())
+    def select_path(self, who: str, data: st.DataObject) -> None:
+        core = self.side(who).c
+        usable = [path.id for path in core.paths.values() if path.validated and not path.abandoned]
+        if core.multipath is not None and usable:
+            multipath.select(core, data.draw(st.sampled_from(usable)))
+            self.pair.wants_flush(self.side(who))
+
+    @precondition(lambda self: self.alive)
+    @rule(who=WHO, data=st.data())
+    def abandon_path(self, who: str, data: st.DataObject) -> None:
+        core = self.side(who).c
+        # The last one that works is left alone: the peer might be about to leave another.
+        usable = [path for path in core.paths.values() if path.validated and not path.abandoned]
+        if core.multipath is not None and len(usable) > 2:
+            path = data.draw(st.sampled_from(usable))
+            multipath.abandon(core, path, codes.APPLICATION_ABANDON_PATH, self.pair.now)
+            self.pair.wants_flush(self.side(who))
 
     @precondition(lambda self: self.alive)
     @rule(who=WHO)
