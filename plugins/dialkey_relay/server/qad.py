@@ -299,6 +299,8 @@ class QadServer:
             protocol.close(CLOSE_CODE, CLOSE_REASON)
         if self._transport is not None:
             self._transport.close()
+            # asyncio closes the socket in the next turn of the loop; then the port is free.
+            await asyncio.sleep(0)
 
     def use_certificate(self) -> None:
         """Read the certificate files; new connections get what they hold now."""

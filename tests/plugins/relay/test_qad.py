@@ -271,6 +271,7 @@ async def test_handshakes_of_one_address_are_limited(certificate, ask, monkeypat
             transport.sendto(data)
         await eventually(lambda: server.counters.qad_incoming_refused >= 1)
         transport.close()
+        await asyncio.sleep(0)
         assert server.counters.qad_connections == 1
 
 
@@ -289,6 +290,7 @@ async def test_noise_is_ignored(server) -> None:
         transport.sendto(noise)
     await asyncio.sleep(0)
     transport.close()
+    await asyncio.sleep(0)
     with pytest.raises(BindError):
         async with QadServer(server.address, server._tls, Counters()):
             pass
