@@ -46,6 +46,9 @@ class MemoryNetwork:
     def transport(self, name: Name) -> MemoryTransport:
         """Make a transport for one endpoint: pass it to `Endpoint.bind(transports=[…])`.
 
+        An endpoint can have one of each kind of address, to be reached in two ways: one by name, one
+        by an `IpAddr`. Of two of one kind only the first would send.
+
         Args:
             name: where it is reached: a name of your choice, or an address, such as an `IpAddr`.
         """
