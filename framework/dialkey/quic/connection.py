@@ -554,7 +554,7 @@ class Connection:
             if other is not None and other < at:
                 at = other
             if not path.abandoned:
-                other = path.ping_at(self.config.keep_alive_s)
+                other = path.last_activity + self.config.keep_alive_s
                 if other < at:
                     at = other
             if path.challenge is not None:
@@ -594,8 +594,7 @@ class Connection:
             if self.qlog is not None:
                 self.qlog.metrics(path)
             path.probes_pending = max(path.probes_pending, probes)
-        if not path.abandoned and now >= path.ping_at(self.config.keep_alive_s):
-            path.is_receiving = False
+        if not path.abandoned and now >= path.last_activity + self.config.keep_alive_s:
             path.ping_pending = True
             path.last_activity = now
         challenge = path.challenge

@@ -27,8 +27,6 @@ _SAMPLE_AT = _NUMBER_AT + 4
 _MIN_PACKET = _SAMPLE_AT + 16
 _NON_PROBING = 1
 _ELICITING = 2
-_DATA = 4
-_STREAM_FRAME = _NON_PROBING | _ELICITING | _DATA
 
 MAX_ACK_DELAY_S = 0.025
 
@@ -117,8 +115,6 @@ def _receive_packet(
     kind = _apply_frames(c, path, plain, remote, now)
     if kind & _ELICITING:
         path.last_activity = now
-        if kind & _DATA and c.is_client:
-            path.is_receiving = True
         path.ack_pending += 1
         if path.ack_at is None:
             srtt = path.recovery.srtt
@@ -181,14 +177,14 @@ def _follow(c: Connection, path: Path, remote: Address, size: int, now: float) -
 
 
 def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now: float) -> int:
-    """Apply all frames of a packet; return the flags _NON_PROBING, _ELICITING, _DATA."""
+    """Apply all frames of a packet; return the flags _NON_PROBING and _ELICITING."""
     pos = 0
     end = len(plain)
     kind = 0
     while pos < end:
         frame = plain[pos]
         if frame & 0xF8 == codes.STREAM:
-            kind = _STREAM_FRAME
+            kind = _NON_PROBING | _ELICITING
             stream_id, pos = read_varint(plain, pos + 1)
             offset = 0
             if frame & 4:

@@ -35,8 +35,6 @@ section 13.2.2); a flush follows each batch that was read, so under load one cov
 CHALLENGE_STEP_S: Final = 2.0
 SUSPECT_AFTER_S: Final = 0.5
 """A path that answers nothing for three round trips, and at least so long, is left for another."""
-HUSH_S: Final = 1.0
-"""Silence after stream data was received that makes a client ask whether the path still works."""
 PATH_IDLE_TIMEOUT_S: Final = 15.0
 """A silent path is abandoned after so long, while there are others: iroh's own number."""
 
@@ -163,7 +161,6 @@ class Path:
         abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
         waiting_since: when something was sent that must be acknowledged, and nothing was since.
-        is_receiving: whether the last thing to happen was that a client received stream data.
         suspect: whether that has lasted so long that the path is probably dead.
         idle_timeout_s: how long the path may be silent while there are others.
         available, status_sequence: what we last told the peer of our use of it.
@@ -181,7 +178,6 @@ class Path:
         "forget_at",
         "id",
         "idle_timeout_s",
-        "is_receiving",
         "largest_received_time",
         "last_activity",
         "last_received",
@@ -225,7 +221,6 @@ class Path:
         self.available = True
         self.status_sequence = 0
         self.suspect = False
-        self.is_receiving = False
         self.waiting_since: float | None = None
         self.last_received = 0.0
         self.mtu = MtuDiscovery(max_datagram)
@@ -272,16 +267,6 @@ class Path:
             return None
         patience = 3 * (self.recovery.srtt + self.recovery.max_ack_delay)
         return self.waiting_since + max(SUSPECT_AFTER_S, patience)
-
-    def ping_at(self, keep_alive_s: float) -> float:
-        """Return when to ask whether the path still works.
-
-        A receiver sends nothing that is answered, so it would not notice that data stopped because
-        the path died; and only a client can open another.
-        """
-        return self.last_activity + (
-            min(HUSH_S, keep_alive_s) if self.is_receiving else keep_alive_s
-        )
 
     def ack_is_due(self, now: float) -> bool:
         """Whether what arrived should be acknowledged now."""
