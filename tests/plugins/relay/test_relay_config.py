@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -348,3 +349,15 @@ async def test_serving_until_cancelled_with_a_hangup_between(tmp_path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await work
     assert running.relay.connection_count == 0
+
+
+def test_the_example_of_the_guide_is_good(certificate, tmp_path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "relay.md").read_text()
+    text = guide.split("```toml\n")[1].split("```")[0]
+    text = text.replace("/etc/letsencrypt/live/relay.example/fullchain.pem", str(certificate.chain))
+    text = text.replace("/etc/letsencrypt/live/relay.example/privkey.pem", str(certificate.key))
+    (tmp_path / "revoked.txt").write_text("")
+    config = read(text, folder=tmp_path)
+    assert config.options.https == ("::", 443)
+    assert config.qad.address == ("::", 7842)
+    assert config.workers == 2
