@@ -108,8 +108,11 @@ def test_an_address_that_proves_nothing_is_given_up_for_the_one_before() -> None
     spoofed = pair.client.craft(bytes((codes.PING,)))
     pair.deliver(pair.server, "a victim", [spoofed])
     assert pair.server.path.remote == "a victim"
+    # The client itself says nothing that would bring the server back.
+    pair.to_server.is_up = False
     pair.run(lambda: pair.server.path.remote == "client", seconds=5)
     assert pair.server.path.validated
+    pair.to_server.is_up = True
     transfer((pair.client, 100 * KIB), (pair.server, 100 * KIB))
 
 

@@ -87,7 +87,7 @@ def test_a_whole_connection_is_in_one_trace() -> None:
 def test_what_one_side_sends_is_what_the_other_receives() -> None:
     pair, files = traced()
     transfer((pair.client, 200_000), (pair.server, 200_000))
-    pair.settle()
+    pair.settle(0.5)
 
     def packets(role: str, event: str) -> dict[int, tuple[int, str]]:
         return {
