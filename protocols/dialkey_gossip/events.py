@@ -1,0 +1,68 @@
+"""What an application hears of a topic."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import attrs
+
+from dialkey.identity import EndpointId
+
+__all__ = ["Event", "Joined", "Lagged", "NeighborDown", "NeighborUp", "Received"]
+
+
+@attrs.frozen
+class Received:
+    """A message arrived.
+
+    Attributes:
+        content: what was published.
+        delivered_from: the neighbour that passed it on. It is not the author, unless `hops` is 0,
+            and it could have made up the message; see `author`.
+        hops: how many times it was passed on before `delivered_from` sent it; a hint that others can
+            falsify.
+        is_direct: it was sent to neighbours only.
+        author: who signed it; None in a topic without signatures.
+        sequence: the author's number of the message, from 1 on in each of its sessions; None in a
+            topic without signatures. A gap means messages that are late or lost.
+    """
+
+    content: bytes
+    delivered_from: EndpointId
+    hops: int
+    is_direct: bool = False
+    author: EndpointId | None = None
+    sequence: int | None = None
+
+
+@attrs.frozen
+class NeighborUp:
+    """A member is connected to us in this topic now."""
+
+    peer: EndpointId
+
+
+@attrs.frozen
+class NeighborDown:
+    """A member is not connected to us in this topic any more; it may well still be in it."""
+
+    peer: EndpointId
+
+
+@attrs.frozen
+class Joined:
+    """There is a neighbour where there was none: broadcasts reach somebody from now on."""
+
+
+@attrs.frozen
+class Lagged:
+    """Events were dropped because they were not fetched in time.
+
+    Attributes:
+        missed: how many. `Topic.neighbors` is right in spite of it.
+    """
+
+    missed: int
+
+
+Event: TypeAlias = Received | NeighborUp | NeighborDown | Joined | Lagged

@@ -1,0 +1,503 @@
+"""The connections to peers: dialled when something is to be sent, kept while they are needed.
+
+Any number of connections with one peer is read; the newest one is written to, because a peer that was
+restarted, or that dialled at the same moment, is found there. A connection that no topic needs is let
+go after a while, in a way that leaves an iroh peer able to dial us again.
+
+Source: gossip wire reference 1.4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from typing import TYPE_CHECKING, Final, Protocol
+
+import attrs
+
+from dialkey.errors import (
+    ConnectionClosed,
+    ConnectionClosedByPeer,
+    DialkeyError,
+    WireError,
+)
+from dialkey.identity import EndpointAddr, EndpointId
+from dialkey.limits import MAX_GOSSIP_BAD_STREAMS, MAX_GOSSIP_DIALS, MAX_GOSSIP_PENDING_PEERS
+from dialkey_gossip.framing import FrameReader, read_header
+from dialkey_gossip.ids import PeerId, TopicId
+from dialkey_gossip.lanes import Lane
+from dialkey_gossip.messages import Disconnect, Message, ShuffleReply, decode
+
+if TYPE_CHECKING:
+    from dialkey import Connection, Endpoint, RecvStream
+
+__all__ = ["LinkStats", "Links", "Owner"]
+
+CLOSE_DONE: Final = 0
+CLOSE_DONE_REASON: Final = b"close from disconnect"
+"""What iroh closes with, too."""
+
+CLOSE_TOO_SLOW: Final = 1
+CLOSE_MALFORMED: Final = 2
+
+DIAL_TIMEOUT_S: Final = 15.0
+STALL_TIMEOUT_S: Final = 10.0
+"""A peer that takes nothing for so long is given up; its swarm carries it, or it comes back."""
+
+LINGER_S: Final = 5.0
+"""An eviction is often followed by a new request; and what was sent has to arrive."""
+
+PATIENCE_S: Final = 1.0
+"""How long a full lane makes publishers and readers wait before it counts as slow."""
+
+HEADER_TIMEOUT_S: Final = 10.0
+_FINISH_TIMEOUT_S: Final = 1.0
+_READ_BYTES: Final = 16 << 10
+"""Read at once; small, so that a busy peer takes turns with the others."""
+
+_MAX_DISCARDED_BYTES: Final = 1 << 20
+_MAX_HEARD_TOPICS: Final = 64
+
+logger = logging.getLogger("dialkey.gossip")
+
+
+class Owner(Protocol):
+    """Whom the links serve."""
+
+    def on_message(self, peer: PeerId, topic: TopicId, message: Message) -> None:
+        """Take a message."""
+
+    def on_lost(self, peer: PeerId, *, is_clean: bool) -> None:
+        """Hear that a peer cannot be reached, or that its last connection ended."""
+
+    def uses(self, peer: PeerId) -> bool:
+        """Say whether a topic needs the connection to a peer."""
+
+    def has_topic(self, topic: TopicId) -> bool:
+        """Say whether messages of a topic are of interest."""
+
+    def addr_of(self, peer: EndpointId) -> EndpointAddr:
+        """Say where a peer may be found."""
+
+
+@attrs.frozen
+class LinkStats:
+    """What happened between this node and its peers since the start; see also `Gossip.stats`.
+
+    Attributes:
+        peers: peers that are connected or being dialled.
+        connections: open connections.
+        queued_bytes: bytes that wait to be sent.
+        dials: dials begun.
+        failed_dials: dials that failed.
+        dropped_messages: messages not sent because the peer was too slow.
+        slow_peers: peers given up because they took nothing.
+        malformed: frames and streams that could not be read.
+    """
+
+    peers: int
+    connections: int
+    queued_bytes: int
+    dials: int
+    failed_dials: int
+    dropped_messages: int
+    slow_peers: int
+    malformed: int
+
+
+class _Link:
+    """One peer."""
+
+    def __init__(self, peer: EndpointId) -> None:
+        self.peer = peer
+        self.id = PeerId(bytes(peer))
+        self.connections: list[Connection] = []
+        self.lanes: dict[TopicId, Lane] = {}
+        self.dial: asyncio.Task[None] | None = None
+        self.check: asyncio.TimerHandle | None = None
+        self.heard_at = 0.0
+        self.heard_topics: dict[TopicId, None] = {}
+        self.has_parted = False
+
+    @property
+    def is_idle(self) -> bool:
+        return all(lane.is_empty and lane.task is None for lane in self.lanes.values())
+
+
+class Links:
+    """All peers of one node.
+
+    Everything runs in the event loop of the endpoint; no method but those marked `async` waits.
+
+    Args:
+        endpoint: dials and is dialled.
+        alpn: the protocol.
+        max_message_bytes: the limit on a frame's body.
+        owner: takes what arrives.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, alpn: bytes, max_message_bytes: int, owner: Owner
+    ) -> None:
+        self._endpoint = endpoint
+        self._alpn = alpn
+        self._max_message_bytes = max_message_bytes
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._links: dict[PeerId, _Link] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._dial_slots = asyncio.Semaphore(MAX_GOSSIP_DIALS)
+        self._waiting_dials = 0
+        self._counts: Counter[str] = Counter()
+        self._drained = asyncio.Event()
+        self._is_closing = False
+
+    # --- sending --------------------------------------------------------------------------------
+
+    def send(self, peer: PeerId, topic: TopicId, message: Message) -> None:
+        """Queue a message, and dial the peer if it is not connected."""
+        if self._is_closing:
+            return
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = _Link(EndpointId(peer))
+        lane = link.lanes.get(topic)
+        if lane is None:
+            lane = link.lanes[topic] = Lane(topic, self._max_message_bytes)
+        link.has_parted = isinstance(message, Disconnect | ShuffleReply)
+        dropped = lane.dropped
+        if not lane.put(message):
+            self._give_up(link)
+            return
+        self._counts["dropped"] += lane.dropped - dropped
+        if link.connections:
+            self._flush(link, lane)
+        elif link.dial is None:
+            self._dial(link)
+
+    async def room(self) -> None:
+        """Wait while lanes are full, but for each at most a second before it counts as slow."""
+        while full := self._full_lanes():
+            self._drained.clear()
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._drained.wait()
+            except TimeoutError:
+                for lane in full:
+                    lane.is_slow = lane.is_full
+
+    def _full_lanes(self) -> list[Lane]:
+        return [
+            lane for link in self._links.values() for lane in link.lanes.values() if lane.is_full
+        ]
+
+    def _flush(self, link: _Link, lane: Lane) -> None:
+        if lane.task is None and not lane.is_empty:
+            name = f"dialkey-gossip-send-{lane.topic.short()}-{link.peer.short()}"
+            lane.task = self._spawn(self._run_lane(link, lane), name)
+
+    async def _run_lane(self, link: _Link, lane: Lane) -> None:
+        try:
+            while link.connections and not lane.is_empty:
+                connection = link.connections[-1]
+                try:
+                    await lane.flush(connection, STALL_TIMEOUT_S)
+                except TimeoutError:
+                    self._give_up(link)
+                    return
+                except DialkeyError as error:
+                    # With the connection, `_serve` deals. A stream alone ends when the peer wants
+                    # no more of it; the next message opens another one.
+                    logger.debug("cannot send to %s: %s", link.peer.short(), error)
+                    await asyncio.sleep(0)
+                    if connection in link.connections and connection.is_closed:
+                        return
+        finally:
+            lane.task = None
+            self._drained.set()
+
+    def _give_up(self, link: _Link) -> None:
+        """Close all connections to a peer that takes nothing."""
+        logger.info("peer %s takes nothing; letting it go", link.peer.short())
+        self._counts["slow"] += 1
+        for lane in link.lanes.values():
+            lane.clear()
+        self._drained.set()
+        for connection in link.connections:
+            connection.close(CLOSE_TOO_SLOW, b"too slow")
+
+    # --- dialling -------------------------------------------------------------------------------
+
+    def _dial(self, link: _Link) -> None:
+        if self._waiting_dials >= MAX_GOSSIP_PENDING_PEERS:
+            self._loop.call_soon(self._dial_failed, link)
+            return
+        name = f"dialkey-gossip-dial-{link.peer.short()}"
+        link.dial = self._spawn(self._run_dial(link), name)
+
+    async def _run_dial(self, link: _Link) -> None:
+        self._waiting_dials += 1
+        try:
+            async with self._dial_slots:
+                self._counts["dials"] += 1
+                connection = await self._endpoint.connect(
+                    self._owner.addr_of(link.peer), self._alpn, timeout=DIAL_TIMEOUT_S
+                )
+        except DialkeyError as error:
+            self._counts["failed_dials"] += 1
+            logger.debug("cannot dial %s: %s", link.peer.short(), error)
+            link.dial = None
+            self._dial_failed(link)
+            return
+        finally:
+            self._waiting_dials -= 1
+            link.dial = None
+        if self._is_closing:
+            connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
+            return
+        name = f"dialkey-gossip-serve-{link.peer.short()}"
+        self._spawn(self.serve(connection), name)
+
+    def _dial_failed(self, link: _Link) -> None:
+        if link.connections or self._links.get(link.id) is not link:
+            return
+        self._forget(link)
+        self._owner.on_lost(link.id, is_clean=False)
+
+    # --- receiving ------------------------------------------------------------------------------
+
+    async def serve(self, connection: Connection) -> None:
+        """Take a connection, dialled or accepted, and read it until it ends.
+
+        Cancelling it closes the connection.
+        """
+        peer = PeerId(bytes(connection.remote_id))
+        link = self._links.get(peer)
+        if link is None:
+            link = self._links[peer] = _Link(connection.remote_id)
+        link.connections.append(connection)
+        link.heard_at = self._loop.time()
+        for lane in link.lanes.values():
+            self._flush(link, lane)
+        self.release(peer)
+        is_clean = False
+        try:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    bad_streams = 0
+
+                    def note_bad(reason: object) -> None:
+                        nonlocal bad_streams
+                        bad_streams += 1
+                        self._counts["malformed"] += 1
+                        logger.debug("malformed data from %s: %s", link.peer.short(), reason)
+                        if bad_streams > MAX_GOSSIP_BAD_STREAMS:
+                            connection.close(CLOSE_MALFORMED, b"malformed messages")
+
+                    while True:
+                        stream = await connection.accept_uni()
+                        group.create_task(
+                            self._read(link, connection, stream, note_bad),
+                            name=f"dialkey-gossip-read-{link.peer.short()}",
+                        )
+            except* DialkeyError:
+                pass  # what ended it stands in the connection
+            error = await connection.closed()
+            is_clean = isinstance(error, ConnectionClosed) or (
+                isinstance(error, ConnectionClosedByPeer)
+                and error.is_application
+                and error.error_code == CLOSE_DONE
+            )
+            logger.debug("connection with %s ended: %s", link.peer.short(), error)
+        finally:
+            connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
+            self._ended(link, connection, is_clean)
+
+    def _ended(self, link: _Link, connection: Connection, is_clean: bool) -> None:
+        link.connections.remove(connection)
+        if link.connections or self._links.get(link.id) is not link:
+            return
+        if link.dial is not None:
+            return  # it ends soon, one way or the other
+        self._forget(link)
+        if not self._is_closing:
+            self._owner.on_lost(link.id, is_clean=is_clean)
+
+    async def _read(
+        self,
+        link: _Link,
+        connection: Connection,
+        stream: RecvStream,
+        note_bad: Callable[[object], None],
+    ) -> None:
+        """Read one stream: a topic's messages, in one direction."""
+        frames = FrameReader(self._max_message_bytes)
+        try:
+            bodies: list[bytes] = []
+            async with asyncio.timeout(HEADER_TIMEOUT_S):
+                while not bodies:
+                    data = await stream.read(_READ_BYTES)
+                    if not data:
+                        return
+                    bodies = frames.feed(data)
+            topic = read_header(bodies[0])
+            del bodies[0]
+            if len(link.heard_topics) < _MAX_HEARD_TOPICS:
+                link.heard_topics[topic] = None
+            while True:
+                self._handle(link, topic, bodies, note_bad)
+                # Other peers' turn; and let what this one made us send leave first.
+                await asyncio.sleep(0)
+                await self.room()
+                data = await stream.read(_READ_BYTES)
+                if not data:
+                    frames.end()
+                    return
+                bodies = frames.feed(data)
+        except TimeoutError:
+            note_bad("no header came")
+        except WireError as error:
+            note_bad(error)
+        except DialkeyError as error:
+            logger.debug("stream from %s ended: %s", link.peer.short(), error)
+            return
+        await self._discard(connection, stream)
+
+    def _handle(
+        self,
+        link: _Link,
+        topic: TopicId,
+        bodies: Iterable[bytes],
+        note_bad: Callable[[object], None],
+    ) -> None:
+        link.heard_at = self._loop.time()
+        if not self._owner.has_topic(topic):
+            return
+        for body in bodies:
+            try:
+                message = decode(body)
+            except WireError as error:
+                # The frames after it are sound; a later release may know more kinds of messages.
+                note_bad(error)
+                continue
+            self._owner.on_message(link.id, topic, message)
+
+    async def _discard(self, connection: Connection, stream: RecvStream) -> None:
+        """Read a stream that makes no sense to its end.
+
+        Stopping it would end all sending of an iroh peer (wire reference 1.3).
+        """
+        discarded = 0
+        try:
+            while data := await stream.read():
+                discarded += len(data)
+                if discarded > _MAX_DISCARDED_BYTES:
+                    connection.close(CLOSE_MALFORMED, b"malformed messages")
+                await asyncio.sleep(0)
+        except DialkeyError as error:
+            logger.debug("a discarded stream ended: %s", error)
+
+    # --- letting go -----------------------------------------------------------------------------
+
+    def release(self, peer: PeerId) -> None:
+        """Let the connections to a peer go after a while, unless some topic needs them."""
+        link = self._links.get(peer)
+        if link is not None and link.check is None and not self._is_closing:
+            link.check = self._loop.call_later(LINGER_S, self._check, link)
+
+    def _check(self, link: _Link) -> None:
+        link.check = None
+        if self._owner.uses(link.id) or not link.connections:
+            return  # it will be released again, or it has ended
+        is_quiet = self._loop.time() - link.heard_at >= LINGER_S * 0.9
+        if not link.is_idle or not is_quiet:
+            self.release(link.id)
+            return
+        if not link.has_parted:
+            # An iroh node that is not answered keeps sending into the closed connection; this tells
+            # it that we are no neighbour, and makes it dial anew next time.
+            for topic in link.heard_topics:
+                if self._owner.has_topic(topic):
+                    self.send(link.id, topic, ShuffleReply())
+            link.has_parted = True
+        self._spawn(self._part(link), f"dialkey-gossip-part-{link.peer.short()}")
+
+    async def _part(self, link: _Link) -> None:
+        await self._finish(link)
+        if self._owner.uses(link.id) or not link.is_idle:
+            return  # changed its mind meanwhile; its lanes open new streams
+        for connection in link.connections:
+            connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
+
+    async def _finish(self, link: _Link) -> None:
+        """Wait, a moment, until a peer has all that was queued for it."""
+        try:
+            async with asyncio.timeout(_FINISH_TIMEOUT_S):
+                while tasks := [lane.task for lane in link.lanes.values() if lane.task]:
+                    await asyncio.wait(tasks)
+                for lane in list(link.lanes.values()):
+                    await lane.finish()
+        except (TimeoutError, DialkeyError) as error:
+            logger.debug("%s may not have everything: %r", link.peer.short(), error)
+
+    def _forget(self, link: _Link) -> None:
+        if link.check is not None:
+            link.check.cancel()
+            link.check = None
+        if self._links.get(link.id) is link:
+            del self._links[link.id]
+        self._drained.set()
+
+    async def close(self) -> None:
+        """Send what is queued, wait a moment for acknowledgements, then close everything."""
+        self._is_closing = True
+        links = [link for link in self._links.values() if link.connections]
+        if links:
+            await asyncio.gather(*(self._finish(link) for link in links))
+        for link in list(self._links.values()):
+            if link.check is not None:
+                link.check.cancel()
+                link.check = None
+            for connection in link.connections:
+                connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._links.clear()
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    def stats(self) -> LinkStats:
+        """Return the counters as they stand."""
+        counts = self._counts
+        links = self._links.values()
+        return LinkStats(
+            peers=len(self._links),
+            connections=sum(len(link.connections) for link in links),
+            queued_bytes=sum(lane.queued_bytes for link in links for lane in link.lanes.values()),
+            dials=counts["dials"],
+            failed_dials=counts["failed_dials"],
+            dropped_messages=counts["dropped"],
+            slow_peers=counts["slow"],
+            malformed=counts["malformed"],
+        )
+
+    def connected(self) -> tuple[EndpointId, ...]:
+        """Return the peers with an open connection."""
+        return tuple(link.peer for link in self._links.values() if link.connections)
+
+    def _spawn(self, work: Coroutine[object, object, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._counts["failed_tasks"] += 1
+            logger.error("%s failed", task.get_name(), exc_info=error)
