@@ -22,9 +22,10 @@ if TYPE_CHECKING:
         GrantRule,
         SharedTokens,
     )
-    from dialkey_relay.client.client import ClientState, ClientStatus, RelayClient
+    from dialkey_relay.client.client import RelayClient
     from dialkey_relay.client.dial import Dialer, default_tls
     from dialkey_relay.client.plugin import Relay
+    from dialkey_relay.client.status import ClientState, ClientStatus
     from dialkey_relay.client.transport import (
         HomeRelay,
         HomeRelayChanged,
@@ -51,7 +52,8 @@ _HOMES = {
         "GrantRule",
         "SharedTokens",
     ),
-    "dialkey_relay.client.client": ("ClientState", "ClientStatus", "RelayClient"),
+    "dialkey_relay.client.client": ("RelayClient",),
+    "dialkey_relay.client.status": ("ClientState", "ClientStatus"),
     "dialkey_relay.client.dial": ("Dialer", "default_tls"),
     "dialkey_relay.client.plugin": ("Relay",),
     "dialkey_relay.client.transport": (

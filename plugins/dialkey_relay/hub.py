@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, Protocol
 
-import attrs
-
 from dialkey.limits import (
     MAX_RELAY_CONNECTIONS_PER_ID,
     MAX_RELAY_CONTROL_FRAMES,
@@ -25,6 +23,7 @@ from dialkey.limits import (
     MAX_RELAY_PAYLOAD_BYTES,
     MAX_RELAY_QUEUES_BYTES,
 )
+from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError
 from dialkey_relay.frames import (
     HEALTH_TEXTS,
@@ -39,7 +38,7 @@ from dialkey_relay.frames import (
 from dialkey_relay.queues import FairQueue
 from dialkey_relay.websocket import binary_header
 
-__all__ = ["Counters", "Entry", "Hub", "Mesh", "Outlet", "Peer"]
+__all__ = ["Entry", "Hub", "Mesh", "Outlet", "Peer"]
 
 _PLAIN: Final = int(FrameType.CLIENT_TO_RELAY_DATAGRAM)
 _BATCH: Final = int(FrameType.CLIENT_TO_RELAY_BATCH)
@@ -53,57 +52,6 @@ FLUSH_FRAMES: Final = 128
 
 MAX_SEEN_KEYS: Final = 16_384
 """Endpoint ids remembered to count distinct ones."""
-
-
-@attrs.define
-class Counters:
-    """What a relay counts since its start.
-
-    The names are those of real relays where these have the same thing (relay wire reference 4.10).
-    """
-
-    bytes_sent: int = 0
-    bytes_recv: int = 0
-    send_packets_sent: int = 0
-    send_packets_recv: int = 0
-    send_packets_dropped: int = 0
-    dropped_unknown_destination: int = 0
-    dropped_queue_full: int = 0
-    dropped_queues_full: int = 0
-    dropped_unsendable: int = 0
-    dropped_disconnected: int = 0
-    dropped_control: int = 0
-    got_ping: int = 0
-    sent_pong: int = 0
-    bytes_rx_ratelimited_total: int = 0
-    conns_rx_ratelimited_total: int = 0
-    accepts: int = 0
-    disconnects: int = 0
-    unique_client_keys: int = 0
-    clients_inactive_added: int = 0
-    clients_inactive_removed: int = 0
-    clients_denied: int = 0
-    clients_expired: int = 0
-    clients_revoked: int = 0
-    protocol_errors: int = 0
-    handshake_timeouts: int = 0
-    ping_timeouts: int = 0
-    write_timeouts: int = 0
-    http_connections: int = 0
-    http_connections_closed: int = 0
-    http_connections_errored: int = 0
-    http_connections_refused: int = 0
-    http_requests: int = 0
-    tls_errors: int = 0
-    tls_reloads: int = 0
-    tls_reload_errors: int = 0
-    admission_errors: int = 0
-    qad_incoming: int = 0
-    qad_incoming_error: int = 0
-    qad_incoming_refused: int = 0
-    qad_connections: int = 0
-    qad_connections_closed: int = 0
-    qad_connections_errored: int = 0
 
 
 class Outlet(Protocol):

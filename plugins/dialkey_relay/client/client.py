@@ -18,8 +18,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from enum import Enum
+from collections.abc import AsyncIterator, Callable
 from random import Random, SystemRandom
 from typing import Final
 
@@ -31,11 +30,12 @@ from dialkey_relay.client.backoff import Backoff
 from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.client.link import Link
 from dialkey_relay.client.machine import ClientMachine, Established, Event
+from dialkey_relay.client.status import ClientState, ClientStatus, Token
 from dialkey_relay.errors import InvalidGrant, RelayUnreachable
-from dialkey_relay.frames import Datagrams, RelayVersion, Restarting
+from dialkey_relay.frames import Datagrams, Restarting
 from dialkey_relay.grants import PREFIX, Grant
 
-__all__ = ["ClientState", "ClientStatus", "RelayClient", "Token"]
+__all__ = ["RelayClient"]
 
 logger = logging.getLogger("dialkey.relay.client")
 
@@ -62,43 +62,6 @@ whose loss would cost a second. Iroh empties its queues at this interval."""
 
 MAX_QUEUED: Final = 512
 """Received batches that wait for `receive`; iroh's own number."""
-
-Token = str | Callable[[], Awaitable[str]] | None
-"""A token, something that fetches one (asked again for each connection), or none."""
-
-
-class ClientState(Enum):
-    """Where a client stands."""
-
-    STOPPED = "stopped"
-    CONNECTING = "connecting"
-    CONNECTED = "connected"
-    WAITING = "waiting to try again"
-
-
-@attrs.frozen
-class ClientStatus:
-    """A snapshot of a client.
-
-    Attributes:
-        state: where it stands.
-        rtt_s: the last round-trip time to the relay, or None.
-        version: of the relay protocol, while connected.
-        error: why the last attempt or connection ended, or None.
-        attempts: since it was last connected.
-        connects: how often it got connected.
-        watchdog_kills: how often the watchdog had to step in.
-        dropped: batches that could not be sent or were not fetched in time.
-    """
-
-    state: ClientState
-    rtt_s: float | None = None
-    version: RelayVersion | None = None
-    error: DialkeyError | None = None
-    attempts: int = 0
-    connects: int = 0
-    watchdog_kills: int = 0
-    dropped: int = 0
 
 
 class RelayClient:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from dialkey.errors import LocalError
 from dialkey.hooks import hookimpl
 from dialkey.identity import RelayUrl
-from dialkey_relay.client.client import Token
 from dialkey_relay.client.dial import Dialer
+from dialkey_relay.client.status import Token
 from dialkey_relay.client.transport import RelayConfig, RelayTransport
 
 if TYPE_CHECKING:

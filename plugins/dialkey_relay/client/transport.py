@@ -20,10 +20,11 @@ import attrs
 from dialkey.errors import DialkeyError, InvalidAddress, InvalidKey, LocalError
 from dialkey.identity import EndpointId, RelayAddr, RelayUrl, SecretKey, TransportAddr
 from dialkey.network import PathAddress, Receiver
-from dialkey_relay.client.client import ClientState, ClientStatus, RelayClient, Token
+from dialkey_relay.client.client import RelayClient
 from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.home import HomeSelector, Report
 from dialkey_relay.client.probe import probe
+from dialkey_relay.client.status import ClientState, ClientStatus, Token
 from dialkey_relay.frames import Datagrams
 
 __all__ = [

@@ -16,9 +16,9 @@ import attrs
 
 from dialkey.errors import BindError
 from dialkey.limits import RELAY_HTTP_TIMEOUT_S
+from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError
 from dialkey_relay.http1 import HeadReader, Response
-from dialkey_relay.hub import Counters
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

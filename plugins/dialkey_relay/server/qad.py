@@ -35,8 +35,8 @@ from aioquic.quic.packet_builder import (
 from aioquic.quic.retry import QuicRetryTokenHandler
 
 from dialkey.errors import BindError
+from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError
-from dialkey_relay.hub import Counters
 from dialkey_relay.observed import (
     ALPN,
     CLOSE_CODE,

@@ -23,8 +23,8 @@ from typing import Final
 import attrs
 
 from dialkey.errors import BindError, DialkeyError, LocalError
+from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayConfigError, RelayWireError
-from dialkey_relay.hub import Counters
 from dialkey_relay.mesh import MeshStream, ProcessMesh
 from dialkey_relay.server.config import ServerConfig, load
 from dialkey_relay.server.metrics import Snapshot

@@ -23,8 +23,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.errors import BindError, RemoteError
+from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError
-from dialkey_relay.hub import Counters
 from dialkey_relay.observed import (
     ALPN,
     CLOSE_CODE,

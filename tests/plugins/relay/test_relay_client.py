@@ -12,8 +12,9 @@ from dialkey.errors import LocalError
 from dialkey.identity import SecretKey
 from dialkey_relay.access import AllowList, Everyone, GrantRule, SharedTokens
 from dialkey_relay.client import client as client_module
-from dialkey_relay.client.client import ClientState, RelayClient
+from dialkey_relay.client.client import RelayClient
 from dialkey_relay.client.dial import Dialer, default_tls
+from dialkey_relay.client.status import ClientState
 from dialkey_relay.errors import RelayDenied, RelayUnreachable, RelayUpgradeError
 from dialkey_relay.grants import Grant, GrantVerifier
 from dialkey_relay.server.server import RelayOptions, RelayServer

@@ -23,9 +23,9 @@ from dialkey_relay.access import (
 )
 from dialkey_relay.client.client import RelayClient
 from dialkey_relay.client.dial import Dialer
+from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayConfigError
 from dialkey_relay.grants import Grant
-from dialkey_relay.hub import Counters
 from dialkey_relay.rates import Rate
 from dialkey_relay.server.callout import HttpCallout
 from dialkey_relay.server.config import load, parse

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+import attrs
 import pytest
 
 from dialkey.identity import SecretKey
@@ -86,3 +88,54 @@ async def test_grants_and_their_revocation(wheel) -> None:
         verifier.revocations = Revocations(grants=frozenset({grant.id}))
         assert relay.recheck() == 1
         assert len(relay) == 0
+
+
+async def eventually(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not happen")
+
+
+async def test_two_endpoints_with_one_key(wheel) -> None:
+    async with RelayServer([Everyone()], OPEN) as relay:
+        first = await wheel(*arguments(A, relay.url, "--serve"))
+        assert (await first.line())["online"]
+        (old,) = relay.hub.peers_of(bytes(A.id))
+        second = await wheel(*arguments(A, relay.url, "--serve"))
+        assert (await second.line())["online"]
+        new, inactive = relay.hub.peers_of(bytes(A.id))
+        assert inactive is old
+        assert new.active
+        await second.stop()
+        await eventually(lambda: relay.hub.peers_of(bytes(A.id)) == [old])
+        client = await wheel(*arguments(B, relay.url, "--dial", str(A.id)))
+        assert (await client.line())["online"]
+        assert (await client.line())["same"]
+
+
+async def test_a_real_endpoint_answers_our_pings(wheel) -> None:
+    async with RelayServer([Everyone()], OPEN) as relay:
+        peer = await wheel(*arguments(A, relay.url, "--serve"))
+        assert (await peer.line())["online"]
+        (served,) = relay.hub.peers()
+        session = served.outlet.session
+        session.on_timer(relay.loop.time() + 21)
+        served.outlet.flush()
+        await eventually(lambda: session._keepalive.rtt_s is not None)
+        assert session.closing is None
+
+
+async def test_real_endpoints_return_after_a_restart(wheel) -> None:
+    relay = RelayServer([Everyone()], OPEN)
+    await relay.start()
+    server = await wheel(*arguments(A, relay.url, "--serve"))
+    assert (await server.line())["online"]
+    address = relay.addresses[0]
+    await relay.restart()
+    async with RelayServer([Everyone()], attrs.evolve(OPEN, http=address)) as relay:
+        await eventually(lambda: len(relay) == 1)
+        client = await wheel(*arguments(B, relay.url, "--dial", str(A.id), "--bytes", "50000"))
+        assert (await client.line())["online"]
+        assert (await client.line())["same"]
