@@ -10,7 +10,7 @@ import typer
 import typer.main
 
 from dialkey.cli.exits import exit_code_table
-from dialkey.cli.running import is_debugging, set_up_logging
+from dialkey.cli.running import is_debugging, logging_to_stderr
 from dialkey.errors import InvalidInput, InvalidTicket, PluginError
 from dialkey.hooks import Plugins
 
@@ -164,17 +164,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments without the program's name; by default those of the process.
     """
-    set_up_logging()
-    cli = build()
-    command = typer.main.get_command(cli)
-    try:
-        command.main(args=list(argv) if argv is not None else None, prog_name="dialkey")
-    except Exception as error:
-        # Commands run in a guard; this is for a plugin's command that does not.
-        from dialkey.cli.exits import explain
+    with logging_to_stderr():
+        command = typer.main.get_command(build())
+        try:
+            command.main(args=list(argv) if argv is not None else None, prog_name="dialkey")
+        except Exception as error:
+            # Commands run in a guard; this is for a plugin's command that does not.
+            from dialkey.cli.exits import explain
 
-        if is_debugging():
-            raise
-        code, line = explain(error)
-        print(f"dialkey: {line}", file=sys.stderr)
-        sys.exit(code)
+            if is_debugging():
+                raise
+            code, line = explain(error)
+            print(f"dialkey: {line}", file=sys.stderr)
+            sys.exit(code)

@@ -15,7 +15,7 @@ import typer
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.output import Output
 
-__all__ = ["guard", "is_debugging", "run", "set_up_logging"]
+__all__ = ["guard", "is_debugging", "logging_to_stderr", "run"]
 
 
 # typer shows these by itself, with the usage of the command. It has no public name for their base
@@ -31,18 +31,31 @@ def is_debugging() -> bool:
     return os.environ.get("DIALKEY_DEBUG", "") not in ("", "0")
 
 
-def set_up_logging() -> None:
-    """Show the log of dialkey on standard error: errors as one line each, all when debugging."""
+@contextlib.contextmanager
+def logging_to_stderr() -> Iterator[None]:
+    """Show the log of dialkey on standard error: errors as one line each, all when debugging.
+
+    At the end the loggers are as they were, for a process that goes on after the command.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     if is_debugging():
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # "quic" is aioquic's; what it warns about reaches people as the exception of the command.
+    before: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
     for name, level in (("dialkey", logging.ERROR), ("quic", logging.CRITICAL)):
         log = logging.getLogger(name)
+        before.append((log, list(log.handlers), log.level, log.propagate))
         log.handlers[:] = [handler]
         log.setLevel(logging.DEBUG if is_debugging() else level)
         log.propagate = False
+    try:
+        yield
+    finally:
+        for log, handlers, old_level, propagate in before:
+            log.handlers[:] = handlers
+            log.setLevel(old_level)
+            log.propagate = propagate
 
 
 class _OneLine(logging.Formatter):
