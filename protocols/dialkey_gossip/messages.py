@@ -320,7 +320,10 @@ def max_content(max_message_bytes: int) -> int:
     Source: gossip wire reference 1.3.
     """
     room = max_message_bytes - 1 - _CONTENT_OVERHEAD_BYTES
-    return room - (1 if room - 1 < 0x80 else 2)
+    length_bytes = 1
+    while room - length_bytes >= 1 << 7 * length_bytes:
+        length_bytes += 1
+    return room - length_bytes
 
 
 def ihave_capacity(max_message_bytes: int) -> int:

@@ -1,0 +1,171 @@
+"""Topic ids, tickets, configuration, the address book and the inbox."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from blake3 import blake3
+
+from dialkey.errors import InvalidInput, InvalidTicket
+from dialkey.identity import EndpointAddr, EndpointId, IpAddr, SecretKey
+from dialkey_gossip import (
+    BroadcastConfig,
+    GossipConfig,
+    Lagged,
+    MembershipConfig,
+    NeighborUp,
+    TopicId,
+    TopicTicket,
+)
+from dialkey_gossip.address_book import MAX_PEERS, RETENTION_S, AddressBook
+from dialkey_gossip.inbox import Inbox
+from dialkey_gossip.topic import parse_topic
+
+
+def peer(n: int) -> EndpointId:
+    return SecretKey(n.to_bytes(32, "big")).id
+
+
+def addr(n: int, *texts: str) -> EndpointAddr:
+    return EndpointAddr(peer(n), [IpAddr.parse(text) for text in texts])
+
+
+TOPIC = TopicId.from_name("lobby")
+
+
+def test_topic_ids() -> None:
+    assert bytes(TOPIC) == blake3(b"lobby").digest()
+    assert TopicId.parse(str(TOPIC)) == TOPIC == TopicId(bytearray(bytes(TOPIC)))
+    assert len(str(TOPIC)) == 64
+    assert str(TOPIC) == str(TOPIC).lower()
+    assert TOPIC.short() == str(TOPIC)[:10]
+    assert len({TOPIC, TopicId(bytes(TOPIC)), TopicId(bytes(32))}) == 2
+
+
+@pytest.mark.parametrize("bad", ["", "lobby", "AB" * 32, "a" * 63])
+def test_texts_that_are_no_topic_id(bad: str) -> None:
+    with pytest.raises(InvalidInput, match="64 lower-case hex"):
+        TopicId.parse(bad)
+
+
+def test_topic_ids_have_32_bytes() -> None:
+    with pytest.raises(InvalidInput, match="32 bytes, not 5"):
+        TopicId(b"lobby")
+    with pytest.raises(TypeError):
+        TopicId("lobby")  # type: ignore[arg-type]
+
+
+def test_tickets_round_trip() -> None:
+    ticket = TopicTicket(TOPIC, [addr(2, "192.0.2.1:1"), addr(1), addr(3, "[2001:db8::1]:9")])
+    text = str(ticket)
+    assert text.startswith("topic")
+    assert TopicTicket.parse(f" {text}\n") == ticket
+    assert [each.id for each in ticket.peers] == [peer(2), peer(1), peer(3)]
+    assert TopicTicket.parse(str(TopicTicket(TOPIC))).peers == ()
+
+
+def test_a_ticket_vector() -> None:
+    # Our own format; this fixes it.
+    ticket = TopicTicket(TopicId(bytes(32)), [addr(1, "192.0.2.1:4433")])
+    expected = "00" + "00" * 32 + "01" + str(peer(1)) + "01" + "01" + "00c0000201d122"
+    assert ticket.to_bytes().hex() == expected
+
+
+def test_tickets_merge_the_addresses_of_a_peer() -> None:
+    ticket = TopicTicket(TOPIC, [addr(1, "192.0.2.1:1"), addr(2), addr(1, "192.0.2.2:2")])
+    assert ticket.peers == (addr(1, "192.0.2.1:1", "192.0.2.2:2"), addr(2))
+
+
+def test_tickets_that_cannot_be_read() -> None:
+    good = TopicTicket(TOPIC, [addr(1)])
+    for bad in ("", "topic", str(good)[:-2], "endpoint" + str(good)[5:], str(good) + "aaaaaaaa"):
+        with pytest.raises(InvalidTicket):
+            TopicTicket.parse(bad)
+    for payload in (b"\x01" + good.to_bytes()[1:], good.to_bytes()[:-1], good.to_bytes() + b"x"):
+        with pytest.raises(InvalidTicket):
+            TopicTicket.from_bytes(payload)
+    with pytest.raises(InvalidTicket, match="at most 16 peers"):
+        TopicTicket(TOPIC, [addr(n) for n in range(17)])
+
+
+def test_what_names_a_topic() -> None:
+    ticket = TopicTicket(TOPIC, [addr(1)])
+    assert parse_topic(TOPIC) == parse_topic(bytes(TOPIC)) == parse_topic(str(TOPIC)) == (TOPIC, ())
+    assert parse_topic(ticket) == parse_topic(str(ticket)) == (TOPIC, ticket.peers)
+    for bad in ("lobby", b"lobby", 7):
+        with pytest.raises(InvalidInput):
+            parse_topic(bad)  # type: ignore[arg-type]
+
+
+def test_configurations_that_cannot_work() -> None:
+    with pytest.raises(InvalidInput, match="at least 512"):
+        GossipConfig(max_message_bytes=511)
+    with pytest.raises(InvalidInput):
+        MembershipConfig(active_capacity=0)
+    with pytest.raises(InvalidInput):
+        BroadcastConfig(eager_limit=0)
+    with pytest.raises(InvalidInput):
+        BroadcastConfig(concurrency_s=0)
+    assert GossipConfig().max_content_bytes == 4057
+
+
+def test_hearsay_fades_and_pinned_addresses_stay() -> None:
+    book = AddressBook()
+    book.pin(addr(1, "192.0.2.1:1"))
+    book.hear(addr(1, "192.0.2.2:2"), 0.0)
+    book.hear(addr(2, "192.0.2.3:3"), 10.0)
+    book.hear(addr(1, "192.0.2.4:4"), 200.0)
+    assert book.get(peer(1), 200.0) == addr(1, "192.0.2.1:1", "192.0.2.2:2", "192.0.2.4:4")
+    assert book.get(peer(2), 9.0 + RETENTION_S) == addr(2, "192.0.2.3:3")
+    assert book.get(peer(2), 11.0 + RETENTION_S) == addr(2)
+    assert book.get(peer(1), 501.0) == addr(1, "192.0.2.1:1")
+
+
+def test_hearsay_is_bounded() -> None:
+    book = AddressBook()
+    for n in range(100):
+        book.hear(addr(1, f"192.0.2.{n}:1"), float(n))
+    assert len(book.get(peer(1), 99.0).addrs) == 17
+    assert IpAddr.parse("192.0.2.99:1") in book.get(peer(1), 99.0).addrs
+    for n in range(MAX_PEERS + 5):
+        book.hear(EndpointAddr(peer(n), [IpAddr.parse("192.0.2.1:1")]), 100.0)
+    assert not book.get(peer(0), 100.0).addrs
+    assert book.get(peer(MAX_PEERS + 4), 100.0).addrs
+
+
+async def test_an_inbox_says_what_it_dropped() -> None:
+    inbox = Inbox(3)
+    for n in range(5):
+        inbox.put(NeighborUp(peer(n)))
+    assert await inbox.get() == Lagged(2)
+    assert [await inbox.get() for _ in range(3)] == [NeighborUp(peer(n)) for n in (2, 3, 4)]
+    inbox.put(NeighborUp(peer(9)))
+    inbox.close()
+    inbox.put(NeighborUp(peer(8)))
+    assert await inbox.get() == NeighborUp(peer(9))
+    assert await inbox.get() is None
+    assert await inbox.get() is None
+
+
+async def test_an_inbox_wakes_one_reader_for_each_event() -> None:
+    inbox = Inbox(10)
+    readers = [asyncio.create_task(inbox.get()) for _ in range(3)]
+    await asyncio.sleep(0)
+    readers[0].cancel()
+    inbox.put(NeighborUp(peer(1)))
+    assert await readers[1] == NeighborUp(peer(1))
+    assert not readers[2].done()
+    inbox.close()
+    assert await readers[2] is None
+
+
+async def test_a_cancelled_reader_passes_its_event_on() -> None:
+    inbox = Inbox(10)
+    first, second = (asyncio.create_task(inbox.get()) for _ in range(2))
+    await asyncio.sleep(0)
+    inbox.put(NeighborUp(peer(1)))
+    first.cancel()
+    assert await second == NeighborUp(peer(1))
+    with pytest.raises(ValueError, match="at least one"):
+        Inbox(0)
