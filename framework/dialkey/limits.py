@@ -69,6 +69,12 @@ MAX_BLOB_REQUESTS: Final = 256
 MAX_BLOB_REQUESTS_PER_PEER: Final = 64
 """Of those, from one endpoint, over all its connections."""
 
+MAX_LARGE_BLOB_REQUESTS: Final = 16
+"""Of those, ones of more than 64 KiB, of which each may take 10 MiB once decoded."""
+
+MAX_LARGE_BLOB_REQUESTS_PER_PEER: Final = 4
+"""Of those, from one endpoint, so that it takes from nobody else the places for them."""
+
 MAX_BLOB_OBSERVERS: Final = 1024
 """Answers to Observe that are open; each costs two tasks and otherwise nothing."""
 

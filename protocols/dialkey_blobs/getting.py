@@ -24,7 +24,7 @@ from dialkey_blobs.protocol import (
 )
 from dialkey_blobs.ranges import ChunkRangesSeq
 from dialkey_blobs.receiving import STALL_TIMEOUT_S, Received, receive
-from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches
+from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches, release
 
 if TYPE_CHECKING:
     from dialkey_blobs.store import Store
@@ -159,4 +159,4 @@ async def push(
     finally:
         # Without effect after a complete push.
         send.reset(StreamCode.INTERNAL)
-        await store.run(lambda _: responder.close())
+        await release(store, responder)

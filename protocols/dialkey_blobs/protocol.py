@@ -231,6 +231,11 @@ class RequestReader:
         self._wanted = 0
 
     @property
+    def buffered_bytes(self) -> int:
+        """What is held now."""
+        return len(self._buffer)
+
+    @property
     def remainder(self) -> bytes:
         """After a Push: what was fed beyond its header."""
         return bytes(self._buffer)

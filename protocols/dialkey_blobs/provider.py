@@ -11,7 +11,7 @@ import inspect
 import logging
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
@@ -36,6 +36,8 @@ from dialkey.limits import (
     MAX_BLOB_OBSERVERS,
     MAX_BLOB_REQUESTS,
     MAX_BLOB_REQUESTS_PER_PEER,
+    MAX_LARGE_BLOB_REQUESTS,
+    MAX_LARGE_BLOB_REQUESTS_PER_PEER,
 )
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.hash import BlobFormat, HashAndFormat
@@ -57,7 +59,7 @@ from dialkey_blobs.provider_events import (
     RequestStarted,
 )
 from dialkey_blobs.receiving import receive
-from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches
+from dialkey_blobs.responder import CannotServe, Responder, ResponderCaches, release
 from dialkey_blobs.store.errors import StoreClosed
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("dialkey.blobs.provider")
+
+LARGE_REQUEST_BYTES: Final = 1 << 16
+"""What takes more is decoded into up to ten times as much."""
 
 T = TypeVar("T")
 
@@ -136,11 +141,10 @@ class Provider:
         self._allow_push = allow_push
         self.limits = limits or ProviderLimits()
         self.caches = ResponderCaches()
-        self._total = asyncio.Semaphore(self.limits.requests)
-        self._observers = asyncio.Semaphore(self.limits.observers)
-        self._peers: weakref.WeakValueDictionary[EndpointId, asyncio.Semaphore] = (
-            weakref.WeakValueDictionary()
-        )
+        self.places = asyncio.Semaphore(self.limits.requests)
+        self.large_places = asyncio.Semaphore(MAX_LARGE_BLOB_REQUESTS)
+        self.observer_places = asyncio.Semaphore(self.limits.observers)
+        self._peers: weakref.WeakValueDictionary[EndpointId, _Peer] = weakref.WeakValueDictionary()
         self._accepting: set[asyncio.Task[None]] = set()
         self._readers: list[ProviderEvents] = []
         self._next_id = 0
@@ -163,9 +167,7 @@ class Provider:
 
     async def accept(self, connection: Connection) -> None:
         """Serve one connection until it ends, or until `shutdown`."""
-        peer = self._peers.setdefault(
-            connection.remote_id, asyncio.Semaphore(self.limits.requests_per_peer)
-        )
+        peer = self._peers.setdefault(connection.remote_id, _Peer(self.limits.requests_per_peer))
         async with _Exchanges(self, connection, peer) as exchanges:
             accepting = asyncio.create_task(exchanges.accept_all(), name="dialkey-blobs-accept")
             self._accepting.add(accepting)
@@ -183,32 +185,21 @@ class Provider:
             task.cancel()
 
     @asynccontextmanager
-    async def turn(self, peer: asyncio.Semaphore, request: Request) -> AsyncIterator[None]:
-        """Hold a place among the requests that are answered.
+    async def place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
+        """Hold one of a number of places.
 
         Raises:
             LimitExceeded: none became free in time.
         """
-        if isinstance(request, ObserveRequest):
-            if self._observers.locked():
-                raise LimitExceeded("too many observe already")
-            async with self._observers:
-                yield
-            return
-        places = peer, self._total
-        held: list[asyncio.Semaphore] = []
         try:
-            try:
-                async with asyncio.timeout(self.limits.queue_timeout_s):
-                    for place in places:
-                        await place.acquire()
-                        held.append(place)
-            except TimeoutError:
-                raise LimitExceeded("too many requests at a time") from None
+            async with asyncio.timeout(self.limits.queue_timeout_s):
+                await places.acquire()
+        except TimeoutError:
+            raise LimitExceeded("too many requests at a time") from None
+        try:
             yield
         finally:
-            for place in held:
-                place.release()
+            places.release()
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -276,7 +267,7 @@ class Provider:
             if stopped is not None:
                 raise StreamStopped("the getter stopped early", error_code=stopped)
         finally:
-            await asyncio.shield(self._store.run(lambda _: responder.close()))
+            await release(self._store, responder)
 
     async def _observe(self, request: ObserveRequest, send: SendStream) -> None:
         async def report() -> None:
@@ -344,10 +335,25 @@ class Exchange:
     overhead: int = 0
 
 
+class _Peer:
+    """What one endpoint may have at a time, over all its connections.
+
+    Attributes:
+        waiting: places for requests that are read or wait for their turn, in our memory.
+        large: places for those of them that take much memory, from their end to their answer's.
+        answered: places for requests that are answered.
+    """
+
+    def __init__(self, requests: int) -> None:
+        self.waiting = asyncio.Semaphore(max(requests, MAX_BLOB_REQUESTS_PER_PEER))
+        self.large = asyncio.Semaphore(MAX_LARGE_BLOB_REQUESTS_PER_PEER)
+        self.answered = asyncio.Semaphore(requests)
+
+
 class _Exchanges:
     """The streams of one connection; as a context manager it waits for those that are answered."""
 
-    def __init__(self, provider: Provider, connection: Connection, peer: asyncio.Semaphore) -> None:
+    def __init__(self, provider: Provider, connection: Connection, peer: _Peer) -> None:
         self._provider = provider
         self._connection = connection
         self._peer = peer
@@ -406,23 +412,45 @@ class _Exchanges:
 
     async def _exchange(self, send: SendStream, recv: RecvStream) -> None:
         provider = self._provider
+        async with AsyncExitStack() as held:
+            async with provider.place(self._peer.waiting):
+                reader, push = await self._read(recv)
+                if reader.buffered_bytes > LARGE_REQUEST_BYTES:
+                    await held.enter_async_context(provider.place(self._peer.large))
+                    await held.enter_async_context(provider.place(provider.large_places))
+                request = reader.finish() if push is None else push
+                refusal = await provider.refusal(self._connection.remote_id, request)
+                if refusal is not None:
+                    reason = refusal.reason.decode("utf-8", "replace")
+                    logger.info("request of %s refused: %s", self._name, reason)
+                    _reset(send, recv, refusal.code)
+                    return
+                if isinstance(request, ObserveRequest):
+                    # It may stay for days, and costs nothing: it takes no place of others.
+                    if provider.observer_places.locked():
+                        raise LimitExceeded("too many observe already")
+                    await held.enter_async_context(provider.observer_places)
+                else:
+                    await held.enter_async_context(provider.place(self._peer.answered))
+                    await held.enter_async_context(provider.place(provider.places))
+                    task = asyncio.current_task()
+                    assert task is not None
+                    self._idle.discard(task)
+            rest = reader.remainder if push is not None else b""
+            await provider.answer(self._connection.remote_id, Exchange(request, rest, send, recv))
+
+    async def _read(self, recv: RecvStream) -> tuple[RequestReader, PushRequest | None]:
+        """Read a request: to its end, which is not decoded yet, or the header of a push."""
+        reader = RequestReader()
         try:
-            async with asyncio.timeout(provider.limits.request_timeout_s):
-                request, rest = await _read_request(recv)
+            async with asyncio.timeout(self._provider.limits.request_timeout_s):
+                while chunk := await recv.read():
+                    push = reader.feed(chunk)
+                    if push is not None:
+                        return reader, push
         except TimeoutError:
             raise WireError("no request came in time") from None
-        refusal = await provider.refusal(self._connection.remote_id, request)
-        if refusal is not None:
-            reason = refusal.reason.decode("utf-8", "replace")
-            logger.info("request of %s refused: %s", self._name, reason)
-            _reset(send, recv, refusal.code)
-            return
-        async with provider.turn(self._peer, request):
-            if not isinstance(request, ObserveRequest):
-                task = asyncio.current_task()
-                assert task is not None
-                self._idle.discard(task)
-            await provider.answer(self._connection.remote_id, Exchange(request, rest, send, recv))
+        return reader, None
 
     def _end(self, send: SendStream, recv: RecvStream, code: StreamCode, error: object) -> None:
         logger.info("request of %s: %s", self._name, error)
@@ -432,13 +460,3 @@ class _Exchanges:
 def _reset(send: SendStream, recv: RecvStream, code: int) -> None:
     send.reset(code)
     recv.stop(code)
-
-
-async def _read_request(recv: RecvStream) -> tuple[Request, bytes]:
-    """Read a request; for a push also the first of the data that follows it."""
-    reader = RequestReader()
-    while chunk := await recv.read():
-        push = reader.feed(chunk)
-        if push is not None:
-            return push, reader.remainder
-    return reader.finish(), b""

@@ -8,9 +8,11 @@ Source: blobs wire reference 1.4 to 1.6, 3.7.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import attrs
@@ -24,14 +26,19 @@ from dialkey_blobs.hash_seq import HashSeq
 from dialkey_blobs.protocol import GetManyRequest, GetRequest
 from dialkey_blobs.response import BlobPart, ChildrenNeeded, ResponseOrder
 from dialkey_blobs.store.core import OpenBlob, StoreReader
-from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
+from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing, StoreClosed
 from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS
 
-__all__ = ["CannotServe", "Responder", "ResponderCaches", "Served", "load_hash_seq"]
+if TYPE_CHECKING:
+    from dialkey_blobs.store import Store
+
+__all__ = ["CannotServe", "Responder", "ResponderCaches", "Served", "load_hash_seq", "release"]
 
 STEP_BYTES: Final = 1 << 20
 MAX_BLOBS_PER_STEP: Final = 256
 """Small blobs opened in one step: some ten milliseconds of the store's thread."""
+STEP_S: Final = 0.02
+"""A request for many small parts costs much more than its bytes tell."""
 LOOK_AHEAD: Final = 64
 """Blobs whose groups that are wanted in part are hashed at once: as fast as it gets with NumPy."""
 
@@ -127,8 +134,14 @@ class Responder:
         pieces: list[bytes] = []
         begun: list[Served] = []
         size = 0
+        end = time.monotonic() + STEP_S
         try:
-            while size < STEP_BYTES and len(begun) < MAX_BLOBS_PER_STEP and not self._over:
+            while (
+                size < STEP_BYTES
+                and len(begun) < MAX_BLOBS_PER_STEP
+                and not self._over
+                and time.monotonic() < end
+            ):
                 if self._pieces is None:
                     self._next_blob(reader, begun)
                     continue
@@ -243,3 +256,11 @@ def load_hash_seq(reader: StoreReader, hash: Hash) -> HashSeq:
                 f" {MAX_HASH_SEQ_BYTES // 32} hashes"
             )
         return HashSeq(blob.read_data(0, blob.size))
+
+
+async def release(store: Store, responder: Responder) -> None:
+    """Close a responder in its store's thread, also when the caller is cancelled."""
+    try:
+        await asyncio.shield(store.run(lambda _: responder.close()))
+    except StoreClosed:
+        pass  # and with it all its files

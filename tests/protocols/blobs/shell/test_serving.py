@@ -14,6 +14,7 @@ from blob_peers import Pair, bind, p, pair, serving
 from dialkey import Connection, Refusal
 from dialkey.errors import ConnectionClosedByPeer, DialkeyError, StreamReset, StreamStopped
 from dialkey.identity import EndpointId
+from dialkey.limits import MAX_LARGE_BLOB_REQUESTS_PER_PEER
 from dialkey_blobs import (
     ALPN,
     Bitfield,
@@ -350,6 +351,23 @@ async def test_a_download_tries_a_busy_provider_again() -> None:
 
 async def _to_end(download) -> int:  # type: ignore[no-untyped-def]
     return (await download).payload_bytes
+
+
+async def test_large_requests_of_one_endpoint_are_few_at_a_time() -> None:
+    async with peers_with(ProviderLimits(queue_timeout_s=0.05)) as peers:
+        tag = await peers.sharing.add_bytes(BIG)
+        events = peers.sharing.provider_events()
+        connection = await peers.connect()
+        large = GetManyRequest.whole((tag.hash,) * 2100)
+        assert len(encode_request(large)) > 1 << 16
+        held = [await ask(connection, large) for _ in range(MAX_LARGE_BLOB_REQUESTS_PER_PEER)]
+        await started(events, len(held))
+        refused = await ask(connection, large)
+        with pytest.raises(StreamReset) as caught:
+            await refused.read_to_end(1 << 30)
+        assert caught.value.error_code == 2
+        # Those of usual size have places of their own.
+        await still_serves(peers, connection)
 
 
 async def test_waiting_requests_end_with_their_connection() -> None:
