@@ -183,6 +183,8 @@ class Side:
                     self.datagrams.append(data)
                 case events.PeerResetToken(token=token):
                     self.reset_tokens.add(token)
+                case events.PeerResetTokenRetired(token=token):
+                    self.reset_tokens.remove(token)
 
     def _read_and_watch(self, half: RecvHalf) -> None:
         if half.readable:

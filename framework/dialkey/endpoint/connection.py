@@ -477,6 +477,8 @@ class Connection:
                 self._endpoint.demux.unroute(cid)
             case events.PeerResetToken(token=token):
                 self._endpoint.demux.expect_reset(token, self)
+            case events.PeerResetTokenRetired(token=token):
+                self._endpoint.demux.expect_no_reset(token)
             case events.HandshakeCompleted():
                 self._on_handshake()
             case events.PathValidated(path_id=path_id):

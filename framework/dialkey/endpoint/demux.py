@@ -88,6 +88,10 @@ class Demux:
         """Note that a datagram ending in `token` means that the peer forgot `connection`."""
         self._reset_tokens[token] = connection
 
+    def expect_no_reset(self, token: bytes) -> None:
+        """Note that `token` means nothing any more."""
+        self._reset_tokens.pop(token, None)
+
     def forget(self, connection: Connection) -> None:
         """Drop every route to a connection."""
         for cid in connection.core.cids:

@@ -200,6 +200,9 @@ class Connection:
         self.packets_received = 0
         self.packets_undecryptable = 0
         self.packets_duplicate = 0
+        # Of paths that are over.
+        self.sent_packets_before = 0
+        self.lost_packets_before = 0
 
         # timers and closing
         self._handshake_timeout_s = config.handshake_timeout_s
@@ -391,8 +394,7 @@ class Connection:
         self.state = State.OPEN
         self._deadline = now + self.idle_timeout_s
         self.events.append(events.HandshakeCompleted())
-        if token is not None:
-            self.events.append(events.PeerResetToken(token))
+        self.publish_reset_token(cids)
         self.issue_cids(cids)
         if self.multipath is not None:
             multipath.issue_cids(self)
@@ -452,13 +454,16 @@ class Connection:
             chosen = self.paths.get(self.multipath.selected_id)
             if chosen is not None and not chosen.abandoned:
                 return chosen
-        fallback = None
+        suspect = unproven = None
         for path in self.paths.values():
             if not path.abandoned:
-                if path.validated:
+                if not path.validated:
+                    unproven = unproven or path
+                elif path.suspect:
+                    suspect = suspect or path
+                else:
                     return path
-                fallback = fallback or path
-        return fallback
+        return suspect or unproven
 
     def handshake_confirmed(self) -> None:
         """Note HANDSHAKE_DONE."""
@@ -496,6 +501,8 @@ class Connection:
         if self.protection is not None:
             self._pacing_at = None
             selected = self.selected_path
+            if selected is not None and not selected.may_carry_data:
+                selected = None
             for path in self.paths.values():
                 outbound.flush_path(self, path, path is selected, now, send, scratch)
 
@@ -541,6 +548,8 @@ class Connection:
             return self._gone_at
         at = self._deadline
         assert at is not None
+        if self.multipath is not None and self.multipath.ends_at is not None:
+            at = min(at, self.multipath.ends_at)
         if self._pacing_at is not None and self._pacing_at < at:
             at = self._pacing_at
         if self.handshake is not None:
@@ -554,7 +563,7 @@ class Connection:
             if other is not None and other < at:
                 at = other
             if not path.abandoned:
-                other = path.last_activity + self.config.keep_alive_s
+                other = path.ping_at(self.config.keep_alive_s)
                 if other < at:
                     at = other
             if path.challenge is not None:
@@ -586,6 +595,8 @@ class Connection:
             self._on_path_timer(path, now)
             if self.multipath is not None:
                 multipath.on_timer(self, path, now)
+        if self.multipath is not None and multipath.is_stranded(self, now):
+            self._end(CloseReason("no path", codes.NO_VIABLE_PATH), State.GONE, now)
 
     def _on_path_timer(self, path: Path, now: float) -> None:
         at = path.recovery.timer()
@@ -594,9 +605,15 @@ class Connection:
             if self.qlog is not None:
                 self.qlog.metrics(path)
             path.probes_pending = max(path.probes_pending, probes)
-        if not path.abandoned and now >= path.last_activity + self.config.keep_alive_s:
-            path.ping_pending = True
-            path.last_activity = now
+        if not path.abandoned and now >= path.ping_at(self.config.keep_alive_s):
+            asks = now >= path.last_activity + self.config.keep_alive_s or self._expects_data
+            path.is_receiving = False
+            if asks:
+                path.ping_pending = True
+                path.last_activity = now
+        if path.abandoned and path.ack_at is not None and not multipath.has_open_path(self):
+            # Nothing is left on which to acknowledge it.
+            path.ack_at = None
         challenge = path.challenge
         if challenge is not None and now >= challenge.deadline:
             path.challenge = None
@@ -606,6 +623,11 @@ class Connection:
                 path.remote = previous
                 path.validated = True
                 self.remote = previous
+
+    @property
+    def _expects_data(self) -> bool:
+        """Whether a stream is open on which the peer may send."""
+        return any(half.final_size is None for half in self.recv_halves.values())
 
     def _heard(self, now: float) -> None:
         self._deadline = now + (
@@ -856,17 +878,24 @@ class Connection:
         peer = cids.peer
         while peer.retirements:
             self.owe((codes.RETIRE_CONNECTION_ID, cids, peer.retirements.popleft()))
-        if peer.active is not None and peer.active.reset_token is not None:
-            self.events.append(events.PeerResetToken(peer.active.reset_token))
+        self.publish_reset_token(cids)
+
+    def publish_reset_token(self, cids: PathCids) -> None:
+        """Tell the owner which reset token is in force for a path, and which is not any more."""
+        active = cids.peer.active
+        token = active.reset_token if active is not None else None
+        if token == cids.published_token:
+            return
+        if cids.published_token is not None:
+            self.events.append(events.PeerResetTokenRetired(cids.published_token))
+        if token is not None:
+            self.events.append(events.PeerResetToken(token))
+        cids.published_token = token
 
     @property
     def has_heard_peer(self) -> bool:
         """Whether anything authentic has arrived."""
         return self.handshake is None or self.handshake.heard_peer
-
-    def no_viable_path(self, now: float) -> None:
-        """End the connection: the peer gave up the last path."""
-        self._end(CloseReason("no path", codes.NO_VIABLE_PATH), State.GONE, now)
 
     def update_keys(self, now: float) -> bool:
         """Start a key update; False when one is under way or the handshake is not confirmed."""

@@ -94,6 +94,15 @@ class PeerResetToken(Event):
         self.token = token
 
 
+class PeerResetTokenRetired(Event):
+    """The token belonged to a connection id that is not in use any more: it means nothing now."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: bytes) -> None:
+        self.token = token
+
+
 class PathValidated(Event):
     """An address of the peer has proved that it receives what we send there."""
 

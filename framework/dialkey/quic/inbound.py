@@ -27,6 +27,8 @@ _SAMPLE_AT = _NUMBER_AT + 4
 _MIN_PACKET = _SAMPLE_AT + 16
 _NON_PROBING = 1
 _ELICITING = 2
+_DATA = 4
+_STREAM_FRAME = _NON_PROBING | _ELICITING | _DATA
 
 MAX_ACK_DELAY_S = 0.025
 
@@ -106,8 +108,7 @@ def _receive_packet(
     c.packets_received += 1
     if newest:
         path.largest_received_time = now
-    if not path.validated:
-        path.bytes_received += len(packet)
+    path.bytes_received += len(packet)
     path.last_received = now
     c.heard(now)
     if c.qlog is not None:
@@ -115,6 +116,8 @@ def _receive_packet(
     kind = _apply_frames(c, path, plain, remote, now)
     if kind & _ELICITING:
         path.last_activity = now
+        if kind & _DATA and c.is_client:
+            path.is_receiving = True
         path.ack_pending += 1
         if path.ack_at is None:
             srtt = path.recovery.srtt
@@ -149,7 +152,7 @@ def _open(
         except InvalidTag:
             return None
         if protection.awaits_confirmation:
-            protection.confirm_update()
+            protection.confirm_update(now, c.key_keep_s)
         return plain
     try:
         plain = protection.open_other_phase(nonce_low, body, aad, now, c.key_keep_s, c.next_numbers)
@@ -169,22 +172,23 @@ def _follow(c: Connection, path: Path, remote: Address, size: int, now: float) -
         previous, "ip", None
     ) == getattr(remote, "ip", None)
     path.migrate(remote, same_host=same_host, initial_rtt=c.config.initial_rtt_s)
-    path.bytes_received = size
+    path.unproven_received -= size
     c.remote = remote
-    path.start_challenge(now)
+    # A path that was never proved is asked until it is idle for too long; nothing to go back to.
+    path.start_challenge(now, None if path.previous_remote is not None else float("inf"))
     c.rotate_cid(path)
     c.events.append(events.PathMigrated(path.id, previous, remote))
 
 
 def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now: float) -> int:
-    """Apply all frames of a packet; return the flags _NON_PROBING and _ELICITING."""
+    """Apply all frames of a packet; return the flags _NON_PROBING, _ELICITING, _DATA."""
     pos = 0
     end = len(plain)
     kind = 0
     while pos < end:
         frame = plain[pos]
         if frame & 0xF8 == codes.STREAM:
-            kind = _NON_PROBING | _ELICITING
+            kind = _STREAM_FRAME
             stream_id, pos = read_varint(plain, pos + 1)
             offset = 0
             if frame & 4:
@@ -205,11 +209,7 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
             pos = _on_ack(c, 0, plain, pos + 1, frame == codes.ACK_ECN, now)
         elif frame == codes.PATH_ACK or frame == codes.PATH_ACK_ECN:
             kind |= _NON_PROBING
-            if c.multipath is None:
-                raise TransportError(
-                    codes.PROTOCOL_VIOLATION, "multipath was not negotiated", frame
-                )
-            path_id, pos = read_varint(plain, pos + 1)
+            path_id, pos = _read_path_id(c, plain, pos + 1, frame)
             pos = _on_ack(c, path_id, plain, pos, frame == codes.PATH_ACK_ECN, now)
         elif frame == codes.PING:
             kind |= _NON_PROBING | _ELICITING
@@ -228,6 +228,16 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
             if c.close_reason is not None:
                 return kind
     return kind
+
+
+def _read_path_id(c: Connection, data: bytes, pos: int, frame: int) -> tuple[int, int]:
+    """Read the path id with which every frame of the multipath extension begins."""
+    if c.multipath is None:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "multipath was not negotiated", frame)
+    path_id, pos = read_varint(data, pos)
+    if path_id > multipath.MAX_PATH_ID:
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "path id too large", frame)
+    return path_id, pos
 
 
 # --- acknowledgements ---------------------------------------------------------------------------
@@ -471,7 +481,7 @@ def _on_new_connection_id(
 ) -> int:
     path_id = 0
     if frame == codes.PATH_NEW_CONNECTION_ID:
-        path_id, pos = read_varint(data, pos)
+        path_id, pos = _read_path_id(c, data, pos, frame)
     sequence, pos = read_varint(data, pos)
     retire_prior_to, pos = read_varint(data, pos)
     if pos >= len(data):
@@ -490,6 +500,8 @@ def _on_new_connection_id(
     cids.peer.add(PeerCid(sequence, cid, token), retire_prior_to)
     if cids.peer.retirements:
         c.announce_retirements(cids)
+    elif had_none and path_id in c.paths:
+        c.publish_reset_token(cids)
     if had_none and path_id:
         c.events.append(events.PathsAvailable())
     return pos
@@ -500,7 +512,7 @@ def _on_retire_connection_id(
 ) -> int:
     path_id = 0
     if frame == codes.PATH_RETIRE_CONNECTION_ID:
-        path_id, pos = read_varint(data, pos)
+        path_id, pos = _read_path_id(c, data, pos, frame)
     sequence, pos = read_varint(data, pos)
     cids = c.cid_sets.get(path_id)
     if cids is None:
@@ -543,6 +555,8 @@ def _on_path_response(
         path.challenge = None
         path.validated = True
         path.previous_remote = None
+        if path.waiting_since is not None:
+            path.waiting_since = now
         c.events.append(events.PathValidated(path.id, path.remote))
     return pos
 
@@ -550,7 +564,7 @@ def _on_path_response(
 def _on_path_abandon(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
-    path_id, pos = read_varint(data, pos)
+    path_id, pos = _read_path_id(c, data, pos, frame)
     error_code, pos = read_varint(data, pos)
     multipath.on_abandon(c, path_id, error_code, now)
     return pos
@@ -559,17 +573,16 @@ def _on_path_abandon(
 def _on_path_status(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
-    """Read past the peer's choice of paths: a hint; each side decides alone."""
-    path_id, pos = read_varint(data, pos)
-    _, pos = read_varint(data, pos)
-    multipath.find_cids(c, path_id, frame)
+    path_id, pos = _read_path_id(c, data, pos, frame)
+    sequence, pos = read_varint(data, pos)
+    multipath.on_status(c, path_id, sequence, frame == codes.PATH_STATUS_AVAILABLE)
     return pos
 
 
 def _on_max_path_id(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
-    value, pos = read_varint(data, pos)
+    value, pos = _read_path_id(c, data, pos, frame)
     multipath.on_max_path_id(c, value)
     return pos
 
@@ -577,10 +590,12 @@ def _on_max_path_id(
 def _on_paths_blocked(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
-    path_id, pos = read_varint(data, pos)
-    if frame == codes.PATH_CIDS_BLOCKED:
-        _, pos = read_varint(data, pos)
-    multipath.on_blocked(c, path_id, frame)
+    path_id, pos = _read_path_id(c, data, pos, frame)
+    if frame == codes.PATHS_BLOCKED:
+        multipath.on_blocked(c, path_id)
+    else:
+        sequence, pos = read_varint(data, pos)
+        multipath.on_cids_blocked(c, path_id, sequence)
     return pos
 
 

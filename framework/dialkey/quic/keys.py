@@ -194,9 +194,14 @@ class PacketProtection:
         self._turn(now, keep_s, next_numbers)
         return plain
 
-    def confirm_update(self) -> None:
-        """Note that a packet of the current receive phase arrived."""
+    def confirm_update(self, now: float, keep_s: float) -> None:
+        """Note that a packet of the current receive phase arrived.
+
+        Only now has the peer stopped to send under the old keys; what is still on its way, on a slow
+        path perhaps, may take `keep_s`.
+        """
         self._update_unseen = False
+        self._previous_until = now + keep_s
 
     @property
     def awaits_confirmation(self) -> bool:

@@ -4,6 +4,9 @@ The client opens paths, either side abandons them. A path id is used once; when 
 sides raise the highest id that they allow, so that there is always another (wire/quic.md 3.10).
 Which path carries application data each side decides alone: `select`.
 
+What a peer can make us keep is bounded: of all ids that it may use, eight are not over at any time,
+and of those that are over only ranges are remembered.
+
 Source: wire/quic.md section 3, draft-ietf-quic-multipath.
 """
 
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
 MAX_CONCURRENT_PATHS: Final = 8
 """Paths that may be open at once: iroh's own number; we announce one less as the highest id."""
 MAX_PATH_ID: Final = 0xFFFFFFFF
+MAX_DRAINING: Final = 8
+"""Abandoned paths whose late packets are still read; a peer that opens and abandons many in a moment
+makes the oldest go sooner."""
+NO_PATH_GRACE_S: Final = 3.0
+"""How long a connection lives on when the peer gave up its last path: the client may open another."""
 PATHS_AHEAD: Final = 3
 """Path ids for which connection ids are issued before the paths exist: enough for a peer that opens
 several at once, and few enough that a handshake is not mostly about ids."""
@@ -38,6 +46,40 @@ FRAMES: Final = frozenset(
 )
 
 
+class IdRanges:
+    """A set of numbers kept as ranges: path ids that are over, of which there is no end."""
+
+    __slots__ = ("_ranges",)
+
+    def __init__(self) -> None:
+        # Oldest first, each [first, one past the last].
+        self._ranges: list[list[int]] = []
+
+    def __contains__(self, number: int) -> bool:
+        return any(low <= number < high for low, high in self._ranges)
+
+    def __len__(self) -> int:
+        """Return how many ranges there are."""
+        return len(self._ranges)
+
+    @property
+    def largest(self) -> int:
+        """The largest number, or -1."""
+        return self._ranges[-1][1] - 1 if self._ranges else -1
+
+    def add(self, number: int) -> None:
+        """Put a number in."""
+        if number in self:
+            return
+        merged: list[list[int]] = []
+        for low, high in sorted([*self._ranges, [number, number + 1]]):
+            if merged and merged[-1][1] == low:
+                merged[-1][1] = high
+            else:
+                merged.append([low, high])
+        self._ranges = merged
+
+
 class Multipath:
     """What a connection with the extension knows beside its paths.
 
@@ -46,16 +88,32 @@ class Multipath:
         next_id: the next id to open; only a client opens.
         abandoned: ids that are over, for late frames about them.
         selected_id: the path that carries data, chosen by the owner; None for the default.
+        ends_at: when the connection ends, because no path is left; None while there is one.
     """
 
-    __slots__ = ("abandoned", "local_max", "next_id", "peer_max", "selected_id")
+    __slots__ = (
+        "_blocked_at",
+        "abandoned",
+        "ends_at",
+        "local_max",
+        "next_id",
+        "peer_max",
+        "selected_id",
+    )
 
     def __init__(self, local_max: int, peer_max: int) -> None:
         self.local_max = local_max
         self.peer_max = peer_max
         self.next_id = 1
-        self.abandoned: set[int] = set()
+        self.abandoned = IdRanges()
         self.selected_id: int | None = None
+        self.ends_at: float | None = None
+        self._blocked_at = -1
+
+    def blocked(self, at: int) -> bool:
+        """Note what keeps us from opening a path; False if the peer was told already."""
+        told, self._blocked_at = self._blocked_at == at, at
+        return not told
 
     @property
     def usable_max(self) -> int:
@@ -75,7 +133,7 @@ def issue_cids(c: Connection) -> None:
     """Give the peer connection ids for every path id that both sides allow."""
     state = c.multipath
     assert state is not None
-    newest = max((*c.paths, *state.abandoned), default=0)
+    newest = max(state.abandoned.largest, *c.paths, 0)
     for path_id in range(1, min(state.usable_max, newest + PATHS_AHEAD) + 1):
         if path_id not in c.paths and path_id not in state.abandoned:
             cids = c.cid_sets.get(path_id)
@@ -94,11 +152,13 @@ def open_path(c: Connection, remote: Address, now: float) -> Path | None:
         return None
     path_id = state.next_id
     if path_id > state.usable_max:
-        c.control.append((codes.PATHS_BLOCKED, state.peer_max))
+        if state.blocked(state.peer_max):
+            c.control.append((codes.PATHS_BLOCKED, state.peer_max))
         return None
     cids = c.cid_sets.get(path_id)
     if cids is None or cids.peer.active is None:
-        c.control.append((codes.PATH_CIDS_BLOCKED, path_id))
+        if state.blocked(path_id):
+            c.control.append((codes.PATH_CIDS_BLOCKED, path_id))
         return None
     state.next_id = path_id + 1
     path = c.new_path(cids, remote, validated=False)
@@ -116,25 +176,27 @@ def add_path(c: Connection, path: Path, now: float) -> None:
     c.issue_cids(path.cids)
     issue_cids(c)
     c.events.append(events.PathAdded(path.id, path.remote))
-    if path.cids.peer.active is not None and path.cids.peer.active.reset_token is not None:
-        c.events.append(events.PeerResetToken(path.cids.peer.active.reset_token))
+    c.publish_reset_token(path.cids)
 
 
 def abandon(c: Connection, path: Path, error_code: int, now: float) -> bool:
-    """Stop using a path; False if it is the last one."""
-    if path.abandoned or not any(p is not path and not p.abandoned for p in c.paths.values()):
+    """Stop using a path; False if no other is left, or it is the last one that works."""
+    others = [p for p in c.paths.values() if p is not path and not p.abandoned]
+    if path.abandoned or not others:
         return False
-    _retire(c, path, now)
-    c.control.append((codes.PATH_ABANDON, path.id, error_code))
+    if path.validated and not any(p.validated for p in others):
+        return False
     # The peer answers with an abandon of its own; if that is lost the path goes all the same.
-    path.forget_at = now + 3 * max(path.recovery.pto, c.config.initial_rtt_s)
+    _retire(c, path, now + 3 * max(path.recovery.pto, c.config.initial_rtt_s))
+    c.control.append((codes.PATH_ABANDON, path.id, error_code))
     return True
 
 
-def _retire(c: Connection, path: Path, now: float) -> None:
+def _retire(c: Connection, path: Path, forget_at: float) -> None:
     state = c.multipath
     assert state is not None
     path.abandoned = True
+    path.forget_at = forget_at
     state.abandoned.add(path.id)
     path.challenge = None
     path.probes_pending = 0
@@ -143,6 +205,11 @@ def _retire(c: Connection, path: Path, now: float) -> None:
     if state.selected_id == path.id:
         state.selected_id = None
     c.events.append(events.PathAbandoned(path.id, path.remote))
+    draining = [p for p in c.paths.values() if p.abandoned]
+    while len(draining) > MAX_DRAINING:
+        oldest = min(draining, key=lambda p: p.forget_at or 0.0)
+        draining.remove(oldest)
+        forget(c, oldest)
 
 
 def _raise_max(c: Connection) -> None:
@@ -156,9 +223,22 @@ def _raise_max(c: Connection) -> None:
 
 def forget(c: Connection, path: Path) -> None:
     """Drop what is left of an abandoned path."""
-    c.paths.pop(path.id, None)
-    cids = c.cid_sets.pop(path.id, None)
+    if c.paths.pop(path.id, None) is None:
+        return
+    c.lost_packets_before += path.recovery.lost_packets
+    c.sent_packets_before += path.recovery.sent_packets
+    _forget_cids(c, path.id)
+    if not path.replaced:
+        # The peer's own abandon never came; there is to be another path all the same.
+        path.replaced = True
+        _raise_max(c)
+
+
+def _forget_cids(c: Connection, path_id: int) -> None:
+    cids = c.cid_sets.pop(path_id, None)
     if cids is not None:
+        cids.peer.active = None
+        c.publish_reset_token(cids)
         for local in cids.local:
             c.cids.pop(local.cid, None)
             c.events.append(events.CidRetired(local.cid))
@@ -170,6 +250,7 @@ def on_timer(c: Connection, path: Path, now: float) -> None:
     if at is not None and now >= at:
         path.suspect = True
         c.events.append(events.PathSuspected(path.id))
+        _leave_suspects(c)
     if path.forget_at is not None:
         if now >= path.forget_at:
             forget(c, path)
@@ -210,11 +291,8 @@ def select(c: Connection, path_id: int) -> None:
         return
     previous = c.selected_path
     state.selected_id = path_id
-    if previous is not None and previous.suspect and previous.id != path_id:
-        # What is on its way there is lost, most likely: send it again on the new path at once, and
-        # keep asking on the old one.
-        previous.recovery.discard()
-        previous.ping_pending = True
+    if previous is None or previous.id != path_id:
+        _leave_suspects(c)
     for path in c.paths.values():
         available = path.id == path_id
         if path.abandoned or (path.available == available and path.status_sequence):
@@ -223,6 +301,15 @@ def select(c: Connection, path_id: int) -> None:
         path.status_sequence += 1
         kind = codes.PATH_STATUS_AVAILABLE if available else codes.PATH_STATUS_BACKUP
         c.control.append((kind, path, path.status_sequence))
+
+
+def _leave_suspects(c: Connection) -> None:
+    """Send what is on its way on a suspect path again on the one in use, and keep asking there."""
+    selected = c.selected_path
+    for path in c.paths.values():
+        if path.suspect and path is not selected and not path.abandoned:
+            path.recovery.discard()
+            path.ping_pending = True
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -285,34 +372,76 @@ def on_abandon(c: Connection, path_id: int, error_code: int, now: float) -> None
         # Its challenge never got here. The id is used up all the same: let there be another.
         state.abandoned.add(path_id)
         state.next_id = max(state.next_id, path_id + 1)
-        cids = c.cid_sets.pop(path_id, None)
-        for local in cids.local if cids is not None else ():
-            c.cids.pop(local.cid, None)
-            c.events.append(events.CidRetired(local.cid))
+        _forget_cids(c, path_id)
         c.owe((codes.PATH_ABANDON, path_id, error_code))
         _raise_max(c)
         return
-    if not path.abandoned:
-        _retire(c, path, now)
+    if path.replaced:
+        return
+    path.replaced = True
+    drained_at = now + 3 * path.recovery.pto
+    if path.abandoned:
+        path.forget_at = drained_at
+    else:
+        _retire(c, path, drained_at)
         c.owe((codes.PATH_ABANDON, path_id, error_code))
-        if all(p.abandoned for p in c.paths.values()):
-            c.no_viable_path(now)
+        if state.ends_at is None and not has_open_path(c):
+            state.ends_at = now + NO_PATH_GRACE_S
     _raise_max(c)
-    path.forget_at = now + 3 * path.recovery.pto
+
+
+def has_open_path(c: Connection) -> bool:
+    """Whether data can be sent anywhere."""
+    return any(p.validated and not p.abandoned for p in c.paths.values())
+
+
+def is_stranded(c: Connection, now: float) -> bool:
+    """Whether the peer gave up the last path and no other was opened in time."""
+    state = c.multipath
+    assert state is not None
+    if state.ends_at is None or now < state.ends_at:
+        return False
+    state.ends_at = None
+    return not has_open_path(c)
+
+
+def on_status(c: Connection, path_id: int, sequence: int, available: bool) -> None:
+    """Take a PATH_STATUS frame in: whether the peer means to send data on a path. Only a hint."""
+    state = _state(c, codes.PATH_STATUS_AVAILABLE)
+    if path_id > state.local_max:
+        raise TransportError(
+            codes.PROTOCOL_VIOLATION, "a path id beyond the limit", codes.PATH_STATUS_AVAILABLE
+        )
+    path = c.paths.get(path_id)
+    if path is not None and sequence > path.peer_status_sequence:
+        path.peer_status_sequence = sequence
+        path.peer_available = available
 
 
 def on_max_path_id(c: Connection, value: int) -> None:
     """Take MAX_PATH_ID in."""
     state = _state(c, codes.MAX_PATH_ID)
-    if value > MAX_PATH_ID:
-        raise TransportError(codes.FRAME_ENCODING_ERROR, "path id too large", codes.MAX_PATH_ID)
     if value > state.peer_max:
         state.peer_max = value
         issue_cids(c)
         c.events.append(events.PathsAvailable())
 
 
-def on_blocked(c: Connection, path_id: int, frame: int) -> None:
-    """Check PATHS_BLOCKED and PATH_CIDS_BLOCKED; there is nothing to do but what is done anyway."""
-    if path_id > _state(c, frame).local_max:
-        raise TransportError(codes.PROTOCOL_VIOLATION, "a path id beyond the limit", frame)
+def on_blocked(c: Connection, path_id: int) -> None:
+    """Check PATHS_BLOCKED; the limit rises by itself when a path ends."""
+    if path_id > _state(c, codes.PATHS_BLOCKED).local_max:
+        raise TransportError(
+            codes.PROTOCOL_VIOLATION, "a path id beyond the limit", codes.PATHS_BLOCKED
+        )
+
+
+def on_cids_blocked(c: Connection, path_id: int, sequence: int) -> None:
+    """Take PATH_CIDS_BLOCKED in: issue a connection id, if none was for this path."""
+    frame = codes.PATH_CIDS_BLOCKED
+    cids = find_cids(c, path_id, frame)
+    if cids is None:
+        return
+    if sequence > cids.next_sequence:
+        raise TransportError(codes.PROTOCOL_VIOLATION, "an id never issued was awaited", frame)
+    if not cids.next_sequence and path_id <= _state(c, frame).usable_max:
+        c.issue_cids(cids, 1)

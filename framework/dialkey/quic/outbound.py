@@ -29,6 +29,8 @@ MAX_BURST: Final = 44
 SCRATCH_BYTES: Final = 65_535
 _MIN_PAYLOAD: Final = 4
 """Shorter payloads are padded, so that the header-protection sample exists (RFC 9001 5.4.2)."""
+_SMALLEST_PROBE: Final = 64
+"""Room for a packet with a PATH_CHALLENGE or PATH_RESPONSE and no padding."""
 _MAX_STREAM_HEAD: Final = 1 + 8 + 8 + 2
 PACKET_OVERHEAD: Final = 1 + CID_LENGTH + 4 + TAG_LENGTH
 _ROOM_LEFT: Final = 128
@@ -235,6 +237,11 @@ def _send_lone(
         acks = [path]
     parts.extend(_write_acks(c, acks, now))
     used = sum(map(len, parts))
+    if not has_data and not path.validated and path.amplification_room() < used + PACKET_OVERHEAD:
+        # More from there makes room, and sets the timer anew.
+        path.ack_at = None
+        path.ack_pending = 1
+        return 0
     if has_data and carries_data:
         used = _add_control(c, parts, frames, used, budget)
         used = _add_datagrams(c, parts, frames, used, budget)
@@ -624,6 +631,10 @@ def _send_responses(c: Connection, path: Path, cid: bytes, now: float, send: Sen
             frame += bytes((codes.PING,))
             if path.validated or path.amplification_room() >= BASE_BYTES:
                 frame += bytes(room - len(frame))
+            elif path.amplification_room() < _SMALLEST_PROBE:
+                # Whoever asked may ask again, and sends more with it.
+                path.responses.clear()
+                return
             packet = seal_packet(c, path, frame, cid)
             _emit(c, path, packet, [(codes.PATH_RESPONSE,)], now, send)
         path.responses.popleft()
@@ -640,7 +651,7 @@ def _send_challenge(c: Connection, path: Path, cid: bytes, now: float, send: Sen
     frame = bytes((codes.PATH_CHALLENGE,)) + path.new_challenge_token(now)
     if path.validated or path.amplification_room() >= BASE_BYTES:
         frame += bytes(room - len(frame))
-    elif path.amplification_room() < 64:
+    elif path.amplification_room() < _SMALLEST_PROBE:
         return
     packet = seal_packet(c, path, frame, cid)
     _emit(c, path, packet, [(codes.PATH_CHALLENGE,)], now, send)

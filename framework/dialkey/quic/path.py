@@ -35,6 +35,8 @@ section 13.2.2); a flush follows each batch that was read, so under load one cov
 CHALLENGE_STEP_S: Final = 2.0
 SUSPECT_AFTER_S: Final = 0.5
 """A path that answers nothing for three round trips, and at least so long, is left for another."""
+HUSH_S: Final = 0.5
+"""Silence after stream data arrived that makes a client ask whether the path still works."""
 PATH_IDLE_TIMEOUT_S: Final = 15.0
 """A silent path is abandoned after so long, while there are others: iroh's own number."""
 
@@ -128,15 +130,17 @@ class PathCids:
         local: ids of ours that the peer may use, oldest first.
         next_sequence: sequence number of the next id of ours.
         peer: ids that the peer gave us.
+        published_token: the reset token that the connection's owner was told of.
     """
 
-    __slots__ = ("id", "local", "next_sequence", "peer")
+    __slots__ = ("id", "local", "next_sequence", "peer", "published_token")
 
     def __init__(self, path_id: int, peer_cid: PeerCid | None = None) -> None:
         self.id = path_id
         self.local: list[LocalCid] = []
         self.next_sequence = 0
         self.peer = PeerCids(peer_cid)
+        self.published_token: bytes | None = None
 
 
 @attrs.define
@@ -160,10 +164,14 @@ class Path:
         limited: whether little may be sent to `remote` until it is validated; only a server is.
         abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
+        replaced: whether the peer may use another path id for this one, which is over.
         waiting_since: when something was sent that must be acknowledged, and nothing was since.
+        is_receiving: whether the last thing to happen was that a client received stream data.
         suspect: whether that has lasted so long that the path is probably dead.
         idle_timeout_s: how long the path may be silent while there are others.
         available, status_sequence: what we last told the peer of our use of it.
+        peer_available, peer_status_sequence: what the peer last told us of its own use.
+        bytes_sent, bytes_received: what this path carried so far, in whole datagrams.
     """
 
     __slots__ = (
@@ -178,21 +186,27 @@ class Path:
         "forget_at",
         "id",
         "idle_timeout_s",
+        "is_receiving",
         "largest_received_time",
         "last_activity",
         "last_received",
         "limited",
         "mtu",
         "next_number",
+        "peer_available",
+        "peer_status_sequence",
         "ping_pending",
         "previous_remote",
         "probes_pending",
         "received",
         "recovery",
         "remote",
+        "replaced",
         "responses",
         "status_sequence",
         "suspect",
+        "unproven_received",
+        "unproven_sent",
         "validated",
         "waiting_since",
     )
@@ -220,7 +234,11 @@ class Path:
         self.idle_timeout_s = PATH_IDLE_TIMEOUT_S
         self.available = True
         self.status_sequence = 0
+        self.peer_available = True
+        self.peer_status_sequence = 0
+        self.replaced = False
         self.suspect = False
+        self.is_receiving = False
         self.waiting_since: float | None = None
         self.last_received = 0.0
         self.mtu = MtuDiscovery(max_datagram)
@@ -242,6 +260,9 @@ class Path:
         self.ping_pending = False
         self.bytes_received = 0
         self.bytes_sent = 0
+        # Of these, what is older than the address now in use.
+        self.unproven_received = 0
+        self.unproven_sent = 0
         self.last_activity = 0.0
 
     def start_challenge(self, now: float, deadline: float | None = None) -> None:
@@ -265,8 +286,25 @@ class Path:
         """When the path becomes suspect if nothing comes; None while nothing is awaited."""
         if self.waiting_since is None or self.suspect or self.abandoned:
             return None
+        if not self.validated and self.previous_remote is None:
+            # It never worked: there is nothing to be left.
+            return None
         patience = 3 * (self.recovery.srtt + self.recovery.max_ack_delay)
         return self.waiting_since + max(SUSPECT_AFTER_S, patience)
+
+    def ping_at(self, keep_alive_s: float) -> float:
+        """Return when to ask whether the path still works.
+
+        A receiver sends nothing that is answered, so it would not notice for long that data stopped
+        because the path died; and only a client can open another.
+        """
+        hush_s = HUSH_S if self.is_receiving and keep_alive_s > HUSH_S else keep_alive_s
+        return self.last_activity + hush_s
+
+    @property
+    def may_carry_data(self) -> bool:
+        """Whether `remote`, or where the path led before a migration, has proved that it receives."""
+        return self.validated or self.previous_remote is not None
 
     def ack_is_due(self, now: float) -> bool:
         """Whether what arrived should be acknowledged now."""
@@ -276,7 +314,8 @@ class Path:
         """Return how many bytes may go to an address that is not validated (RFC 9000 section 8.1)."""
         if not self.limited:
             return 1 << 30
-        return 3 * self.bytes_received - self.bytes_sent
+        received = self.bytes_received - self.unproven_received
+        return 3 * received - (self.bytes_sent - self.unproven_sent)
 
     def migrate(self, remote: Address, *, same_host: bool, initial_rtt: float) -> None:
         """Follow the peer to `remote`; it is to be validated before much is sent there."""
@@ -285,8 +324,8 @@ class Path:
         self.remote = remote
         self.validated = False
         self.limited = True
-        self.bytes_received = 0
-        self.bytes_sent = 0
+        self.unproven_received = self.bytes_received
+        self.unproven_sent = self.bytes_sent
         if not same_host:
             # Another network: nothing learnt about the old one holds.
             recovery = self.recovery

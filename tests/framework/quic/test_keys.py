@@ -109,7 +109,7 @@ def test_an_update_turns_both_directions_of_both_sides() -> None:
 def test_the_next_update_waits_until_the_peer_acknowledged_this_one() -> None:
     here, _ = protections()
     assert here.initiate_update(0.0, 1.0, {0: 5, 1: 2})
-    here.confirm_update()
+    here.confirm_update(0.0, 1.0)
     assert not here.initiate_update(0.0, 1.0, {})
     here.on_acknowledged(0, 4)
     here.on_acknowledged(1, 1)
