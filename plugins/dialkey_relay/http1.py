@@ -30,6 +30,7 @@ __all__ = [
     "bearer_token",
     "check_upgrade",
     "check_upgrade_response",
+    "is_token",
     "upgrade_request",
     "upgrade_response",
 ]
@@ -301,6 +302,11 @@ def bearer_token(request: Request) -> str | None:
 # --- the upgrade, client side -------------------------------------------------------------------
 
 
+def is_token(value: object) -> bool:
+    """Say whether a header can carry this as a bearer token."""
+    return isinstance(value, str) and value != "" and value.isascii() and value.isprintable()
+
+
 def upgrade_request(
     host: str,
     target: str,
@@ -331,7 +337,7 @@ def upgrade_request(
         f"sec-websocket-protocol: {', '.join(version.subprotocol for version in versions)}",
     ]
     if token is not None:
-        if not token or not all(" " <= character <= "~" for character in token):
+        if not is_token(token):
             raise ValueError("a relay token is made of printable ASCII characters")
         lines.append(f"authorization: Bearer {token}")
     lines += [f"{name}: {value}" for name, value in headers]

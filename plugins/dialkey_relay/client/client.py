@@ -31,9 +31,16 @@ from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.client.link import Link
 from dialkey_relay.client.machine import ClientMachine, Established, Event
 from dialkey_relay.client.status import ClientState, ClientStatus, Token
-from dialkey_relay.errors import InvalidGrant, RelayUnreachable
-from dialkey_relay.frames import Datagrams, Restarting
-from dialkey_relay.grants import PREFIX, Grant
+from dialkey_relay.client.tokens import fetch, refresh_in
+from dialkey_relay.errors import RelayUnreachable
+from dialkey_relay.frames import (
+    HEALTH_TEXTS,
+    Datagrams,
+    Health,
+    Restarting,
+    Status,
+    StatusCode,
+)
 
 __all__ = ["RelayClient"]
 
@@ -51,9 +58,6 @@ STUCK_S: Final = 30.0
 DRAIN_S: Final = 1.0
 """How long a replaced connection stays open for what is on its way to us."""
 
-REFRESH_AT: Final = 0.75
-"""The part of a grant's life after which its successor is fetched."""
-
 MIN_REFRESH_S: Final = 1.0
 MAX_KEPT: Final = 32
 KEEP_S: Final = 3.0
@@ -62,6 +66,12 @@ whose loss would cost a second. Iroh empties its queues at this interval."""
 
 MAX_QUEUED: Final = 512
 """Received batches that wait for `receive`; iroh's own number."""
+
+
+NOTICES: Final[dict[int, str]] = {
+    StatusCode.SAME_ENDPOINT_ID_CONNECTED: HEALTH_TEXTS[StatusCode.SAME_ENDPOINT_ID_CONNECTED],
+    StatusCode.RATE_LIMITED: "This endpoint sends more than the relay allows; it is slowed down.",
+}
 
 
 class RelayClient:
@@ -138,7 +148,11 @@ class RelayClient:
         if self._link is not None:
             self._link.close()
             self._link = None
-        self._set(attrs.evolve(self._status, state=ClientState.STOPPED, rtt_s=None, version=None))
+        self._set(
+            attrs.evolve(
+                self._status, state=ClientState.STOPPED, rtt_s=None, version=None, notice=None
+            )
+        )
 
     async def __aenter__(self) -> RelayClient:
         self.start()
@@ -265,10 +279,27 @@ class RelayClient:
                 self._restarting = event
                 logger.info("relay %s restarts", self.url)
                 link.abort("the relay restarts")
+            elif isinstance(event, Status | Health):
+                if link is self._link:
+                    self._note(event)
             else:
                 logger.debug("relay %s: %s", self.url, event)
         if batches:
             self._on_datagrams(batches)
+
+    def _note(self, remark: Status | Health) -> None:
+        """Keep what the relay thinks of this connection, and log what somebody should know."""
+        notice: str | None
+        if isinstance(remark, Health):
+            healthy = remark.text in ("", HEALTH_TEXTS[StatusCode.HEALTHY])
+            notice = None if healthy else remark.text
+        elif remark.code == StatusCode.HEALTHY:
+            notice = None
+        else:
+            notice = NOTICES.get(remark.code, f"status {remark.code}")
+        if notice is not None:
+            logger.warning("relay %s: %s", self.url, notice)
+        self._set(attrs.evolve(self._status, notice=notice))
 
     # --- from outside ---------------------------------------------------------------------------
 
@@ -289,6 +320,8 @@ class RelayClient:
 
     async def _run(self) -> None:
         while True:
+            # From here on, so that what changes during an attempt is not slept over after it.
+            self._poke.clear()
             self._set(
                 attrs.evolve(
                     self._status, state=ClientState.CONNECTING, attempts=self._status.attempts + 1
@@ -307,7 +340,12 @@ class RelayClient:
             reason = await self._serve()
             self._set(
                 attrs.evolve(
-                    self._status, state=ClientState.WAITING, error=reason, rtt_s=None, version=None
+                    self._status,
+                    state=ClientState.WAITING,
+                    error=reason,
+                    rtt_s=None,
+                    version=None,
+                    notice=None,
                 )
             )
             await self._pause(self._delay_after(link))
@@ -321,8 +359,7 @@ class RelayClient:
         return self._backoff.lost(lasted)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, unless the network changes."""
-        self._poke.clear()
+        """Wait, unless the network or the token has changed."""
         try:
             async with asyncio.timeout(seconds):
                 await self._poke.wait()
@@ -345,7 +382,8 @@ class RelayClient:
             self._attempt = None
 
     async def _connect(self) -> Link:
-        token = await self._fetch_token()
+        source = self._token
+        token = await fetch(source, DIAL_TIMEOUT_S)
         link: Link | None = None
 
         def make_machine(transport: asyncio.BaseTransport) -> ClientMachine:
@@ -377,32 +415,16 @@ class RelayClient:
                 ) from None
             raise
         self._plan_refresh(token)
+        if self._token is not source:
+            # Another was set while this one was on its way.
+            self._refresh_at = 0.0
         return link
-
-    async def _fetch_token(self) -> str | None:
-        if not callable(self._token):
-            return self._token
-        try:
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
-                return await self._token()
-        except DialkeyError:
-            raise
-        except Exception as error:
-            # The application's own code; its failure is one failed attempt, not the end.
-            raise RelayUnreachable(f"no token could be fetched: {error!r}") from error
 
     def _plan_refresh(self, token: str | None) -> None:
         """Find out from a grant when its successor is needed."""
-        self._refresh_at = None
-        if not callable(self._token) or token is None or not token.startswith(PREFIX):
-            return
-        try:
-            grant = Grant.parse(token)
-        except InvalidGrant:
-            return
-        left = grant.issued_at + grant.lifetime_s * REFRESH_AT - self._clock()
+        left = refresh_in(token, self._clock()) if callable(self._token) else None
         now = asyncio.get_running_loop().time()
-        self._refresh_at = now + max(left, MIN_REFRESH_S)
+        self._refresh_at = None if left is None else now + max(left, MIN_REFRESH_S)
 
     def _adopt(self, link: Link) -> None:
         previous, self._link = self._link, link
@@ -418,6 +440,7 @@ class RelayClient:
                 state=ClientState.CONNECTED,
                 version=link.machine.version,
                 error=None,
+                notice=None,
                 attempts=0,
                 connects=self._status.connects + 1,
             )

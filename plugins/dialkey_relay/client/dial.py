@@ -106,7 +106,14 @@ class _Proxy:
 
     @classmethod
     def parse(cls, text: str) -> _Proxy:
-        parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+        try:
+            parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+            port = parts.port
+        except ValueError:
+            # Not the text: it may hold a password.
+            raise InvalidInput(
+                "the proxy is no URL", hint="write it like http://user:password@host:port"
+            ) from None
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise InvalidInput(
                 f"a proxy with scheme {parts.scheme!r} is not supported",
@@ -119,7 +126,7 @@ class _Proxy:
             password = urllib.parse.unquote(parts.password or "")
             encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
             authorization = f"Basic {encoded}"
-        return cls(parts.hostname, parts.port or (443 if is_tls else 80), is_tls, authorization)
+        return cls(parts.hostname, port or (443 if is_tls else 80), is_tls, authorization)
 
 
 class _Tunnel(asyncio.Protocol):
@@ -174,12 +181,19 @@ class Dialer:
     """How to get to relays.
 
     Attributes:
-        tls: for ``https``; the system's roots if None.
+        tls: for ``https``, also of the proxy; the system's roots if None.
         proxy: the URL of a proxy, "" for none, None for what the environment says.
+
+    Raises:
+        InvalidInput: the proxy is no URL of an HTTP proxy.
     """
 
     tls: ssl.SSLContext | None = None
-    proxy: str | None = None
+    proxy: str | None = attrs.field(default=None, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.proxy:
+            _Proxy.parse(self.proxy)
 
     async def open(self, target: Target, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """Connect; the protocol's `connection_made` gets the transport.
@@ -188,11 +202,11 @@ class Dialer:
 
         Raises:
             RelayUnreachable: nobody answers there, or TLS fails; the message tells which.
+            InvalidInput: the proxy that the environment names is no URL of an HTTP proxy.
         """
-        proxy = proxy_from_environment(target) if self.proxy is None else self.proxy or None
-        context: ssl.SSLContext | None = None
-        if target.is_tls:
-            context = self.tls if self.tls is not None else _system_tls()
+        found = proxy_from_environment(target) if self.proxy is None else self.proxy or None
+        proxy = _Proxy.parse(found) if found is not None else None
+        context = self._context() if target.is_tls else None
         try:
             if proxy is None:
                 await asyncio.get_running_loop().create_connection(
@@ -205,7 +219,7 @@ class Dialer:
                     interleave=1,
                 )
             else:
-                await self._through(_Proxy.parse(proxy), target, context, protocol)
+                await self._through(proxy, target, context, protocol)
         except ssl.SSLCertVerificationError as error:
             raise RelayUnreachable(
                 f"the certificate of {target.host} is not trusted: {error.verify_message}",
@@ -213,10 +227,19 @@ class Dialer:
             ) from error
         except ssl.SSLError as error:
             raise RelayUnreachable(f"TLS with {target.host} failed: {error.reason}") from error
+        except UnicodeError:
+            # From the resolver: strangers write such names into addresses, too.
+            raise RelayUnreachable(f"{target.host} cannot be the name of a host") from None
         except OSError as error:
+            where = f"{target.host} port {target.port}"
+            if proxy is not None:
+                where = f"the proxy {proxy.host} port {proxy.port}"
             raise RelayUnreachable(
-                f"no connection to {target.host} port {target.port}: {error.strerror or error}"
+                f"no connection to {where}: {error.strerror or error}"
             ) from error
+
+    def _context(self) -> ssl.SSLContext:
+        return self.tls if self.tls is not None else _system_tls()
 
     async def _through(
         self,
@@ -226,7 +249,7 @@ class Dialer:
         protocol: Callable[[], asyncio.BaseProtocol],
     ) -> None:
         loop = asyncio.get_running_loop()
-        proxy_tls = _system_tls() if proxy.is_tls else None
+        proxy_tls = self._context() if proxy.is_tls else None
         transport, tunnel = await loop.create_connection(
             lambda: _Tunnel(proxy, target),
             proxy.host,

@@ -38,6 +38,7 @@ class ClientStatus:
         connects: how often it got connected.
         watchdog_kills: how often the watchdog had to step in.
         dropped: batches that could not be sent or were not fetched in time.
+        notice: what the relay says is wrong with this connection, in English; None when all is well.
     """
 
     state: ClientState
@@ -48,3 +49,4 @@ class ClientStatus:
     connects: int = 0
     watchdog_kills: int = 0
     dropped: int = 0
+    notice: str | None = None

@@ -1,24 +1,28 @@
-"""The relay client on loopback: connecting, coming back, tokens, proxies, TLS, the watchdog."""
+"""The relay client on loopback: connecting, coming back, versions, tokens, the watchdog."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import functools
 import time
 
+import attrs
 import pytest
 
-from dialkey.errors import LocalError
+from dialkey.errors import InvalidInput, LocalError
 from dialkey.identity import SecretKey
+from dialkey_relay import session as session_module
 from dialkey_relay.access import AllowList, Everyone, GrantRule, SharedTokens
 from dialkey_relay.client import client as client_module
+from dialkey_relay.client import machine as machine_module
 from dialkey_relay.client.client import RelayClient
-from dialkey_relay.client.dial import Dialer, default_tls
+from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.status import ClientState
 from dialkey_relay.errors import RelayDenied, RelayUnreachable, RelayUpgradeError
+from dialkey_relay.frames import RelayVersion, StatusCode
 from dialkey_relay.grants import Grant, GrantVerifier
+from dialkey_relay.http1 import Upgrade, upgrade_request
 from dialkey_relay.server.server import RelayOptions, RelayServer
-from dialkey_relay.server.tls import TlsFiles
 
 A, B = SecretKey(b"\x01" * 32), SecretKey(b"\x02" * 32)
 ISSUER = SecretKey(b"\x03" * 32)
@@ -188,6 +192,81 @@ async def test_a_relay_that_accepts_and_says_nothing(monkeypatch) -> None:
     server.close()
 
 
+# --- both versions of the protocol ----------------------------------------------------------------
+
+
+@pytest.fixture
+def old_relays(monkeypatch):
+    """Make relays of this process answer with version 1, as those before iroh 0.98."""
+    genuine = session_module.check_upgrade
+
+    def check(request):
+        found = genuine(request)
+        return attrs.evolve(found, version=RelayVersion.V1) if isinstance(found, Upgrade) else found
+
+    monkeypatch.setattr(session_module, "check_upgrade", check)
+
+
+async def test_version_1_on_both_ends(old_relays) -> None:
+    async with RelayServer([Everyone()], OPEN) as relay, client(relay, A) as first:
+        await first.connected()
+        assert first.status.version is RelayVersion.V1
+        assert first.send(A.id, b"aabbc", 2)
+        assert (await first.receive()).split() == [b"aa", b"bb", b"c"]
+        async with client(relay, A) as second:
+            await second.connected()
+            status = await until(first, lambda status: status.notice is not None)
+            assert "took over" in status.notice
+        status = await until(first, lambda status: status.notice is None)
+        assert status.connects == 1
+
+
+async def test_an_old_client_and_a_new_one_on_one_relay() -> None:
+    """The relay of version 2 speaks version 1 with whoever asks for nothing else."""
+
+    async with RelayServer([Everyone()], OPEN) as relay, client(relay, B) as new:
+        await new.connected()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                machine_module,
+                "upgrade_request",
+                functools.partial(upgrade_request, versions=(RelayVersion.V1,)),
+            )
+            old = client(relay, A)
+            old.start()
+            await old.connected()
+        assert (old.status.version, new.status.version) == (RelayVersion.V1, RelayVersion.V2)
+        old.send(B.id, b"to the new one")
+        assert (await new.receive()).content == b"to the new one"
+        new.send(A.id, b"xxyy", 2)
+        assert (await old.receive()).split() == [b"xx", b"yy"]
+        await old.close()
+
+
+async def test_what_the_relay_says_of_a_connection_is_in_its_status(caplog) -> None:
+    async with RelayServer([Everyone()], OPEN) as relay, client(relay, A) as first:
+        await first.connected()
+        async with client(relay, A) as second:
+            await second.connected()
+            status = await until(first, lambda status: status.notice is not None)
+            assert "took over" in status.notice
+            assert status.state is ClientState.CONNECTED
+        await until(first, lambda status: status.notice is None)
+        (peer,) = relay.hub.peers()
+        relay.hub.tell(peer, StatusCode.RATE_LIMITED)
+        relay.flush_ready()
+        status = await until(first, lambda status: status.notice is not None)
+        assert "slowed down" in status.notice
+        relay.hub.tell(peer, StatusCode.HEALTHY)
+        relay.flush_ready()
+        await until(first, lambda status: status.notice is None)
+        relay.hub.send_control(peer, b"\x0d\x63")
+        relay.flush_ready()
+        status = await until(first, lambda status: status.notice is not None)
+        assert status.notice == "status 99"
+    assert first.status.notice is None
+
+
 # --- tokens -------------------------------------------------------------------------------------
 
 
@@ -255,6 +334,84 @@ async def test_a_grant_is_renewed_before_it_ends_without_a_gap(monkeypatch) -> N
         assert relay.hub.counters.send_packets_dropped == 0
 
 
+@pytest.mark.parametrize("bad", ["", "two\r\nlines", "ä", 7])
+async def test_a_token_that_no_header_can_carry_is_told(bad) -> None:
+    tokens = [bad, "s"]
+
+    async def fetch():
+        return tokens.pop(0)
+
+    async with (
+        RelayServer([SharedTokens(["s"])], OPEN) as relay,
+        client(relay, A, token=fetch) as a,
+    ):
+        status = await until(a, lambda status: status.error is not None)
+        assert isinstance(status.error, InvalidInput)
+        assert "printable" in str(status.error)
+        await a.connected()
+
+
+async def test_a_token_that_is_set_while_another_is_on_its_way_is_used(monkeypatch) -> None:
+    monkeypatch.setattr(client_module, "DRAIN_S", 0.01)
+    asked = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def slow():
+        asked.set()
+        await go_on.wait()
+        return "old"
+
+    seen = []
+
+    class Watching(SharedTokens):
+        async def check(self, request):
+            seen.append(request.token)
+            return await super().check(request)
+
+    rule = Watching(["old", "new"])
+    async with RelayServer([rule], OPEN) as relay, client(relay, A, token=slow) as a:
+        await asked.wait()
+        a.set_token("new")
+        go_on.set()
+        await until(a, lambda status: status.connects == 2)
+        assert seen == ["old", "new"]
+        # The same where the first is refused: no back-off before the second.
+        rule.replace(["newer"])
+        asked.clear()
+        go_on.clear()
+        a.set_token(slow)
+        await asked.wait()
+        relay.disconnect(A.id)
+        a.set_token("newer")
+        go_on.set()
+        await until(a, lambda status: status.connects == 3)
+
+
+async def test_a_network_that_changes_during_an_attempt_is_not_slept_over() -> None:
+    """What changed may be what the attempt failed of; waiting first would be a pity."""
+    dialling = asyncio.Event()
+
+    class Slow(Dialer):
+        tries = 0
+
+        async def open(self, target, protocol):
+            Slow.tries += 1
+            if Slow.tries == 1:
+                dialling.set()
+                await asyncio.Event().wait()
+            await super().open(target, protocol)
+
+    async with RelayServer([Everyone()], OPEN) as relay:
+        a = client(relay, A, dialer=Slow(proxy=""))
+        a._backoff.failed = lambda: 1000.0
+        async with a:
+            await dialling.wait()
+            a.network_changed()
+            a._attempt.cancel()
+            async with asyncio.timeout(10):
+                await a.connected()
+
+
 async def test_another_token_is_used_at_once() -> None:
     rule = SharedTokens(["old", "new"])
     async with RelayServer([rule], OPEN) as relay, client(relay, A, token="old") as a:
@@ -264,101 +421,6 @@ async def test_another_token_is_used_at_once() -> None:
         rule.replace(["new"])
         await eventually(lambda: relay.connection_count == 1)
         assert relay.recheck() == 0
-
-
-# --- TLS and proxies ----------------------------------------------------------------------------
-
-
-def tls_relay(certificate):
-    options = RelayOptions(
-        http=None, https=("127.0.0.1", 0), tls=TlsFiles(certificate.chain, certificate.key)
-    )
-    return RelayServer([Everyone()], options)
-
-
-async def test_tls_with_added_roots(certificate) -> None:
-    dialer = Dialer(tls=default_tls(str(certificate.chain)), proxy="")
-    async with tls_relay(certificate) as relay:
-        port = relay.addresses[0][1]
-        async with client(f"https://localhost:{port}/", dialer=dialer) as a:
-            await a.connected()
-
-
-async def test_an_unknown_authority_is_named_as_the_reason(certificate) -> None:
-    async with tls_relay(certificate) as relay, client(relay) as a:
-        status = await until(a, lambda status: status.error is not None)
-        assert "not trusted" in str(status.error)
-
-
-class Proxy:
-    """An HTTP proxy that knows CONNECT, with or without a password."""
-
-    def __init__(self, password=None):
-        self.password = password
-        self.requests = []
-        self._tasks = set()
-
-    async def __aenter__(self):
-        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
-        self.port = self.server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *exc_info):
-        self.server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def serve(self, reader, writer):
-        self._tasks.add(asyncio.current_task())
-        try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.requests.append(head)
-            wanted = base64.b64encode(f"user:{self.password}".encode()).decode()
-            if self.password and f"Proxy-Authorization: Basic {wanted}" not in head:
-                writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
-                return
-            host, _, port = head.split()[1].rpartition(":")
-            far_reader, far_writer = await asyncio.open_connection(host, int(port))
-            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            try:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(self.pump(reader, far_writer))
-                    group.create_task(self.pump(far_reader, writer))
-            finally:
-                far_writer.close()
-        finally:
-            writer.close()
-
-    async def pump(self, reader, writer):
-        while data := await reader.read(65_536):
-            writer.write(data)
-        writer.close()
-
-
-@pytest.mark.parametrize("is_tls", [False, True])
-async def test_through_a_proxy(certificate, is_tls) -> None:
-    relay = tls_relay(certificate) if is_tls else RelayServer([Everyone()], OPEN)
-    async with Proxy(password="p@ss") as proxy, relay:
-        dialer = Dialer(
-            tls=default_tls(str(certificate.chain)),
-            proxy=f"http://user:p%40ss@127.0.0.1:{proxy.port}",
-        )
-        async with client(relay, A, dialer=dialer) as a:
-            await a.connected()
-            a.send(A.id, b"through")
-            assert (await a.receive()).content == b"through"
-        port = relay.addresses[0][1]
-        assert proxy.requests[0].startswith(f"CONNECT 127.0.0.1:{port} HTTP/1.1\r\n")
-
-
-async def test_a_proxy_that_refuses() -> None:
-    async with Proxy(password="x") as proxy, RelayServer([Everyone()], OPEN) as relay:
-        dialer = Dialer(proxy=f"http://127.0.0.1:{proxy.port}")
-        async with client(relay, A, dialer=dialer) as a:
-            status = await until(a, lambda status: status.error is not None)
-            assert "407" in str(status.error)
-            assert "credentials" in str(status.error)
 
 
 # --- the watchdog -------------------------------------------------------------------------------
