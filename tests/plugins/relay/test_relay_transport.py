@@ -1,4 +1,4 @@
-"""The relay as transport of endpoints: home, failover, other relays, and real iroh endpoints."""
+"""The relay as transport of endpoints: home, failover, other relays."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from dialkey import Endpoint, Router
 from dialkey.errors import DialkeyError, LocalError
-from dialkey.identity import EndpointAddr, EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey
+from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
     AllowList,
     Everyone,
@@ -337,42 +337,6 @@ async def test_connections_survive_a_relay_that_restarts(monkeypatch) -> None:
         connection.close()
         serving.cancel()
     await successor.close()
-
-
-@pytest.mark.interop
-@pytest.mark.parametrize("size", [100_000, pytest.param(20_000_000, marks=pytest.mark.slow)])
-async def test_we_dial_a_real_endpoint(wheel, size) -> None:
-    async with RelayServer([Everyone()], OPEN) as server:
-        peer = await wheel("--secret", A.to_hex(), "--relay", server.url, "--serve")
-        assert (await peer.line())["online"]
-        relay = Relay(server.url, proxy="")
-        async with bind(B, relay) as b:
-            addr = EndpointAddr(A.id, [RelayAddr(RelayUrl(server.url))])
-            connection = await b.connect(addr, ALPN)
-            async with asyncio.timeout(100):
-                assert await echo(connection, size)
-            connection.close()
-        assert server.hub.counters.protocol_errors == 0
-
-
-@pytest.mark.interop
-@pytest.mark.parametrize("size", [100_000, pytest.param(20_000_000, marks=pytest.mark.slow)])
-async def test_a_real_endpoint_dials_us(wheel, size) -> None:
-    async with RelayServer([Everyone()], OPEN) as server:
-        relay = Relay(server.url, proxy="")
-        async with bind(A, relay) as a, Router(a) as router:
-            router.accept(ALPN, Echo())
-            serving = asyncio.create_task(router.serve())
-            await online(relay.of(a))
-            peer = await wheel(
-                *("--secret", B.to_hex(), "--relay", server.url),
-                *("--dial", str(a.id), "--bytes", str(size)),
-            )
-            assert (await peer.line())["online"]
-            assert (await peer.line(timeout=100))["same"]
-            await peer.stop()
-            serving.cancel()
-        assert server.hub.counters.protocol_errors == 0
 
 
 def test_path_addresses_are_values() -> None:

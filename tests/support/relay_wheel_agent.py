@@ -77,6 +77,7 @@ async def main() -> None:
     parser.add_argument("--online-timeout", type=float, default=10)
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--dial")
+    parser.add_argument("--remote-relay", help="where to dial; by default our own relay")
     parser.add_argument("--bytes", type=int, default=1000)
     options = parser.parse_args()
     iroh.iroh_ffi.uniffi_set_event_loop(asyncio.get_running_loop())  # type: ignore[arg-type]
@@ -98,7 +99,7 @@ async def main() -> None:
     else:
         say(id=str(endpoint.id()), online=True, online_s=time.perf_counter() - began)
         if options.dial:
-            await dial(endpoint, options.relay, options.dial, options.bytes)
+            await dial(endpoint, options.remote_relay or options.relay, options.dial, options.bytes)
     await until_stdin_ends()
     await endpoint.close()
 
