@@ -75,7 +75,8 @@ def relay(
             return
 
         plugins = Plugins()
-        plugins.load_entry_points(skip_broken=True)
+        # None is skipped: it could be the one that keeps strangers out.
+        plugins.load_entry_points()
         await serve(
             read, lambda running: _announce(output, running.relay.addresses), plugins=plugins
         )

@@ -39,7 +39,9 @@ from dialkey_relay.observed import (
 )
 from dialkey_relay.rates import Rate
 from dialkey_relay.server import qad
+from dialkey_relay.server.config import parse
 from dialkey_relay.server.qad import PRIVATE_NAMES, QadServer, ReportingConnection
+from dialkey_relay.server.running import RunningRelay
 from dialkey_relay.server.tls import TlsFiles
 
 
@@ -309,3 +311,16 @@ async def test_a_new_certificate_is_used(server, make_certificate, ask) -> None:
 
 def test_aioquic_still_uses_the_name_that_the_test_replaces() -> None:
     assert aioquic_connection.QuicConnection is QuicConnection
+
+
+async def test_a_configured_relay_serves_it(certificate, ask) -> None:
+    text = (
+        'http_bind_addr = "127.0.0.1:0"\nenable_metrics = false\naccess = "everyone"\n'
+        'enable_quic_addr_discovery = true\n[tls]\ncert_mode = "Manual"\n'
+        f'manual_cert_path = "{certificate.chain}"\nmanual_key_path = "{certificate.key}"\n'
+        'https_bind_addr = "127.0.0.1:0"\nquic_bind_addr = "127.0.0.1:0"\n'
+    )
+    async with RunningRelay(lambda: parse(text)) as running, ask(running.qad) as client:
+        report = await client.report()
+        assert (report.ip.is_loopback, report.port) == (True, client.port)
+        assert running.snapshot().counters.qad_connections == 1

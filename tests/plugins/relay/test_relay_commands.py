@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import json
 import signal
 import sys
@@ -91,6 +92,18 @@ def test_help_is_quick_to_import() -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_plugin_that_cannot_be_loaded_keeps_the_relay_shut(monkeypatch, tmp_path) -> None:
+    """It could be the one with `dialkey_relay_admit`: an open door would be the wrong answer."""
+    path = tmp_path / "relay.toml"
+    path.write_text('http_bind_addr = "127.0.0.1:0"\naccess = "everyone"\n')
+    broken = importlib.metadata.EntryPoint("doorman", "no_such_module", "dialkey")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [broken])
+    result = invoke("--config", str(path))
+    assert result.exit_code != 0
+    assert "'doorman'" in result.stderr
+    assert "listening" not in result.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
