@@ -450,15 +450,16 @@ class Connection:
     @property
     def selected_path(self) -> Path | None:
         """The path that carries application data: the owner's choice, else the best there is."""
+        chosen = suspect = unproven = None
         if self.multipath is not None and self.multipath.selected_id is not None:
             chosen = self.paths.get(self.multipath.selected_id)
-            if chosen is not None and not chosen.abandoned:
+            if chosen is not None and chosen.validated and not chosen.abandoned:
                 return chosen
-        suspect = unproven = None
         for path in self.paths.values():
             if not path.abandoned:
                 if not path.validated:
-                    unproven = unproven or path
+                    # The owner's choice, on its way to another address, before any that is new.
+                    unproven = path if path is chosen else unproven or path
                 elif path.suspect:
                     suspect = suspect or path
                 else:

@@ -239,8 +239,9 @@ def _send_lone(
     used = sum(map(len, parts))
     if not has_data and not path.validated and path.amplification_room() < used + PACKET_OVERHEAD:
         # More from there makes room, and sets the timer anew.
-        path.ack_at = None
-        path.ack_pending = 1
+        for each in acks:
+            each.ack_at = None
+            each.ack_pending = 1
         return 0
     if has_data and carries_data:
         used = _add_control(c, parts, frames, used, budget)

@@ -106,6 +106,44 @@ def test_one_direction_of_the_path_in_use_goes_dark(direction: str, sender: str)
     moving.check()
 
 
+def test_while_a_rebound_path_is_proved_again_another_carries_the_data() -> None:
+    pair = PathPair(Conditions(delay_s=0.1), FAST).with_paths()
+    pair.select(0)
+    moving = Transfer(pair.server, 2000 * KIB)
+    pair.run(lambda: len(pair.client.data.get(moving.stream, b"")) > 500 * KIB)
+    pair.ways[0].rebind()
+    server = pair.server.c
+    pair.run(lambda: not server.paths[0].validated, seconds=1)
+    assert server.selected_path is server.paths[1]
+    pair.run(lambda: moving.is_over)
+    moving.check()
+    assert server.paths[0].validated
+    assert server.selected_path is server.paths[0]
+
+
+def test_an_acknowledgement_that_may_not_be_sent_yet_does_not_spin() -> None:
+    """All that is left is an address that proved nothing, and it has used up what it may get."""
+    pair = PathPair(FAST, FAST).with_paths()
+    pair.chooses = False
+    pair.select(0)
+    pair.settle()
+    pair.ways[0].rebind()
+    pair.client.send_datagram(b"from another port")
+    pair.run(lambda: not pair.server.c.paths[0].validated, seconds=1)
+    # From now on the server hears the second path only; and the client has given that one up.
+    pair.ways[0].cut()
+    moved = pair.server.c.paths[0]
+    moved.unproven_sent -= max(0, moved.amplification_room() - 20)
+    second = pair.client.c.paths[1]
+    cid = outbound._cid(second)
+    assert cid is not None
+    for payload in (frame(codes.PATH_ABANDON, 1, 0), bytes((codes.PING,))):
+        packet = outbound.seal_packet(pair.client.c, second, payload, cid)
+        pair.deliver(pair.server, pair.ways[1].client, [packet])
+    assert pair.server.c.selected_path is moved
+    pair.settle(2)
+
+
 # --- opening and giving up ---------------------------------------------------------------------------
 
 
