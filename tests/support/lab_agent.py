@@ -48,9 +48,14 @@ def piece(number: int) -> bytes:
     return random.Random(number).randbytes(PIECE)
 
 
-async def serve(relay: str | None) -> None:
+async def serve(relay: str | None, no_udp: bool) -> None:
     given = plugins(relay)
-    async with Endpoint.bind(alpns=[ALPN], entry_points=False, plugins=given) as endpoint:
+    async with Endpoint.bind(
+        alpns=[ALPN],
+        entry_points=False,
+        plugins=given,
+        transports=[] if no_udp else None,
+    ) as endpoint:
         if relay is not None:
             await given[0].of(endpoint).online()  # type: ignore[attr-defined]
         say("ticket", ticket=str(endpoint.ticket()))
@@ -80,8 +85,10 @@ async def serve(relay: str | None) -> None:
             watching.cancel()
 
 
-async def send(ticket: str, size: int, relay: str | None, rate: int) -> None:
-    async with Endpoint.bind(entry_points=False, plugins=plugins(relay)) as endpoint:
+async def send(ticket: str, size: int, relay: str | None, rate: int, no_udp: bool) -> None:
+    async with Endpoint.bind(
+        entry_points=False, plugins=plugins(relay), transports=[] if no_udp else None
+    ) as endpoint:
         connection = await endpoint.connect(ticket, ALPN)
         say("connected", path=str(connection.paths()[0].remote), kind=connection.paths()[0].kind)
         watching = asyncio.create_task(report_paths(connection))
@@ -118,16 +125,25 @@ def main() -> None:
     sending.add_argument("--rate", type=int, default=0, help="bytes per second, 0 for all there is")
     for command in (serving, sending):
         command.add_argument("--relay")
+        command.add_argument("--no-udp", action="store_true", help="open no UDP sockets")
     relaying = commands.add_parser("relay")
     relaying.add_argument("host")
     relaying.add_argument("port", type=int)
     arguments = parser.parse_args()
     if arguments.command == "serve":
-        asyncio.run(serve(arguments.relay))
+        asyncio.run(serve(arguments.relay, arguments.no_udp))
     elif arguments.command == "relay":
         asyncio.run(run_relay(arguments.host, arguments.port))
     else:
-        asyncio.run(send(arguments.ticket, arguments.size, arguments.relay, arguments.rate))
+        asyncio.run(
+            send(
+                arguments.ticket,
+                arguments.size,
+                arguments.relay,
+                arguments.rate,
+                arguments.no_udp,
+            )
+        )
 
 
 if __name__ == "__main__":
