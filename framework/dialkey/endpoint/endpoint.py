@@ -355,7 +355,14 @@ class Endpoint:
 
         Phones that know better than any heuristics call this.
         """
-        for transport in self._transports:
+        self._look_anew(self._transports)
+
+    def on_addresses_changed(self, source: Transport) -> None:
+        # Not to the one who says so: it knows, and would go on asking itself.
+        self._look_anew([each for each in self._transports if each is not source])
+
+    def _look_anew(self, transports: Iterable[Transport]) -> None:
+        for transport in transports:
             transport.network_changed()
         now = self.now()
         for connection in self._connections:
@@ -663,7 +670,7 @@ class _Inlet:
         self._endpoint.on_writable()
 
     def on_addresses_changed(self) -> None:
-        self._endpoint.network_changed()
+        self._endpoint.on_addresses_changed(self._transport)
 
 
 def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:

@@ -13,6 +13,7 @@ from dialkey import Endpoint, Router
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
+    Admission,
     AllowList,
     Everyone,
     HomeRelayChanged,
@@ -344,3 +345,27 @@ def test_path_addresses_are_values() -> None:
     assert RelayPath(url, A.id) == RelayPath(url, EndpointId(bytes(A.id)))
     assert hash(RelayPath(url, A.id)) == hash(RelayPath(url, A.id))
     assert A.id.short() in str(RelayPath(url, A.id))
+
+
+async def test_a_relay_that_lets_us_in_and_drops_us_is_not_dialled_in_a_loop() -> None:
+    """A home that comes and goes changes our addresses; that is no change of our network."""
+
+    class Briefly:
+        asked = 0
+
+        async def check(self, request):
+            self.asked += 1
+            return Admission(expires_in_s=0.0)
+
+        def recheck(self, endpoint_id, admission):
+            return None
+
+    rule = Briefly()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    async with RelayServer([rule], OPEN) as server, bind(A, Relay(server.url, proxy="")):
+        async with asyncio.timeout(20):
+            while rule.asked < 7:
+                await asyncio.sleep(0.01)
+    # 10, 20, 40 … 320 ms at least.
+    assert loop.time() - began >= 0.6
