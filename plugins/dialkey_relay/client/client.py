@@ -280,7 +280,8 @@ class RelayClient:
                 logger.info("relay %s restarts", self.url)
                 link.abort("the relay restarts")
             elif isinstance(event, Status | Health):
-                if link is self._link:
+                # While we replace it ourselves, being replaced is no news.
+                if link is self._link and self._attempt is None:
                     self._note(event)
             else:
                 logger.debug("relay %s: %s", self.url, event)

@@ -6,16 +6,21 @@ import asyncio
 import contextlib
 import hashlib
 import random
+import time
 
 import pytest
 
 from dialkey import Endpoint, Router
+from dialkey.endpoint import PathClosed, PathDemoted
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
     Admission,
     AllowList,
     Everyone,
+    Grant,
+    GrantRule,
+    GrantVerifier,
     HomeRelayChanged,
     Relay,
     RelayConfig,
@@ -31,6 +36,7 @@ from dialkey_relay.client import client as client_module
 from dialkey_relay.client import transport as transport_module
 from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.probe import probe
+from dialkey_relay.client.status import ClientState
 from dialkey_relay.errors import RelayUnreachable
 
 A, B = SecretKey(b"\x41" * 32), SecretKey(b"\x42" * 32)
@@ -345,6 +351,46 @@ def test_path_addresses_are_values() -> None:
     assert RelayPath(url, A.id) == RelayPath(url, EndpointId(bytes(A.id)))
     assert hash(RelayPath(url, A.id)) == hash(RelayPath(url, A.id))
     assert A.id.short() in str(RelayPath(url, A.id))
+
+
+async def test_connections_do_not_notice_that_tokens_change(monkeypatch) -> None:
+    monkeypatch.setattr(client_module, "MIN_REFRESH_S", 0.05)
+    monkeypatch.setattr(client_module, "DRAIN_S", 0.05)
+    issuer = SecretKey(b"\x43" * 32)
+
+    def fetching(key):
+        async def fetch():
+            # Grants count whole seconds; this one is as good as used up when it comes.
+            return str(Grant.issue(issuer, key.id, now=time.time() - 9, lifetime_s=12))
+
+        return fetch
+
+    rule = GrantRule(GrantVerifier([issuer.id]), time.time)
+    async with RelayServer([rule], OPEN) as server:
+        relays = [Relay(server.url, token=fetching(key), proxy="") for key in (A, B)]
+        async with bind(A, relays[0]) as a, bind(B, relays[1]) as b, Router(a) as router:
+            router.accept(ALPN, Echo())
+            serving = asyncio.create_task(router.serve())
+            await asyncio.gather(online(relays[0].of(a)), online(relays[1].of(b)))
+            connection = await b.connect(a.ticket(), ALPN)
+            events = []
+
+            async def watch():
+                async for event in connection.path_events():
+                    events.append(event)
+
+            watching = asyncio.create_task(watch())
+            async with asyncio.timeout(30):
+                while server.hub.counters.accepts < 10:
+                    assert await echo(connection, 100_000)
+                    for relay, endpoint in zip(relays, (a, b), strict=True):
+                        assert relay.of(endpoint).home.status.state is ClientState.CONNECTED
+            assert [path.kind for path in connection.paths()] == ["relay"]
+            assert not any(isinstance(event, PathClosed | PathDemoted) for event in events)
+            watching.cancel()
+            connection.close()
+            serving.cancel()
+        assert server.hub.counters.clients_expired == 0
 
 
 async def test_a_relay_that_lets_us_in_and_drops_us_is_not_dialled_in_a_loop() -> None:
