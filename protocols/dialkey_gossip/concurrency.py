@@ -1,15 +1,17 @@
 """Which messages travel at the same time, and which of those decides.
 
 Messages that arrive within a window of each other are concurrent. Time is cut into slices of a third
-of the window, and each slice keeps only the number of its messages and their lowest id, so that a
-question costs seven look-ups however busy the topic is.
+of the window, and each slice keeps only the number of its messages, their lowest id and who brought
+them, so that a question costs seven look-ups however busy the topic is.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from dialkey_gossip.ids import MessageId
+import attrs
+
+from dialkey_gossip.ids import MessageId, PeerId
 
 __all__ = ["Concurrency"]
 
@@ -18,6 +20,13 @@ _SLICES: Final = 3
 
 _KEPT_SLICES: Final = 20
 """Duplicates come within a few windows; later ones meet no memory and decide for themselves."""
+
+
+@attrs.define
+class _Slice:
+    lowest: MessageId
+    count: int = 0
+    parents: set[PeerId | None] = attrs.field(factory=set)
 
 
 class Concurrency:
@@ -31,23 +40,35 @@ class Concurrency:
 
     def __init__(self, window_s: float) -> None:
         self._slice_s = window_s / _SLICES
-        self._slices: dict[int, tuple[int, MessageId]] = {}
+        self._slices: dict[int, _Slice] = {}
 
-    def add(self, id: MessageId, at: float) -> None:
-        """Take a message that arrived at a time, which never decreases."""
+    def add(self, id: MessageId, at: float, parent: PeerId | None) -> None:
+        """Take a message that arrived at a time, which never decreases, from a neighbour.
+
+        Neighbours are few, so a slice stays small; None stands for ourselves.
+        """
         index = int(at / self._slice_s)
-        count, lowest = self._slices.get(index, (0, id))
-        self._slices[index] = (count + 1, min(lowest, id))
+        found = self._slices.get(index)
+        if found is None:
+            found = self._slices[index] = _Slice(id)
+        found.count += 1
+        found.lowest = min(found.lowest, id)
+        found.parents.add(parent)
         while len(self._slices) > 1 and next(iter(self._slices)) < index - _KEPT_SLICES:
             del self._slices[next(iter(self._slices))]
 
     def count(self, at: float) -> int:
         """Count the messages concurrent with one that arrived then, itself included."""
-        return sum(self._slices[i][0] for i in self._window(at))
+        return sum(self._slices[i].count for i in self._window(at))
 
     def is_lowest(self, id: MessageId, at: float) -> bool:
         """Say whether a message that arrived then has the lowest id of all concurrent ones."""
-        return all(id <= self._slices[i][1] for i in self._window(at))
+        return all(id <= self._slices[i].lowest for i in self._window(at))
+
+    def is_one_way(self, at: float) -> bool:
+        """Say whether one neighbour brought all messages concurrent with one that arrived then."""
+        parents = {parent for i in self._window(at) for parent in self._slices[i].parents}
+        return len(parents) == 1 and None not in parents
 
     def _window(self, at: float) -> list[int]:
         index = int(at / self._slice_s)

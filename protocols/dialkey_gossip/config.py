@@ -65,8 +65,11 @@ class MembershipConfig:
     lost_retention_s: float = 6 * 3600.0
 
     def __attrs_post_init__(self) -> None:
-        if self.active_capacity < 1 or self.passive_capacity < 1:
-            raise InvalidInput("both views hold at least one peer")
+        if self.active_capacity < 2 or self.passive_capacity < 1:
+            raise InvalidInput(
+                "a swarm needs an active_capacity of 2 or more and a passive_capacity of 1 or more",
+                hint="with one neighbour each, members form pairs",
+            )
 
 
 @attrs.frozen

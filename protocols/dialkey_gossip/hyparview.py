@@ -25,14 +25,11 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
-from dialkey.limits import (
-    MAX_GOSSIP_NODES,
-    MAX_GOSSIP_PEER_DATA_BYTES,
-    MAX_GOSSIP_WALK_HOPS,
-)
+from dialkey.limits import MAX_GOSSIP_NODES, MAX_GOSSIP_WALK_HOPS
 from dialkey_gossip.actions import Output
 from dialkey_gossip.config import GossipConfig
 from dialkey_gossip.contacts import Contacts
+from dialkey_gossip.hearsay import Hearsay, kept
 from dialkey_gossip.ids import PeerId
 from dialkey_gossip.messages import (
     Disconnect,
@@ -43,6 +40,7 @@ from dialkey_gossip.messages import (
     Shuffle,
     ShuffleReply,
 )
+from dialkey_gossip.pace import Pace, PeerPace
 from dialkey_gossip.recent import Recent
 
 __all__ = ["Membership", "SwarmMessage"]
@@ -57,8 +55,15 @@ _REPEAT_S: Final = 2.0
 _ANSWER_S: Final = 10.0
 """A joiner whose answer takes longer has failed to connect back."""
 
-_LIST_OVERHEAD_BYTES: Final = 48
-"""At least what surrounds the list of nodes in a shuffle: layer, kind, origin, count, walk."""
+_MAX_ASKED: Final = 64
+"""Requests without an answer; a neighbour's messages can make us ask anybody."""
+
+_DEPARTURES: Final = (16, 0.5)
+"""Neighbours that left in good order and are replaced at once: so many, and so many a second. Of two
+nodes with one neighbour each, whoever is evicted would evict the next one, forever."""
+
+_COMINGS: Final = (4, 0.1)
+"""How often one peer may evict others to get in; beyond that it gets in where there is room."""
 
 
 class Membership:
@@ -78,15 +83,17 @@ class Membership:
         self.own_data: bytes | None = None
         self._me = me
         self._config = config.membership
-        self._max_message_bytes = config.max_message_bytes
         self._rng = rng
         self._out = out
         self._contacts = Contacts(config.membership, rng)
-        self._data: dict[PeerId, bytes] = {}
+        self._hearsay = Hearsay(config.max_message_bytes)
         self._late: dict[PeerId, float] = {}
         self._told = Recent(_REPEAT_S)
         self._parted = Recent(_REPEAT_S)
         self._answer_due = Recent(_ANSWER_S)
+        self._departures = Pace(*_DEPARTURES)
+        self._comings = PeerPace(*_COMINGS)
+        self._is_refill_due = False
         self._attempts_left = 0
         self._shuffles_sent = 0
         self._shuffle_pause_s = config.membership.first_shuffle_s
@@ -152,9 +159,7 @@ class Membership:
         if self.uses(sender):
             return
         if not self._parted.has(sender, now):
-            self._parted.add(sender, now)
-            self._out.send(sender, Disconnect(True))
-            self._out.release(sender)
+            self._say_goodbye(sender, alive=True, now=now)
 
     def peer_lost(self, peer: PeerId, now: float, *, is_clean: bool = False) -> None:
         """Note that a peer cannot be reached, or that its last connection ended.
@@ -174,19 +179,23 @@ class Membership:
             if was_known and not self.active:
                 # Perhaps it is we who are offline: do not use up the address book.
                 self._contacts.add_lost(peer, now)
-            self._drop_data(peer)
             if was_asked:
                 self._refill(now, skip=peer, is_fresh=False)
+        self._drop_data(peer)
         self._retry_later(now)
 
     # --- joining --------------------------------------------------------------------------------
 
     def _on_join(self, joiner: PeerId, data: bytes | None, now: float) -> None:
         self._store_data(joiner, data)
+        if not self._may_come(joiner, now):
+            if joiner not in self.active:
+                self._say_goodbye(joiner, alive=True, now=now)
+            return
         self._add_active(joiner, high=True, reply=True, now=now, always=True)
         # The joiner answers. Once it is evicted that answer must not count as a new request.
         self._answer_due.add(joiner, now)
-        forward = ForwardJoin(PeerInfo(joiner, self._kept(data)), self._config.active_walk_hops)
+        forward = ForwardJoin(PeerInfo(joiner, kept(data)), self._config.active_walk_hops)
         for peer in self.active:
             if peer != joiner:
                 self._out.send(peer, forward)
@@ -199,13 +208,14 @@ class Membership:
         if joiner in self.active or ttl == 0 or len(self.active) <= 1:
             self._store_data(joiner, peer.data)
             self._ask(joiner, high=True, now=now)
+            self._drop_data(joiner)
             return
         if ttl == self._config.passive_walk_hops:
             self._add_passive(peer)
         if not self._is_asked(joiner):
             others = [other for other in self.active if other not in (sender, joiner)]
             if others:
-                info = PeerInfo(joiner, self._kept(peer.data))
+                info = PeerInfo(joiner, kept(peer.data))
                 self._out.send(self._rng.choice(others), ForwardJoin(info, ttl - 1))
 
     def _on_neighbor(self, sender: PeerId, high: bool, data: bytes | None, now: float) -> None:
@@ -213,8 +223,14 @@ class Membership:
         self._store_data(sender, data)
         if self._answer_due.take(sender, now) and not is_reply and sender not in self.active:
             return
+        if high and not is_reply and sender not in self.active:
+            high = self._may_come(sender, now)
         if not self._add_active(sender, high=high, reply=not is_reply, now=now):
             self._say_goodbye(sender, alive=True, now=now)
+
+    def _may_come(self, peer: PeerId, now: float) -> bool:
+        """Say whether a peer may evict another one; not if it comes and goes all the time."""
+        return peer != self._me and self._comings.take(peer, now)
 
     def _add_active(
         self, peer: PeerId, *, high: bool, reply: bool, now: float, always: bool = False
@@ -246,7 +262,7 @@ class Membership:
 
     def _ask(self, peer: PeerId, *, high: bool, now: float) -> None:
         """Ask a peer to become a neighbour, unless it has been asked."""
-        if self._is_asked(peer):
+        if self._is_asked(peer) or len(self.pending) + len(self._late) >= _MAX_ASKED:
             return
         self.pending[peer] = deadline = now + self._config.request_patience_s
         self._send_neighbor(peer, high=high, now=now)
@@ -311,7 +327,7 @@ class Membership:
             else:
                 self._drop_data(sender)
             self._check_isolated(now)
-            self._refill(now, skip=sender)
+            self._replace(sender, now)
             self._retry_later(now)
             return
         self._out.release(sender)
@@ -324,6 +340,19 @@ class Membership:
     def _check_isolated(self, now: float) -> None:
         if not self.active:
             self._contacts.isolated(now)
+
+    def _replace(self, peer: PeerId, now: float) -> None:
+        """Look for somebody in place of a neighbour that left; later, if many leave."""
+        if self._departures.take(now):
+            self._refill(now, skip=peer)
+        elif not self._is_refill_due:
+            self._is_refill_due = True
+            pause_s = self._config.retry_s * self._rng.uniform(1.0, 3.0)
+            self._out.call_at(now + pause_s, self._refill_is_due)
+
+    def _refill_is_due(self, now: float) -> None:
+        self._is_refill_due = False
+        self._refill(now)
 
     # --- finding others -------------------------------------------------------------------------
 
@@ -383,11 +412,11 @@ class Membership:
         config = self._config
         nodes = self._sample(self.active, config.shuffle_active, skip=target)
         nodes += self._sample(self.passive, config.shuffle_passive, skip=target)
-        infos = [self._info(peer) for peer in nodes]
+        infos = [self._hearsay.info(peer) for peer in nodes]
         infos.append(PeerInfo(self._me, self.own_data))
         self._is_shuffle_open = True
         self._shuffles_sent += 1
-        message = Shuffle(self._me, self._fit(infos), config.shuffle_walk_hops)
+        message = Shuffle(self._me, self._hearsay.fit(infos), config.shuffle_walk_hops)
         self._out.send(target, message)
         self._refill(now)
 
@@ -399,7 +428,7 @@ class Membership:
         others = [p for p in self.active if p not in (sender, message.origin)]
         if ttl > 0 and others:
             target = self._rng.choice(others)
-            self._out.send(target, Shuffle(message.origin, self._fit(nodes), ttl - 1))
+            self._out.send(target, Shuffle(message.origin, self._hearsay.fit(nodes), ttl - 1))
             return
         for node in nodes:
             self._add_passive(node)
@@ -439,27 +468,9 @@ class Membership:
         """Choose members to tell of: passive ones first, filled up with neighbours."""
         peers = self._sample(self.passive, count, skip=skip)
         peers += self._sample(self.active, count - len(peers), skip=skip)
-        return self._fit([self._info(peer) for peer in peers])
+        return self._hearsay.fit([self._hearsay.info(peer) for peer in peers])
 
     # --- what is known of peers -----------------------------------------------------------------
-
-    def _info(self, peer: PeerId) -> PeerInfo:
-        return PeerInfo(peer, self._data.get(peer))
-
-    def _fit(self, nodes: Sequence[PeerInfo]) -> tuple[PeerInfo, ...]:
-        """Drop data, then nodes, that would not fit in one message."""
-        room = self._max_message_bytes - _LIST_OVERHEAD_BYTES
-        fitting: list[PeerInfo] = []
-        for node in nodes:
-            data = self._kept(node.data)
-            size = 33 + (0 if data is None else 2 + len(data))
-            if size > room and data is not None:
-                data, size = None, 33
-            if size > room:
-                break
-            room -= size
-            fitting.append(PeerInfo(node.id, data))
-        return tuple(fitting)
 
     def _add_passive(self, node: PeerInfo) -> None:
         peer = node.id
@@ -473,15 +484,10 @@ class Membership:
             self.passive[peer] = None
         self._store_data(peer, node.data)
 
-    def _kept(self, data: bytes | None) -> bytes | None:
-        return data if data is None or len(data) <= MAX_GOSSIP_PEER_DATA_BYTES else None
-
     def _store_data(self, peer: PeerId, data: bytes | None) -> None:
-        data = self._kept(data)
-        if data and self._data.get(peer) != data:
-            self._data[peer] = data
-            self._out.learned(peer, data)
+        if (new := self._hearsay.store(peer, data)) is not None:
+            self._out.learned(peer, new)
 
     def _drop_data(self, peer: PeerId) -> None:
         if not (peer in self.passive or self.uses(peer)):
-            self._data.pop(peer, None)
+            self._hearsay.drop(peer)

@@ -204,9 +204,12 @@ class Node:
     # --- input ----------------------------------------------------------------------------------
 
     def receive(self, sender: PeerId, topic: TopicId, message: Message, now: float) -> list[Action]:
-        """Handle a message; one for a topic that was not entered is ignored."""
+        """Handle a message; one for a topic that was not entered is ignored.
+
+        So is one from ourselves, that is, from somebody else who has our key.
+        """
         machine = self._topics.get(topic)
-        if machine is None:
+        if machine is None or sender == self.me:
             return []
         machine.receive(sender, message, now)
         return self._taken()

@@ -289,16 +289,23 @@ class Broadcast:
     def _on_duplicate(self, sender: PeerId, id: MessageId, seen: _Seen, now: float) -> None:
         """Cut a link that is not needed, if this message is the one to decide."""
         concurrency = self._concurrency
+        if concurrency.is_one_way(seen.at):
+            # One publisher in quick succession, or several beyond the same neighbour: one tree.
+            self._prune(sender)
+            return
         if not concurrency.is_lowest(id, seen.at):
             return
         victim = sender
         if sender in self.eager and concurrency.count(seen.at) >= _BUSY_MESSAGES:
             if len(self.eager) <= self._config.eager_floor:
                 return
-            others = [peer for peer in self.eager if peer != seen.parent]
+            others = [peer for peer in self.eager if peer != seen.parent] or [sender]
             victim = min(others, key=lambda peer: self._usefulness.get(peer, 0.0))
-        self._make_lazy(victim)
-        self._out.send(victim, Prune())
+        self._prune(victim)
+
+    def _prune(self, peer: PeerId) -> None:
+        self._make_lazy(peer)
+        self._out.send(peer, Prune())
 
     def _optimize(
         self,
@@ -325,8 +332,7 @@ class Broadcast:
             self._make_eager(peer)
             self._out.send(peer, Graft(None, announcers[peer]))
         if self._is_neighbor(sender):
-            self._make_lazy(sender)
-            self._out.send(sender, Prune())
+            self._prune(sender)
 
     def _note_use(self, sender: PeerId, round_: int) -> None:
         for peer in self._usefulness:
@@ -443,7 +449,7 @@ class Broadcast:
 
     def _remember(self, id: MessageId, parent: PeerId | None, now: float) -> _Seen:
         seen = self._seen[id] = _Seen(now, parent)
-        self._concurrency.add(id, now)
+        self._concurrency.add(id, now, parent)
         if len(self._seen) > MAX_GOSSIP_MESSAGE_IDS:
             del self._seen[next(iter(self._seen))]
         if not self._is_sweep_due:
