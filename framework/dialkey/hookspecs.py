@@ -59,6 +59,16 @@ class HookSpecs:
         iterable of them. The endpoint owns what it is given and closes it.
         """
 
+    @hookspec(firstresult=True)
+    def dialkey_relays(self, endpoint: Endpoint, relays: tuple[object, ...]) -> object:
+        """Carry datagrams through relays.
+
+        Called once while an endpoint binds that was given ``relays=``, with what it was given: each a
+        `RelayUrl`, or what else the plugin itself takes. Empty means to dial through
+        the relays that addresses name, and to be reached through none. Return a transport; the
+        first plugin to do so wins, and the endpoint closes it.
+        """
+
     @hookspec
     def dialkey_address_lookups(self, endpoint: Endpoint) -> object:
         """Add ways to publish this endpoint's addresses and to find those of others.
@@ -158,11 +168,16 @@ class HookSpecs:
 HOOK_NAMES: Final = tuple(name for name in vars(HookSpecs) if name.startswith(PREFIX))
 
 BIND_ONLY: Final = frozenset(
-    {"dialkey_transports", "dialkey_address_lookups", "dialkey_path_selector"}
+    {
+        "dialkey_transports",
+        "dialkey_relays",
+        "dialkey_address_lookups",
+        "dialkey_path_selector",
+    }
 )
 """Asked only while an endpoint binds; a plugin that comes later has missed them."""
 
 BACKWARDS: Final = frozenset({"dialkey_endpoint_closing"})
 """Called in reverse order of registration, so that what was begun last ends first."""
 
-FIRST_RESULT: Final = frozenset({"dialkey_path_selector"})
+FIRST_RESULT: Final = frozenset({"dialkey_path_selector", "dialkey_relays"})

@@ -1,7 +1,10 @@
 """Bundles of defaults for `Endpoint.bind`.
 
-A preset names what an endpoint is made of beside UDP. Only `minimal` exists in this version; the
-others come with the plugins that they are made of (relay, discovery).
+A preset names what an endpoint is made of beside UDP. Only `minimal` exists in this version: others
+need discovery. An app makes its own::
+
+    ours = Preset("ours", relays=("https://relay.example",))
+    async with Endpoint.bind(preset=ours) as endpoint: ...
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ class Preset:
     Attributes:
         name: as on the command line.
         plugins: plugins that every endpoint of this kind gets, before its own.
+        relays: see `Endpoint.bind`; None for no relays at all.
     """
 
     name: str
     plugins: tuple[object, ...] = ()
+    relays: tuple[object, ...] | None = None
 
 
 minimal = Preset("minimal")

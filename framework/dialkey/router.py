@@ -111,9 +111,9 @@ class _Served:
 class Router:
     """Dispatch the incoming connections of an endpoint by ALPN.
 
-    Use it as an async context manager around `serve`; leaving it shuts down gracefully. An endpoint
-    has one router at a time. An ALPN is offered to peers from the moment it is added; connections
-    wait in the endpoint until `serve` runs.
+    Use it as an async context manager: it serves from the moment it is entered, and leaving it
+    shuts down gracefully. `serve` is where a program waits that does nothing else. An endpoint has
+    one router at a time. An ALPN is offered to peers from the moment it is added.
 
     Args:
         endpoint: the bound endpoint; the router does not close it.
@@ -128,6 +128,7 @@ class Router:
         self._arrivals: dict[asyncio.Task[None], tuple[str, list[Answer]]] = {}
         self._handling: dict[asyncio.Task[None], Connection] = {}
         self._accepting: asyncio.Task[None] | None = None
+        self._serving = False
         self._shutting_down: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
 
@@ -145,6 +146,7 @@ class Router:
             ):
                 self._adopt(name, answer.value)
         self._offer()
+        self._accept_connections()
         return self
 
     async def __aexit__(
@@ -271,7 +273,7 @@ class Router:
         name, later = arrival
         for answer in later:
             discard(answer.value)
-        if self._accepting is None and self._shutting_down is None:
+        if not self._serving and self._shutting_down is None:
             return  # `serve` will raise its failure
         del self._arrivals[task]
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -282,15 +284,15 @@ class Router:
     # --- serving --------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Accept connections until the router shuts down or the endpoint closes.
+        """Wait until the router shuts down or the endpoint closes.
 
         Cancelling it stops accepting; handlers go on until the router shuts down.
 
         Raises:
             PluginError: a plugin that was added failed to start.
-            LocalError: the router serves already.
+            LocalError: `serve` runs already.
         """
-        if self._accepting is not None:
+        if self._serving:
             raise LocalError("this router serves already")
         while self._arrivals:
             task = next(iter(self._arrivals))
@@ -299,17 +301,22 @@ class Router:
             task.result()
         if self._shutting_down is not None:
             return
-        accepting = self._accepting = asyncio.create_task(
-            self._accept_all(), name="dialkey-router-accept"
-        )
+        accepting = self._accept_connections()
+        self._serving = True
         try:
             await asyncio.wait({accepting})
         finally:
+            self._serving = False
             accepting.cancel()
             await asyncio.wait({accepting})
             self._accepting = None
         if not accepting.cancelled():
             accepting.result()
+
+    def _accept_connections(self) -> asyncio.Task[None]:
+        if self._accepting is None:
+            self._accepting = asyncio.create_task(self._accept_all(), name="dialkey-router-accept")
+        return self._accepting
 
     async def _accept_all(self) -> None:
         while True:
@@ -381,7 +388,7 @@ class Router:
     async def _shut_down(self) -> None:
         try:
             if self._accepting is not None:
-                self._accepting.cancel()
+                await _end([self._accepting])
             try:
                 self._endpoint.set_alpns(())
             except EndpointClosed:

@@ -14,6 +14,7 @@ from dialkey.cli import (
     Options,
     Output,
     PresetOption,
+    RelayOption,
     SecretKeyOption,
     run,
 )
@@ -46,11 +47,14 @@ def add_commands(cli: CommandLine) -> None:
         secret_key: SecretKeyOption = None,
         preset: PresetOption = None,
         bind: BindOption = None,
+        relay: RelayOption = None,
     ) -> None:
         """See whether an endpoint answers, how fast, and by which path."""
         if (target is None) != listen:
             raise typer.BadParameter("give a ticket or an endpoint id, or --listen")
-        options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+        options = Options(
+            json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
+        )
         output = Output(json=json)
         if target is None:
             run(output, lambda: _listen(output, options))

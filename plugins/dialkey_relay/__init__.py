@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from dialkey_relay.client.client import RelayClient
     from dialkey_relay.client.dial import Dialer, default_tls
-    from dialkey_relay.client.plugin import Relay
+    from dialkey_relay.client.plugin import Relay, relay_of
     from dialkey_relay.client.status import ClientState, ClientStatus
     from dialkey_relay.client.transport import (
         HomeRelay,
@@ -55,7 +55,7 @@ _HOMES = {
     "dialkey_relay.client.client": ("RelayClient",),
     "dialkey_relay.client.status": ("ClientState", "ClientStatus"),
     "dialkey_relay.client.dial": ("Dialer", "default_tls"),
-    "dialkey_relay.client.plugin": ("Relay",),
+    "dialkey_relay.client.plugin": ("Relay", "relay_of"),
     "dialkey_relay.client.transport": (
         "HomeRelay",
         "HomeRelayChanged",
@@ -102,6 +102,7 @@ __all__ = [
     "SharedTokens",
     "TlsFiles",
     "default_tls",
+    "relay_of",
 ]
 
 

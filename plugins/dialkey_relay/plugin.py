@@ -1,6 +1,6 @@
-"""The entry point: adds ``dialkey relay``. Imports nothing heavy.
+"""The entry point: relays for endpoints, and ``dialkey relay``. Imports nothing heavy.
 
-It gives no endpoint a relay by itself: an application says which with ``plugins=[Relay(…)]``.
+It gives no endpoint a relay unasked: an application says which with ``relays=[…]``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING
 from dialkey import hookimpl
 
 if TYPE_CHECKING:
+    from dialkey import Endpoint
     from dialkey.cli import CommandLine
+    from dialkey_relay.client.transport import RelayTransport
+
+
+@hookimpl
+def dialkey_relays(endpoint: Endpoint, relays: tuple[object, ...]) -> RelayTransport:
+    """Carry the endpoint's datagrams through relays."""
+    from dialkey_relay.client.plugin import Relay
+
+    return Relay.of_values(relays).dialkey_transports(endpoint)
 
 
 @hookimpl

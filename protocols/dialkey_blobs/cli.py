@@ -19,6 +19,7 @@ from dialkey.cli import (
     Options,
     Output,
     PresetOption,
+    RelayOption,
     SecretKeyOption,
     run,
 )
@@ -47,12 +48,15 @@ def send(
     secret_key: SecretKeyOption = None,
     preset: PresetOption = None,
     bind: BindOption = None,
+    relay: RelayOption = None,
 ) -> None:
     """Offer files and folders, and print a ticket to fetch them.
 
     They are read where they are, so leave them unchanged until you end the command with Ctrl-C.
     """
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+    options = Options(
+        json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
+    )
     output = Output(json=json)
 
     async def work() -> None:
@@ -75,12 +79,15 @@ def receive(
     secret_key: SecretKeyOption = None,
     preset: PresetOption = None,
     bind: BindOption = None,
+    relay: RelayOption = None,
 ) -> None:
     """Fetch what a ticket names, verified against its hash.
 
     Nothing is overwritten unasked. After an interruption, run the same command again: it resumes.
     """
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
+    options = Options(
+        json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
+    )
     output = Output(json=json)
 
     async def work() -> None:

@@ -65,6 +65,7 @@ async def send(output: Output, options: Options, paths: Sequence[Path], *, once:
             router.add(blobs)
             collection, entries = await _add(output, blobs, paths)
             with collection:
+                await options.until_online(endpoint, output)
                 _announce(output, blobs, collection, entries)
                 taken = _Taken(output, endpoint)
                 async with asyncio.TaskGroup() as tasks:

@@ -13,6 +13,7 @@ from dialkey.errors import (
     AlpnMismatch,
     ConnectionClosedByPeer,
     DialkeyError,
+    LocalError,
     PluginError,
     WireError,
 )
@@ -181,3 +182,18 @@ async def test_plugin_that_fails_at_start_is_named_and_closed() -> None:
     with pytest.raises(PluginError, match="'Store' failed in hook dialkey_endpoint_started"):
         await Endpoint.bind(bind="127.0.0.1:0", entry_points=False, plugins=[Store()])
     assert ran == ["closing"]
+
+
+async def test_it_serves_from_the_moment_it_is_entered() -> None:
+    async with endpoint() as served, endpoint() as client, Router(served) as router:
+        router.accept("echo", Echo())
+        async with await client.connect(served.addr(), "echo") as connection:
+            assert await echo(connection, b"hello") == b"hello"
+            # `serve` is but where one waits, and can be called late.
+            serving = asyncio.create_task(router.serve())
+            assert await echo(connection, b"again") == b"again"
+            await asyncio.sleep(0)
+            with pytest.raises(LocalError, match="serves already"):
+                await router.serve()
+        await router.shutdown()
+        await serving

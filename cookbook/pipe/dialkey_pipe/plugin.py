@@ -127,7 +127,6 @@ async def _listen_for(
 
 
 async def _listen_once(output: Output, endpoint: Endpoint, allowed: list[EndpointId]) -> None:
-    import asyncio
 
     from dialkey import Router
     from dialkey_pipe.addresses import StdioNear
@@ -139,12 +138,7 @@ async def _listen_once(output: Output, endpoint: Endpoint, allowed: list[Endpoin
         pipe = OnePipe(StdioNear(), allowed)
         router.accept(ALPN, pipe)
         output.remark(str(endpoint.ticket()))
-        serving = asyncio.create_task(router.serve())
-        try:
-            await pipe.over
-        finally:
-            serving.cancel()
-            await asyncio.wait({serving})
+        await pipe.over
 
 
 async def _connect(output: Output, options: Options, local: Local | None, ticket: str) -> None:

@@ -17,6 +17,7 @@ from dialkey.cli.options import (
     JsonOption,
     Options,
     PresetOption,
+    RelayOption,
     SecretKeyOption,
 )
 from dialkey.cli.output import Output, Progress, format_bytes, format_rate
@@ -31,6 +32,7 @@ __all__ = [
     "Output",
     "PresetOption",
     "Progress",
+    "RelayOption",
     "SecretKeyOption",
     "build",
     "explain",

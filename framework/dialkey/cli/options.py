@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import attrs
 import typer
@@ -11,9 +11,13 @@ import typer
 from dialkey import presets
 
 if TYPE_CHECKING:
+    from dialkey.cli.output import Output
     from dialkey.endpoint import Endpoint
 
-__all__ = ["BindOption", "JsonOption", "Options", "PresetOption", "SecretKeyOption"]
+__all__ = ["BindOption", "JsonOption", "Options", "PresetOption", "RelayOption", "SecretKeyOption"]
+
+ONLINE_TIMEOUT_S: Final = 10.0
+"""A relay is reached within a second or two, or it has trouble."""
 
 
 def _known_preset(name: str | None) -> str | None:
@@ -49,6 +53,15 @@ BindOption = Annotated[
         "--bind", metavar="ADDRESS:PORT", help="Use this local address, such as 0.0.0.0:4433."
     ),
 ]
+RelayOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relay",
+        metavar="URL",
+        help="Be reachable through this relay too; may be given several times. "
+        "Relays that a ticket names are used in any case.",
+    ),
+]
 
 
 @attrs.frozen
@@ -60,12 +73,14 @@ class Options:
         secret_key: a key file, or None for a new key.
         preset: the bundle of defaults, or None for the endpoint's own default.
         bind: the local address and port, or None for all addresses and any port.
+        relays: URLs of relays to be reached through.
     """
 
     json: bool = False
     secret_key: Path | None = None
     preset: str | None = None
     bind: str | None = None
+    relays: tuple[str, ...] = ()
 
     async def open_endpoint(self, *plugins: object) -> Endpoint:
         """Bind an endpoint as these options say; the caller closes it.
@@ -80,5 +95,21 @@ class Options:
             secret_key=SecretKey.load(self.secret_key) if self.secret_key is not None else None,
             preset=presets.BY_NAME[self.preset] if self.preset is not None else presets.minimal,
             bind=self.bind if self.bind is not None else (),
+            relays=self.relays or (None if self.preset is not None else ()),
             plugins=plugins,
         )
+
+    async def until_online(self, endpoint: Endpoint, output: Output) -> None:
+        """Wait until an endpoint can be reached through one of the relays that were named.
+
+        After some seconds it says so and goes on: direct addresses may do, and the relay may come.
+        """
+        import asyncio
+
+        if not self.relays:
+            return
+        try:
+            async with asyncio.timeout(ONLINE_TIMEOUT_S):
+                await endpoint.online()
+        except TimeoutError:
+            output.remark(f"No answer yet from {' or '.join(self.relays)}; going on without.")

@@ -23,7 +23,7 @@ from dialkey.errors import (
     HandshakeError,
     ResolveError,
 )
-from dialkey.identity import EndpointAddr, TransportAddr
+from dialkey.identity import EndpointAddr, RelayAddr, TransportAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic.connection import Connection as Core
 
@@ -254,6 +254,8 @@ class Dial:
             found = self._endpoint.path_addresses(self._id, addr)
             if not found:
                 note = f"{addr}: no transport of this endpoint leads there"
+                if isinstance(addr, RelayAddr):
+                    note = f"{addr}: bind with relays=() to dial through the relays of others"
                 if note not in self.target.notes:
                     self.target.notes.append(note)
             for each in found:

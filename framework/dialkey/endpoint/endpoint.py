@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Final, TextIO
+from typing import Final, TextIO, cast
 
 import attrs
 
@@ -26,12 +26,13 @@ from dialkey.identity import (
     EndpointId,
     EndpointTicket,
     IpAddr,
+    RelayUrl,
     Remote,
     SecretKey,
     TransportAddr,
     parse_remote,
 )
-from dialkey.network.transport import PathAddress, Transport
+from dialkey.network.transport import PathAddress, RendezvousTransport, Transport
 from dialkey.network.udp import UdpTransport
 from dialkey.presets import Preset, minimal
 from dialkey.quic.connection import Config
@@ -60,6 +61,7 @@ class _Options:
     plugins: Iterable[object]
     address_lookups: Iterable[AddressLookup]
     transports: Iterable[Transport] | None
+    relays: Iterable[object] | None
     bind: Bind
     alpns: Iterable[str | bytes]
     entry_points: bool
@@ -112,6 +114,7 @@ class Endpoint:
         plugins: Iterable[object] = (),
         address_lookups: Iterable[AddressLookup] = (),
         transports: Iterable[Transport] | None = None,
+        relays: Iterable[object] | None = None,
         bind: Bind = (),
         alpns: Iterable[str | bytes] = (),
         entry_points: bool = True,
@@ -129,6 +132,10 @@ class Endpoint:
             plugins: objects with hooks, see `dialkey.hooks`.
             address_lookups: further ways to find and publish addresses.
             transports: what carries datagrams, in place of UDP; plugins add theirs in any case.
+            relays: URLs of relays through which others reach us, of which the nearest becomes
+                home, or what else the plugin for relays takes (`RelayConfig`, with a token). With
+                () nobody reaches us through a relay, but we dial those whose addresses name one.
+                By default what the preset says.
             bind: local addresses for UDP, such as "127.0.0.1:0"; all addresses, any port, if empty.
             alpns: protocols to accept; a `Router` sets them itself.
             entry_points: load the plugins of installed distributions (entry point group "dialkey").
@@ -143,6 +150,8 @@ class Endpoint:
 
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
+            InvalidAddress: text among `relays` is no URL (raised by the call itself).
+            LocalError: `relays` was given, and no plugin for relays is there.
         """
         options = _Options(
             secret_key=secret_key,
@@ -150,6 +159,7 @@ class Endpoint:
             plugins=plugins,
             address_lookups=address_lookups,
             transports=transports,
+            relays=relays,
             bind=bind,
             alpns=alpns,
             entry_points=entry_points,
@@ -173,6 +183,12 @@ class Endpoint:
             self._transports: list[Transport] = [self._udp]
         else:
             self._transports = list(options.transports)
+        relays = options.relays if options.relays is not None else options.preset.relays
+        self._relays = (
+            tuple(RelayUrl(each) if isinstance(each, str) else each for each in relays)
+            if relays is not None
+            else None
+        )
         self.static_lookup = StaticLookup()
         self._lookups: list[AddressLookup] = [self.static_lookup, *options.address_lookups]
         self._alpns = [_alpn_text(alpn) for alpn in options.alpns]
@@ -222,6 +238,8 @@ class Endpoint:
             for answer in await self.plugins.collect("dialkey_transports", endpoint=self):
                 _check_has(answer, "a transport", ("start", "close", "send", "owns"))
                 self._transports.append(answer.value)  # type: ignore[arg-type]
+            if self._relays is not None:
+                self._transports.extend(await self._relay_transport(self._relays))
             for answer in await self.plugins.collect("dialkey_address_lookups", endpoint=self):
                 _check_has(answer, "an address lookup", ("resolve", "publish", "close"))
                 self._lookups.append(answer.value)  # type: ignore[arg-type]
@@ -243,6 +261,19 @@ class Endpoint:
             await self.plugins.close()
             raise
         return self
+
+    async def _relay_transport(self, relays: tuple[object, ...]) -> list[Transport]:
+        for answer in await self.plugins.call(
+            "dialkey_relays", must_succeed=True, endpoint=self, relays=relays
+        ):
+            _check_has(answer, "a transport", ("start", "close", "send", "owns"))
+            return [cast("Transport", answer.value)]
+        if not relays:
+            return []
+        raise LocalError(
+            "relays were given, but no plugin carries datagrams through relays",
+            hint="leave entry_points=True, or pass plugins=[…] with such a plugin",
+        )
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -321,12 +352,51 @@ class Endpoint:
         """Our secret key, for plugins that prove who we are."""
         return self._secret_key
 
+    @property
+    def transports(self) -> tuple[Transport, ...]:
+        """What carries our datagrams."""
+        return tuple(self._transports)
+
     def addr(self) -> EndpointAddr:
         """Return our id with every address at which we may be reached, as known now."""
         addrs: list[TransportAddr] = []
         for transport in self._transports:
             addrs.extend(transport.local_addrs())
         return EndpointAddr(self._id, addrs)
+
+    async def online(self) -> EndpointAddr:
+        """Wait until others reach us from anywhere: through a relay. Return our address then.
+
+        Waits for as long as no relay lets us in; set a deadline with `asyncio.timeout`.
+
+        Raises:
+            LocalError: nothing that could make us reachable was configured.
+            EndpointClosed: the endpoint was closed.
+        """
+        self._check_open()
+        waits = [
+            asyncio.ensure_future(transport.online())
+            for transport in self._transports
+            if isinstance(transport, RendezvousTransport) and transport.has_rendezvous
+        ]
+        if not waits:
+            raise LocalError(
+                "this endpoint has no relay to be reached through",
+                hint="pass Endpoint.bind(relays=[…])",
+            )
+        try:
+            while waits:
+                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if any(each.exception() is None for each in done):
+                    return self.addr()
+                waits = [each for each in waits if each not in done]
+                if not waits:
+                    self._check_open()
+                    done.pop().result()
+        finally:
+            for each in waits:
+                each.cancel()
+        raise AssertionError("unreachable")
 
     def ticket(self) -> EndpointTicket:
         """Return a text that contains `addr()`: give it to those who shall dial us."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dialkey.network.transport import PathAddress, Receiver, Transport
+from dialkey.network.transport import PathAddress, Receiver, RendezvousTransport, Transport
 
-__all__ = ["PathAddress", "Receiver", "Transport"]
+__all__ = ["PathAddress", "Receiver", "RendezvousTransport", "Transport"]

@@ -8,7 +8,7 @@ sees a socket, and a transport never sees a stream.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from dialkey.identity import EndpointId, TransportAddr
 
@@ -91,3 +91,22 @@ class Transport(Protocol):
 
     def network_changed(self) -> None:
         """Look at addresses and connections anew: the machine's network may have changed."""
+
+
+@runtime_checkable
+class RendezvousTransport(Protocol):
+    """A transport by which others reach us from anywhere once a server has let us in: a relay.
+
+    Attributes:
+        has_rendezvous: whether any such server is configured.
+    """
+
+    @property
+    def has_rendezvous(self) -> bool: ...
+
+    async def online(self) -> object:
+        """Wait until others can reach us by it.
+
+        Raises:
+            DialkeyError: that will never be: it is closed, or has nothing to be reached through.
+        """

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Self
 
 from dialkey.errors import LocalError
 from dialkey.hooks import hookimpl
@@ -16,7 +17,21 @@ from dialkey_relay.client.transport import RelayConfig, RelayTransport
 if TYPE_CHECKING:
     from dialkey import Endpoint
 
-__all__ = ["Relay"]
+__all__ = ["Relay", "relay_of"]
+
+
+def relay_of(endpoint: Endpoint) -> RelayTransport:
+    """Return what carries an endpoint's datagrams through relays.
+
+    By it one watches the home relay and changes relays and tokens at run time.
+
+    Raises:
+        LocalError: the endpoint was bound without relays.
+    """
+    for transport in endpoint.transports:
+        if isinstance(transport, RelayTransport):
+            return transport
+    raise LocalError("this endpoint has no relays", hint="pass Endpoint.bind(relays=[…])")
 
 
 class Relay:
@@ -24,12 +39,13 @@ class Relay:
 
     ::
 
-        relay = Relay("https://relay.example")
+        relay = Relay("https://relay.example", proxy="http://proxy.example:3128")
         async with Endpoint.bind(plugins=[relay]) as endpoint:
-            await relay.of(endpoint).online()
+            await endpoint.online()
             print(endpoint.ticket())
 
-    Without any URL it still dials those whose addresses name a relay. One object can serve several
+    Where the defaults do, ``Endpoint.bind(relays=["https://relay.example"])`` is the same. Without
+    any URL it still dials those whose addresses name a relay. One object can serve several
     endpoints.
 
     Args:
@@ -57,6 +73,23 @@ class Relay:
         self._transports: weakref.WeakKeyDictionary[Endpoint, RelayTransport] = (
             weakref.WeakKeyDictionary()
         )
+
+    @classmethod
+    def of_values(cls, relays: Iterable[object]) -> Self:
+        """Make one of what ``Endpoint.bind(relays=…)`` was given.
+
+        Raises:
+            InvalidAddress: a text is no URL.
+            LocalError: a value is none of URL, text and `RelayConfig`.
+        """
+        checked: list[RelayConfig | RelayUrl | str] = []
+        for relay in relays:
+            if not isinstance(relay, (RelayConfig, RelayUrl, str)):
+                raise LocalError(
+                    f"{type(relay).__name__} is no relay", hint="pass a URL or a RelayConfig"
+                )
+            checked.append(relay)
+        return cls(*checked)
 
     @hookimpl
     def dialkey_transports(self, endpoint: Endpoint) -> RelayTransport:

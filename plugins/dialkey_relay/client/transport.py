@@ -257,6 +257,11 @@ class RelayTransport:
             else:
                 await self._changed.wait()
 
+    @property
+    def has_rendezvous(self) -> bool:
+        """Whether any relay is configured that could become home."""
+        return bool(self._configs)
+
     async def online(self) -> RelayUrl:
         """Wait until others can reach us through a relay; return which.
 

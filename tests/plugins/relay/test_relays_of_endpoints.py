@@ -1,0 +1,150 @@
+"""``Endpoint.bind(relays=…)`` and ``endpoint.online()``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from dialkey import Connection, Endpoint, Router, presets
+from dialkey.errors import (
+    DialkeyError,
+    EndpointClosed,
+    InvalidAddress,
+    LocalError,
+    PluginError,
+    ResolveError,
+)
+from dialkey.identity import EndpointAddr, RelayAddr, RelayUrl
+from dialkey_relay import (
+    Everyone,
+    Relay,
+    RelayConfig,
+    RelayOptions,
+    RelayServer,
+    SharedTokens,
+    relay_of,
+)
+
+ALPN = "dialkey-test/shout"
+OPEN = RelayOptions(client_rate=None, accept_rate_per_address=None)
+
+
+class Shout:
+    async def accept(self, connection: Connection) -> None:
+        while True:
+            try:
+                send, recv = await connection.accept_bi()
+            except DialkeyError:
+                return
+            await send.write((await recv.read_to_end(limit=1000)).upper(), finish=True)
+
+
+@pytest.fixture
+async def url() -> AsyncIterator[str]:
+    async with RelayServer([Everyone()], OPEN) as server:
+        yield server.url
+
+
+async def shout(connection: Connection) -> bytes:
+    send, recv = await connection.open_bi()
+    await send.write(b"hello", finish=True)
+    return await recv.read_to_end(limit=1000)
+
+
+async def test_urls_are_enough(url: str) -> None:
+    async with Endpoint.bind(relays=[url], bind="127.0.0.1:0") as server, Router(server) as router:
+        router.accept(ALPN, Shout())
+        addr = await server.online()
+        assert addr.relay_urls == (RelayUrl(url),)
+        assert addr == server.addr()
+        assert relay_of(server).home.url == RelayUrl(url)
+        # Whoever is reached through no relay dials through those of others.
+        async with Endpoint.bind(relays=(), bind="127.0.0.1:0") as client:
+            assert client.addr().relay_urls == ()
+            only_relay = EndpointAddr(server.id, [RelayAddr(RelayUrl(url))])
+            async with await client.connect(only_relay, ALPN) as connection:
+                assert await shout(connection) == b"HELLO"
+                assert [path.kind for path in connection.paths()] == ["relay"]
+
+
+async def test_without_udp_all_goes_through_the_relay(url: str) -> None:
+    async with (
+        Endpoint.bind(relays=[url], transports=()) as server,
+        Endpoint.bind(relays=[url], transports=()) as client,
+        Router(server) as router,
+    ):
+        router.accept(ALPN, Shout())
+        addr = await server.online()
+        assert addr.ip_addrs == ()
+        async with await client.connect(addr, ALPN) as connection:
+            assert await shout(connection) == b"HELLO"
+
+
+async def test_a_preset_can_name_relays(url: str) -> None:
+    ours = presets.Preset("ours", relays=(url,))
+    async with Endpoint.bind(preset=ours, bind="127.0.0.1:0") as endpoint:
+        assert (await endpoint.online()).relay_urls == (RelayUrl(url),)
+    # What is said at the place wins.
+    async with Endpoint.bind(preset=ours, relays=(), bind="127.0.0.1:0") as endpoint:
+        with pytest.raises(LocalError, match="no relay"):
+            await endpoint.online()
+
+
+async def test_tokens_come_as_configurations() -> None:
+    async with RelayServer([SharedTokens(["sesame"])], OPEN) as server:
+        relays = [RelayConfig(server.url, token="sesame")]
+        async with Endpoint.bind(relays=relays, bind="127.0.0.1:0") as endpoint:
+            await endpoint.online()
+
+
+async def test_the_plugin_says_online_too(url: str) -> None:
+    async with Endpoint.bind(plugins=[Relay(url)], bind="127.0.0.1:0") as endpoint:
+        assert (await endpoint.online()).relay_urls == (RelayUrl(url),)
+
+
+async def test_one_relay_of_two_is_enough(url: str) -> None:
+    dead = "http://127.0.0.1:1"
+    async with Endpoint.bind(relays=[dead, url], bind="127.0.0.1:0") as endpoint:
+        assert (await endpoint.online()).relay_urls == (RelayUrl(url),)
+
+
+async def test_online_can_be_cancelled_and_ends_with_the_endpoint() -> None:
+    async with Endpoint.bind(relays=["http://127.0.0.1:1"], bind="127.0.0.1:0") as endpoint:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await endpoint.online()
+        waiting = asyncio.create_task(endpoint.online())
+        await asyncio.sleep(0)
+        await endpoint.close()
+        with pytest.raises(EndpointClosed):
+            await waiting
+    with pytest.raises(EndpointClosed):
+        await endpoint.online()
+
+
+async def test_without_relays() -> None:
+    async with Endpoint.bind(bind="127.0.0.1:0") as endpoint:
+        with pytest.raises(LocalError, match="no relay") as caught:
+            await endpoint.online()
+        assert "relays=" in str(caught.value.hint)
+        with pytest.raises(LocalError, match="no relays"):
+            relay_of(endpoint)
+        only_relay = EndpointAddr(endpoint.id, [RelayAddr(RelayUrl("https://relay.example"))])
+        async with Endpoint.bind(bind="127.0.0.1:0") as other:
+            with pytest.raises(ResolveError) as failed:
+                await other.connect(only_relay, ALPN)
+            assert "relays=" in str(failed.value.hint)
+
+
+async def test_what_is_no_relay_is_refused() -> None:
+    with pytest.raises(InvalidAddress):
+        Endpoint.bind(relays=["no url"])
+    with pytest.raises(PluginError, match="int is no relay"):
+        await Endpoint.bind(relays=[7])
+    with pytest.raises(LocalError, match="no plugin"):
+        await Endpoint.bind(relays=["https://relay.example"], entry_points=False)
+    # Nothing was asked for, so nothing lacks.
+    async with Endpoint.bind(relays=(), entry_points=False, bind="127.0.0.1:0"):
+        pass
