@@ -71,14 +71,18 @@ def relay(
         if settled.workers > 1 and config is not None:
             from dialkey_relay.server.workers import run_workers
 
-            await run_workers(config, settled, lambda found: _announce(output, found), dev=dev)
+            await run_workers(
+                config, settled, lambda found: _announce(output, settled, found), dev=dev
+            )
             return
 
         plugins = Plugins()
         # None is skipped: it could be the one that keeps strangers out.
         plugins.load_entry_points()
         await serve(
-            read, lambda running: _announce(output, running.relay.addresses), plugins=plugins
+            read,
+            lambda running: _announce(output, running.config, running.relay.addresses),
+            plugins=plugins,
         )
 
     if verbose:
@@ -88,9 +92,14 @@ def relay(
     run(output, work)
 
 
-def _announce(output: Output, addresses: list[tuple[str, int]]) -> None:
-    places = [f"{host} port {port}" for host, port in addresses]
-    output.result("listening", f"listening on {', '.join(places)}", addresses=addresses)
+def _announce(output: Output, config: ServerConfig, addresses: list[tuple[str, int]]) -> None:
+    urls = []
+    for number, (host, port) in enumerate(addresses):
+        # The TLS listener comes first, where there is one.
+        scheme = "https" if number == 0 and config.options.https is not None else "http"
+        urls.append(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/")
+    text = f"listening on {', '.join(urls)}"
+    output.result("listening", text, addresses=addresses, urls=urls)
 
 
 def grant(

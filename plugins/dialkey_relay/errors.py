@@ -12,7 +12,11 @@ WireError             ─ InvalidGrant            a signed grant that is broken 
 
 from __future__ import annotations
 
+import errno
+import os
+
 from dialkey.errors import (
+    BindError,
     ConnectionLost,
     DialError,
     HandshakeError,
@@ -31,6 +35,7 @@ __all__ = [
     "RelayUpgradeError",
     "RelayViolation",
     "RelayWireError",
+    "cannot_listen",
 ]
 
 
@@ -74,3 +79,19 @@ class RelayLost(ConnectionLost):
 
 class RelayConfigError(InvalidInput):
     code = "local.input.relay_config"
+
+
+def cannot_listen(what: str, address: tuple[str, int], error: OSError) -> BindError:
+    """Say why an address cannot be had, and what may help."""
+    # asyncio puts more words into the error than people need.
+    known = error.errno is not None and error.errno > 0
+    reason = os.strerror(error.errno) if known and error.errno is not None else error.strerror
+    hints = {
+        errno.EADDRINUSE: "another program listens there, perhaps another relay",
+        errno.EACCES: "ports below 1024 are for root, or for CAP_NET_BIND_SERVICE",
+        errno.EADDRNOTAVAIL: "this machine does not have that address",
+    }
+    return BindError(
+        f"{what} cannot listen on {address[0]} port {address[1]}: {reason}",
+        hint=hints.get(error.errno or 0),
+    )

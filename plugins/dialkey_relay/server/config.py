@@ -57,6 +57,8 @@ DEV_PORT: Final = 3340
 QAD_PORT: Final = 7842
 METRICS_PORT: Final = 9090
 UNLIMITED: Final = "unlimited"
+MAX_WORKERS: Final = 64
+"""Each has a stream to each other one."""
 
 
 @attrs.frozen
@@ -86,6 +88,20 @@ class ServerConfig:
     qad: QadConfig | None
     workers: int
     files: tuple[Path, ...]
+
+
+_KINDS: Final = {
+    dict: "a table",
+    list: "a list",
+    str: "text",
+    int: "a whole number",
+    float: "a number with a fraction",
+    bool: "true or false",
+}
+
+
+def _words(kind: type) -> str:
+    return _KINDS.get(kind, "a date or time")
 
 
 class _Table:
@@ -118,7 +134,7 @@ class _Table:
         # TOML's true is no number, although Python's is.
         wrong_bool = isinstance(value, bool) and kind is not bool
         if wrong_bool or not isinstance(value, kind):
-            raise self.error(key, f"is {type(value).__name__}, not {kind.__name__}")
+            raise self.error(key, f"is {_words(type(value))}, not {_words(kind)}")
         return value
 
     def table(self, key: str) -> _Table | None:
@@ -191,7 +207,10 @@ def load(path: str | Path, *, dev: bool = False) -> ServerConfig:
         raise RelayConfigError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise RelayConfigError(f"{path} is not UTF-8") from None
-    config = parse(text, dev=dev, folder=path.parent)
+    try:
+        config = parse(text, dev=dev, folder=path.parent)
+    except RelayConfigError as error:
+        raise RelayConfigError(f"{path}: {error.message}", hint=error.hint) from None
     return attrs.evolve(config, files=(path, *config.files))
 
 
@@ -228,6 +247,8 @@ def parse(
     metrics = root.address("metrics_bind_addr", ("127.0.0.1", METRICS_PORT))
     wants_qad = root.take("enable_quic_addr_discovery", bool) or False
     workers = root.positive("workers") or 1
+    if workers > MAX_WORKERS:
+        raise root.error("workers", f"are {MAX_WORKERS} at most", "one for each core is enough")
     limits = _limits(root.table("limits") or _Table({}, "limits"))
     root.done()
     if wants_qad and tls is None:
@@ -379,7 +400,11 @@ def _access(
         )
     if isinstance(root.peek("access"), str):
         if root.take("access", str) != "everyone":
-            raise root.error("access", 'is "everyone" or a table')
+            raise root.error(
+                "access",
+                'is "everyone" or a table',
+                "[access] allowlist, denylist, shared_token, grants or http say who",
+            )
         return (Everyone(),), ()
     table = root.table("access")
     assert table is not None

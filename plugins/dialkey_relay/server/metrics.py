@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Final, cast
 
 import attrs
 
-from dialkey.errors import BindError
 from dialkey.limits import RELAY_HTTP_TIMEOUT_S
 from dialkey_relay.counters import Counters
-from dialkey_relay.errors import RelayWireError
+from dialkey_relay.errors import RelayWireError, cannot_listen
 from dialkey_relay.http1 import HeadReader, Response
 
 if TYPE_CHECKING:
@@ -207,9 +206,7 @@ class MetricsServer:
                 lambda: _Reader(self), host, port
             )
         except OSError as error:
-            raise BindError(
-                f"the metrics cannot be served on {host} port {port}: {error.strerror}"
-            ) from error
+            raise cannot_listen("the metrics", self._address, error) from error
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -34,9 +34,8 @@ from aioquic.quic.packet_builder import (
 )
 from aioquic.quic.retry import QuicRetryTokenHandler
 
-from dialkey.errors import BindError
 from dialkey_relay.counters import Counters
-from dialkey_relay.errors import RelayWireError
+from dialkey_relay.errors import RelayWireError, cannot_listen
 from dialkey_relay.observed import (
     ALPN,
     CLOSE_CODE,
@@ -288,10 +287,7 @@ class QadServer:
                 reuse_port=self._reuse_port or None,
             )
         except OSError as error:
-            raise BindError(
-                f"address discovery cannot listen on {self._address[0]} port {self._address[1]} "
-                f"(UDP): {error.strerror}"
-            ) from error
+            raise cannot_listen("address discovery (UDP)", self._address, error) from error
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

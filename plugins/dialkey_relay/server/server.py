@@ -16,7 +16,7 @@ from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED, RELAY_WRITE_TIMEOUT_S
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
-from dialkey_relay.errors import RelayConfigError
+from dialkey_relay.errors import RelayConfigError, cannot_listen
 from dialkey_relay.frames import Restarting
 from dialkey_relay.hub import Hub
 from dialkey_relay.rates import AddressLimiter, Limiter, Rate
@@ -125,9 +125,7 @@ class Listener:
                 lambda: ClientConnection(self), sock=bind(address, reuse_port=reuse_port)
             )
         except OSError as error:
-            raise BindError(
-                f"the relay cannot listen on {address[0]} port {address[1]}: {error.strerror}"
-            ) from error
+            raise cannot_listen("the relay", address, error) from error
 
     @property
     def addresses(self) -> list[Address]:

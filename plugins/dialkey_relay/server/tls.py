@@ -71,7 +71,8 @@ class TlsFiles:
             return _Stamp.of(self.certificate), _Stamp.of(self.key)
         except OSError as error:
             raise RelayConfigError(
-                f"a TLS file cannot be read: {error.filename}: {error.strerror}"
+                f"the TLS file {error.filename} cannot be read: {error.strerror}",
+                hint="tls.manual_cert_path and tls.manual_key_path say where they are",
             ) from None
 
     def reload_if_changed(self) -> bool:

@@ -22,9 +22,9 @@ from typing import Final
 
 import attrs
 
-from dialkey.errors import BindError, DialkeyError, LocalError
+from dialkey.errors import DialkeyError, LocalError
 from dialkey_relay.counters import Counters
-from dialkey_relay.errors import RelayConfigError, RelayWireError
+from dialkey_relay.errors import RelayConfigError, RelayWireError, cannot_listen
 from dialkey_relay.mesh import MeshStream, ProcessMesh
 from dialkey_relay.server.config import ServerConfig, load
 from dialkey_relay.server.metrics import Snapshot
@@ -227,7 +227,7 @@ def _reserved(config: ServerConfig) -> Iterator[tuple[Address | None, Address | 
             try:
                 sock = stack.enter_context(bind(address, reuse_port=True))
             except OSError as error:
-                raise BindError(f"{address[0]} cannot be used: {error.strerror}") from error
+                raise cannot_listen("the relay", address, error) from error
             # It must not accept: connections would wait here for ever.
             port = sock.getsockname()[1]
             sock.close()

@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import json
 import signal
+import socket
 import sys
 
 import pytest
@@ -94,6 +95,34 @@ def test_help_is_quick_to_import() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('http_bind_addr = "127.0.0.1:{port}"\nenable_metrics = false', "the relay cannot listen"),
+        ('http_bind_addr = "127.0.0.1:0"\nmetrics_bind_addr = "127.0.0.1:{port}"', "the metrics"),
+    ],
+)
+def test_a_port_that_is_taken_is_told(tmp_path, text, message) -> None:
+    path = tmp_path / "relay.toml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path.write_text(text.format(port=port) + '\naccess = "everyone"\n')
+        result = invoke("--config", str(path))
+    assert result.exit_code == 3
+    assert message in result.stderr
+    assert f"port {port}: Address already in use (another program" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_certificate_that_is_missing_is_told(tmp_path) -> None:
+    path = tmp_path / "relay.toml"
+    path.write_text('access = "everyone"\n[tls]\ncert_mode = "Reloading"\n')
+    result = invoke("--config", str(path), "--check")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'default.crt'} cannot be read: No such file" in result.stderr
+    assert "tls.manual_cert_path" in result.stderr
+
+
 def test_a_plugin_that_cannot_be_loaded_keeps_the_relay_shut(monkeypatch, tmp_path) -> None:
     """It could be the one with `dialkey_relay_admit`: an open door would be the wrong answer."""
     path = tmp_path / "relay.toml"
@@ -117,8 +146,8 @@ async def test_the_program_serves_and_takes_leave(tmp_path) -> None:
     async with asyncio.timeout(30):
         line = json.loads(await process.stdout.readline())
     assert line["event"] == "listening"
-    host, port = line["addresses"][0]
-    async with RelayClient(f"http://{host}:{port}", A, dialer=Dialer(proxy="")) as client:
+    (url,) = line["urls"]
+    async with RelayClient(url, A, dialer=Dialer(proxy="")) as client:
         await client.connected()
         client.send(A.id, b"hello")
         assert (await client.receive()).content == b"hello"

@@ -146,7 +146,7 @@ def test_dev_ignores_tls_and_unlimited_is_possible(certificate, tmp_path) -> Non
         ("", "access: is missing"),
         ("access = ", "no TOML"),
         ('access = "nobody"', "access: is"),
-        ("access = 5", "access: is int, not dict"),
+        ("access = 5", "access: is a whole number, not a table"),
         ("[access]", "names no rule"),
         ('access = "everyone"\nacess = 1', "did you mean access"),
         ('[access]\nallow_list = ["x"]', "did you mean access.allowlist"),
@@ -161,9 +161,14 @@ def test_dev_ignores_tls_and_unlimited_is_possible(certificate, tmp_path) -> Non
         ('access = "everyone"\nhttp_bind_addr = "80"', "http_bind_addr: '80' is no address"),
         ('access = "everyone"\nhttp_bind_addr = "a:99999"', "is no address"),
         ('access = "everyone"\nenable_relay = false', "enable_relay"),
-        ('access = "everyone"\nenable_metrics = 1', "enable_metrics: is int, not bool"),
+        (
+            'access = "everyone"\nenable_metrics = 1',
+            "a whole number, not true or false",
+        ),
         ('access = "everyone"\nworkers = 0', "workers: has to be above 0"),
-        ('access = "everyone"\nworkers = true', "workers: is bool, not int"),
+        ('access = "everyone"\nworkers = 65', "64 at most"),
+        ('access = "everyone"\nhttp_bind_addr = 1979-05-27', "is a date or time, not text"),
+        ('access = "everyone"\nworkers = true', "workers: is true or false, not a whole number"),
         ('access = "everyone"\nenable_quic_addr_discovery = true', "needs"),
         ('access = "everyone"\n[tls]\ncert_mode = "LetsEncrypt"', "certbot"),
         ('access = "everyone"\n[tls]\ncert_mode = "Manual"', "default.crt"),
@@ -200,6 +205,9 @@ def test_files_that_cannot_be_read(tmp_path) -> None:
     path = tmp_path / "bad.toml"
     path.write_bytes(b"\xff")
     with pytest.raises(RelayConfigError, match="UTF-8"):
+        load(path)
+    path.write_text('acces = "everyone"')
+    with pytest.raises(RelayConfigError, match=r"bad\.toml: access: is missing"):
         load(path)
 
 
