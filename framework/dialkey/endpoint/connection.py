@@ -26,6 +26,7 @@ from dialkey.endpoint.paths import (
 from dialkey.endpoint.streams import Data, RecvStream, SendStream
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId
+from dialkey.network.transport import PathAddress
 from dialkey.quic import connection as quic
 from dialkey.quic import events, multipath
 from dialkey.quic.path import Path
@@ -70,6 +71,7 @@ class Connection:
         self._datagrams_dropped = 0
         self._datagram_waiter: asyncio.Future[None] | None = None
         self._path_readers: list[PathEvents] = []
+        self._announced: tuple[int, PathAddress] | None = None
         self.path_manager: PathManager | None = None
         # Owned by the endpoint: the pending timer and when it fires.
         self.timer: asyncio.TimerHandle | None = None
@@ -226,7 +228,11 @@ class Connection:
 
     def paths(self) -> list[PathInfo]:
         """Return a snapshot of all paths, the selected one first."""
-        paths = [self.path_info(path) for path in self._core.paths.values() if not path.abandoned]
+        paths = [
+            self.path_info(path)
+            for path in self._core.paths.values()
+            if not path.abandoned and not path.parked
+        ]
         return sorted(paths, key=lambda path: not path.is_selected)
 
     def path_info(self, path: Path) -> PathInfo:
@@ -242,6 +248,8 @@ class Connection:
             rtt_s=recovery.srtt,
             lost_packets=recovery.lost_packets,
             sent_packets=recovery.sent_packets,
+            sent_bytes=path.bytes_sent,
+            received_bytes=path.bytes_received,
             mtu_bytes=path.mtu.current,
             congestion_window_bytes=recovery.cc.window,
         )
@@ -253,7 +261,8 @@ class Connection:
         """
         reader = PathEvents()
         for path in self.paths():
-            reader.put(PathOpened(path))
+            if path.state != "validating":
+                reader.put(PathOpened(path))
         if self._error is not None:
             reader.end()
         self._path_readers.append(reader)
@@ -267,17 +276,20 @@ class Connection:
         """Return the counters as they stand."""
         core = self._core
         paths = list(core.paths.values())
+        selected = core.selected_path
+        lost = sum(path.recovery.lost_packets for path in paths)
+        sent = sum(path.recovery.sent_packets for path in paths)
         return ConnectionStats(
             sent_bytes=core.bytes_sent,
             received_bytes=core.bytes_received,
             received_packets=core.packets_received,
             undecryptable_packets=core.packets_undecryptable,
             duplicate_packets=core.packets_duplicate,
-            lost_packets=sum(p.recovery.lost_packets for p in paths),
-            sent_packets=sum(p.recovery.sent_packets for p in paths),
+            lost_packets=core.lost_packets_before + lost,
+            sent_packets=core.sent_packets_before + sent,
             dropped_datagrams=core.datagrams_dropped + self._datagrams_dropped,
             key_updates=core.protection.updates if core.protection is not None else 0,
-            rtt_s=paths[0].recovery.srtt if paths else 0.0,
+            rtt_s=selected.recovery.srtt if selected is not None else 0.0,
         )
 
     @property
@@ -484,14 +496,17 @@ class Connection:
             case events.PathValidated(path_id=path_id):
                 if path_id in self._core.paths:
                     self._emit_path(PathOpened(self.path_info(self._core.paths[path_id])))
-                self._update_paths()
+                if self.path_manager is not None:
+                    self.path_manager.on_validated(path_id)
             case events.PathSuspected(path_id=path_id):
                 if path_id in self._core.paths:
                     self._emit_path(PathDemoted(self.path_info(self._core.paths[path_id])))
                 if self.path_manager is not None:
                     self.path_manager.on_suspected(path_id)
             case events.PathAbandoned(path_id=path_id):
-                self._emit_path(PathClosed(self.path_info(self._core.paths[path_id])))
+                path = self._core.paths.get(path_id)
+                if path is not None and path.may_carry_data:
+                    self._emit_path(PathClosed(self.path_info(path)))
                 self._update_paths()
             case events.PathRecovered() | events.PathsAvailable():
                 self._update_paths()
@@ -510,12 +525,17 @@ class Connection:
 
     def select_path(self, path_id: int) -> None:
         """Send application data on a path from now on."""
-        previous = self._core.selected_path
         multipath.select(self._core, path_id)
-        if previous is None or previous.id != path_id:
-            remote = previous.remote if previous is not None else None
-            info = self.path_info(self._core.paths[path_id])
-            self._emit_path(PathSelected(info, remote))
+        self.announce_selection()
+
+    def announce_selection(self) -> None:
+        """Say so if data goes another way now, whoever decided it."""
+        path = self._core.selected_path
+        if path is None:
+            return
+        announced, self._announced = self._announced, (path.id, path.remote)
+        if announced is not None and announced[0] != path.id:
+            self._emit_path(PathSelected(self.path_info(path), announced[1]))
 
     def process_events_later(self) -> None:
         """Have events handled that were made outside the reception of datagrams."""
@@ -526,6 +546,7 @@ class Connection:
             self.path_manager = PathManager(self)
         for path in self._core.paths.values():
             self._emit_path(PathOpened(self.path_info(path)))
+        self.announce_selection()
         if self._handshake is not None and not self._handshake.done():
             self._handshake.set_result(None)
         self._endpoint.on_handshake(self)
@@ -550,7 +571,8 @@ class Connection:
         if self.path_manager is not None:
             self.path_manager.close()
         for path in self._core.paths.values():
-            self._emit_path(PathClosed(self.path_info(path)))
+            if path.may_carry_data and not path.abandoned:
+                self._emit_path(PathClosed(self.path_info(path)))
         for reader in self._path_readers:
             reader.end()
         waiters = [

@@ -3,7 +3,8 @@
 The client opens paths: one over each known relay, as a reserve, and over every direct address while no
 direct path works. Both sides choose for themselves where they send. A path that stops answering is
 *quarantined*: it is not chosen again before a time that doubles with each failure, however lively it
-looks, so that a flapping path does not take the connection with it.
+looks, so that a flapping path does not take the connection with it. While nothing works at all, there is
+no back-off: every known address is tried over and over, until the connection's idle timeout.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from dialkey.endpoint.paths import kind_of
+from dialkey.endpoint.paths import PathInfo, kind_of
+from dialkey.endpoint.selection import DirectFirst
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes, multipath
 from dialkey.quic.connection import State
@@ -31,6 +33,10 @@ QUARANTINE_FORGET_S: Final = 120.0
 MAX_DIRECT_ATTEMPTS: Final = 4
 """Direct paths being validated at a time; of eight paths some must be left for relays."""
 VALIDATION_TIMEOUT_S: Final = 5.0
+MAX_RECORDS: Final = 64
+"""Addresses remembered beyond those that are known and in use."""
+RELAY_IDLE_TIMEOUT_S: Final = 30.0
+"""A path over a relay may be silent for so long: it survives that we connect to the relay anew."""
 
 
 class _Record:
@@ -53,6 +59,7 @@ class PathManager:
         self._connection = connection
         self._core = connection.core
         self._endpoint = connection.endpoint
+        self._fallback = DirectFirst()
         self._records: dict[PathAddress, _Record] = {}
         self._known: dict[PathAddress, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -81,6 +88,13 @@ class PathManager:
             record.usable_at = now + pause
         self.update()
 
+    def on_validated(self, path_id: int) -> None:
+        """Note that a path works: its address need not be waited for when it is lost again."""
+        path = self._core.paths.get(path_id)
+        if path is not None:
+            self._record(path.remote).attempts = 0
+        self.update()
+
     def network_changed(self) -> None:
         """Try everything again at once."""
         for record in self._records.values():
@@ -94,7 +108,11 @@ class PathManager:
         if core.multipath is None or core.state is not State.OPEN:
             return
         now = self._endpoint.now()
+        for path in core.paths.values():
+            if kind_of(path.remote) == "relay":
+                path.idle_timeout_s = RELAY_IDLE_TIMEOUT_S
         self._select(now)
+        self._connection.announce_selection()
         if core.is_client and core.confirmed:
             self._prune(now)
             self._open_missing(now)
@@ -111,14 +129,28 @@ class PathManager:
         if not candidates:
             return
         infos = [self._connection.path_info(path) for path in candidates]
-        choice = self._endpoint.path_selector.select(infos)
+        choice = self._ask(infos)
         if choice is not None and any(choice.id == info.id for info in infos):
             self._connection.select_path(choice.id)
+
+    def _ask(self, infos: list[PathInfo]) -> PathInfo | None:
+        selector = self._endpoint.path_selector
+        try:
+            return selector.select(infos)
+        except Exception as exc:
+            # A plugin that chooses badly must not cost the connection.
+            name = type(selector).__name__
+            self._endpoint.plugins.count_failure(name, "dialkey_path_selector", exc)
+            return self._fallback.select(infos)
 
     # --- opening and abandoning -----------------------------------------------------------------
 
     def _open_paths(self) -> list[Path]:
-        return [path for path in self._core.paths.values() if not path.abandoned]
+        paths = self._core.paths.values()
+        return [path for path in paths if not path.abandoned and not path.parked]
+
+    def _is_stranded(self) -> bool:
+        return not any(path.validated and not path.suspect for path in self._open_paths())
 
     def _has_good_direct(self) -> bool:
         selected = self._core.selected_path
@@ -134,21 +166,23 @@ class PathManager:
         taken = {path.remote for path in paths}
         validating = sum(not path.validated for path in paths)
         has_direct = self._has_good_direct()
-        for address in self._known:
-            if address in taken:
-                continue
+        stranded = self._is_stranded()
+        # Whoever waits longest is next: of many addresses each gets its turn.
+        waiting = [address for address in self._known if address not in taken]
+        for address in sorted(waiting, key=lambda each: self._record(each).next_try):
             is_relay = kind_of(address) == "relay"
             if not is_relay and (has_direct or validating >= MAX_DIRECT_ATTEMPTS):
                 continue
             record = self._record(address)
-            if record.next_try > now:
+            if record.next_try > now and not stranded:
                 continue
             if multipath.open_path(self._core, address, now) is None:
                 # Ids are lacking: PathsAvailable follows.
                 return
             validating += 1
-            record.attempts += 1
-            record.next_try = now + min(RETRY_FIRST_S * 2 ** (record.attempts - 1), RETRY_MOST_S)
+            record.next_try = now + min(RETRY_FIRST_S * 2**record.attempts, RETRY_MOST_S)
+            if not stranded:
+                record.attempts += 1
         self._connection.process_events_later()
 
     def _prune(self, now: float) -> None:
@@ -160,14 +194,18 @@ class PathManager:
             if not path.validated:
                 challenge = path.challenge
                 started = challenge.started_at if challenge is not None else now
-                if now - started > VALIDATION_TIMEOUT_S or self._has_good_direct():
-                    multipath.abandon(self._core, path, codes.PATH_UNSTABLE_OR_POOR, now)
+                if now - started >= VALIDATION_TIMEOUT_S or self._has_good_direct():
+                    multipath.give_up(self._core, path, now)
             elif self._has_good_direct() and not path.suspect:
                 multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
 
     def _record(self, address: PathAddress) -> _Record:
         record = self._records.get(address)
         if record is None:
+            if len(self._records) >= MAX_RECORDS:
+                # A client's address may change without end.
+                kept = {path.remote for path in self._core.paths.values()} | self._known.keys()
+                self._records = {a: r for a, r in self._records.items() if a in kept}
             record = self._records[address] = _Record()
         return record
 

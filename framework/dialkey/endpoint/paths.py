@@ -30,6 +30,7 @@ class PathInfo:
         rtt_s: smoothed round-trip time, seconds.
         lost_packets: packets taken for lost so far.
         sent_packets: packets sent so far.
+        sent_bytes, received_bytes: whole datagrams so far.
         mtu_bytes: the datagram size in use, bytes of UDP payload.
         congestion_window_bytes: bytes that may be in flight.
     """
@@ -42,6 +43,8 @@ class PathInfo:
     rtt_s: float
     lost_packets: int
     sent_packets: int
+    sent_bytes: int
+    received_bytes: int
     mtu_bytes: int
     congestion_window_bytes: int
 

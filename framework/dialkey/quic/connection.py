@@ -456,7 +456,7 @@ class Connection:
             if chosen is not None and chosen.validated and not chosen.abandoned:
                 return chosen
         for path in self.paths.values():
-            if not path.abandoned:
+            if not path.abandoned and not path.parked:
                 if not path.validated:
                     # The owner's choice, on its way to another address, before any that is new.
                     unproven = path if path is chosen else unproven or path
@@ -865,6 +865,8 @@ class Connection:
     def network_changed(self, now: float) -> None:
         """Look at every path anew: this machine's addresses or routes may have changed."""
         for path in self.paths.values():
+            if path.parked or path.abandoned:
+                continue
             path.recovery.pto_count = 0
             path.ping_pending = True
             # A new connection id, so that the new address is not linked with the old one.

@@ -145,11 +145,17 @@ def issue_cids(c: Connection) -> None:
 def open_path(c: Connection, remote: Address, now: float) -> Path | None:
     """Open another path to `remote` as the client; None while ids are lacking.
 
-    The path is validated by a challenge; `PathValidated` tells when it can carry data.
+    The path is validated by a challenge; `PathValidated` tells when it can carry data. The id of an
+    attempt that was given up is used before a new one.
     """
     state = c.multipath
     if state is None or not c.is_client or not c.confirmed:
         return None
+    for path in c.paths.values():
+        if path.parked:
+            path.unpark(remote, now)
+            c.events.append(events.PathAdded(path.id, remote))
+            return path
     path_id = state.next_id
     if path_id > state.usable_max:
         if state.blocked(state.peer_max):
@@ -164,6 +170,18 @@ def open_path(c: Connection, remote: Address, now: float) -> Path | None:
     path = c.new_path(cids, remote, validated=False)
     add_path(c, path, now)
     return path
+
+
+def give_up(c: Connection, path: Path, now: float) -> None:
+    """Abandon a path that answers nothing; if it never did, its id stays for the next one.
+
+    iroh does not replace the id of a path of which it never heard (wire/quic.md 3.10): an attempt that
+    used one up would be one of seven.
+    """
+    if path.validated or path.received.largest >= 0:
+        abandon(c, path, codes.PATH_UNSTABLE_OR_POOR, now)
+    elif not path.abandoned:
+        path.park()
 
 
 def add_path(c: Connection, path: Path, now: float) -> None:
@@ -181,7 +199,7 @@ def add_path(c: Connection, path: Path, now: float) -> None:
 
 def abandon(c: Connection, path: Path, error_code: int, now: float) -> bool:
     """Stop using a path; False if no other is left, or it is the last one that works."""
-    others = [p for p in c.paths.values() if p is not path and not p.abandoned]
+    others = [p for p in c.paths.values() if p is not path and not p.abandoned and not p.parked]
     if path.abandoned or not others:
         return False
     if path.validated and not any(p.validated for p in others):
@@ -255,8 +273,10 @@ def on_timer(c: Connection, path: Path, now: float) -> None:
         if now >= path.forget_at:
             forget(c, path)
         return
+    if path.parked:
+        return
     if now >= path.last_received + _idle_period(path):
-        abandon(c, path, codes.PATH_UNSTABLE_OR_POOR, now)
+        give_up(c, path, now)
         path.last_received = now
 
 
@@ -264,6 +284,8 @@ def timer(path: Path) -> float:
     """Return when `on_timer` is due for a path."""
     if path.forget_at is not None:
         return path.forget_at
+    if path.parked:
+        return float("inf")
     at = path.last_received + _idle_period(path)
     suspect_at = path.suspect_at
     return at if suspect_at is None else min(at, suspect_at)

@@ -116,7 +116,7 @@ def flush_path(
         carries_data: whether this is the path for everything that is not bound to a path.
     """
     cid = _cid(path)
-    if cid is None or path.abandoned:
+    if cid is None or path.abandoned or path.parked:
         return
     if path.responses:
         _send_responses(c, path, cid, now, send)

@@ -164,6 +164,7 @@ class Path:
         limited: whether little may be sent to `remote` until it is validated; only a server is.
         abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
+        parked: whether this is the id of an attempt that was given up, and nothing is sent on it.
         replaced: whether the peer may use another path id for this one, which is over.
         waiting_since: when something was sent that must be acknowledged, and nothing was since.
         is_receiving: whether the last thing to happen was that a client received stream data.
@@ -193,6 +194,7 @@ class Path:
         "limited",
         "mtu",
         "next_number",
+        "parked",
         "peer_available",
         "peer_status_sequence",
         "ping_pending",
@@ -237,6 +239,7 @@ class Path:
         self.peer_available = True
         self.peer_status_sequence = 0
         self.replaced = False
+        self.parked = False
         self.suspect = False
         self.is_receiving = False
         self.waiting_since: float | None = None
@@ -298,6 +301,8 @@ class Path:
         A receiver sends nothing that is answered, so it would not notice for long that data stopped
         because the path died; and only a client can open another.
         """
+        if self.parked:
+            return float("inf")
         hush_s = HUSH_S if self.is_receiving and keep_alive_s > HUSH_S else keep_alive_s
         return self.last_activity + hush_s
 
@@ -305,6 +310,23 @@ class Path:
     def may_carry_data(self) -> bool:
         """Whether `remote`, or where the path led before a migration, has proved that it receives."""
         return self.validated or self.previous_remote is not None
+
+    def park(self) -> None:
+        """Send nothing any more, until the path is led elsewhere. Packet numbers go on, with the keys."""
+        self.parked = True
+        self.challenge = None
+        self.probes_pending = 0
+        self.ping_pending = False
+        self.waiting_since = None
+        self.recovery.discard()
+
+    def unpark(self, remote: Address, now: float) -> None:
+        """Lead a parked path to another address."""
+        self.parked = False
+        self.remote = remote
+        self.recovery.pto_count = 0
+        self.last_received = self.last_activity = now
+        self.start_challenge(now, deadline=float("inf"))
 
     def ack_is_due(self, now: float) -> bool:
         """Whether what arrived should be acknowledged now."""

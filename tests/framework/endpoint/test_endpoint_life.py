@@ -653,6 +653,34 @@ async def test_a_restart_is_noticed_on_loopback() -> None:
         await bob.close()
 
 
+async def test_a_socket_is_replaced_in_the_middle_of_a_transfer_on_loopback() -> None:
+    async with connected() as (here, there):
+        udp = here.endpoint._udp
+        assert udp is not None
+        size, got = 8_000_000, 0
+        ports = {addr.port for addr in udp.bound}
+
+        async def write() -> None:
+            send = await here.open_uni()
+            await send.write(bytes(size), finish=True)
+
+        writing = asyncio.create_task(write())
+        async for chunk in await there.accept_uni():
+            got += len(chunk)
+            if got > 1_000_000 * len(ports):
+                udp._sockets.pop().close()
+                udp._open(IpAddr.parse("127.0.0.1:0"))
+                asyncio.get_running_loop().add_reader(
+                    udp._sockets[0].sock.fileno(), udp._sockets[0].on_readable
+                )
+                ports.add(udp.bound[0].port)
+                here.endpoint.network_changed()
+        await writing
+        assert got == size
+        assert len(ports) > 3
+        assert there.paths()[0].remote == udp.bound[0]
+
+
 def test_nothing_is_left_open() -> None:
     """No socket, file, task or future is left to the garbage collector."""
 
