@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-settings.register_profile("dialkey", deadline=None, derandomize=True)
+settings.register_profile("dialkey", deadline=None, derandomize=True, database=None)
 settings.load_profile("dialkey")

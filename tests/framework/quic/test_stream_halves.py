@@ -89,7 +89,7 @@ class RecvMachine(RuleBasedStateMachine):
             if not had_all or self.stopped:
                 self.was_reset = self.was_reset or half.reset_code is not None
             else:
-                assert half.reset_code is None
+                assert self.was_reset or half.reset_code is None
 
     @invariant()
     def agrees(self) -> None:
