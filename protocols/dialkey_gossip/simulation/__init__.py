@@ -3,7 +3,7 @@
 Everything is drawn from one seed, so a run is repeated exactly by repeating its numbers. There is no
 QUIC here; a message takes the latency of its link, may be lost, and links may be cut.
 
-`Network` is the swarm; `scenarios` holds the measurements of ``benchmarks/gossip_sim.py``.
+`Network` is the swarm; `scenarios` holds the measurements of ``benchmarks/gossip.py``.
 
 Source: gossip wire reference 6.
 """
@@ -22,6 +22,7 @@ from dialkey_gossip.simulation.scenarios import (
     Round,
     Scenario,
     bootstrap,
+    merge,
     run_churn,
     run_round,
     run_scenario,
@@ -42,6 +43,7 @@ __all__ = [
     "Round",
     "Scenario",
     "bootstrap",
+    "merge",
     "run_churn",
     "run_round",
     "run_scenario",

@@ -29,6 +29,7 @@ __all__ = [
     "Round",
     "Scenario",
     "bootstrap",
+    "merge",
     "run_churn",
     "run_round",
     "run_scenario",
@@ -69,8 +70,18 @@ class Scenario:
 
     @property
     def label(self) -> str:
-        """The name that the original gives to this scenario."""
-        return f"{self.kind.value} n={self.nodes} r={self.rounds}"
+        """The name that the original gives to this scenario, and what is unusual."""
+        label = f"{self.kind.value} n={self.nodes} r={self.rounds}"
+        if self.latency != Latency():
+            label += f" {self.latency.min_s * 1e3:.0f}-{self.latency.max_s * 1e3:.0f}ms"
+        return f"{label} loss={self.loss:.0%}" if self.loss else label
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """The original's figures, where they are known."""
+        if self.loss or self.latency.min_s != Latency().min_s:
+            return None
+        return BASELINE.get((self.kind, self.nodes, self.latency.max_s))
 
 
 @attrs.frozen
@@ -148,7 +159,9 @@ class Result:
     def settled_redundancy(self) -> float:
         """The mean over seeds of the last third of the rounds."""
         return statistics.fmean(
-            round.redundancy for rounds in self.rounds for round in rounds[-(len(rounds) // 3) :]
+            round.redundancy
+            for rounds in self.rounds
+            for round in rounds[-(len(rounds) // 3 or 1) :]
         )
 
 
@@ -161,17 +174,20 @@ class Baseline:
     duration_s: float
 
 
-BASELINE: Final[Mapping[tuple[Kind, int], Baseline]] = {
-    (Kind.SINGLE, 20): Baseline(0.151, 3.1, 0.095),
-    (Kind.SINGLE, 100): Baseline(0.089, 6.0, 0.167),
-    (Kind.SINGLE, 1000): Baseline(0.074, 13.7, 0.353),
-    (Kind.MULTI, 20): Baseline(0.439, 5.3, 0.171),
-    (Kind.MULTI, 100): Baseline(0.462, 10.2, 0.309),
-    (Kind.MULTI, 1000): Baseline(0.462, 20.9, 0.610),
-    (Kind.ALL, 20): Baseline(1.385, 5.4, 0.442),
-    (Kind.ALL, 100): Baseline(1.058, 10.2, 0.718),
+BASELINE: Final[Mapping[tuple[Kind, int, float], Baseline]] = {
+    (Kind.SINGLE, 20, 0.05): Baseline(0.151, 3.1, 0.095),
+    (Kind.SINGLE, 100, 0.05): Baseline(0.089, 6.0, 0.167),
+    (Kind.SINGLE, 1000, 0.05): Baseline(0.074, 13.7, 0.353),
+    (Kind.MULTI, 20, 0.05): Baseline(0.439, 5.3, 0.171),
+    (Kind.MULTI, 100, 0.05): Baseline(0.462, 10.2, 0.309),
+    (Kind.MULTI, 1000, 0.05): Baseline(0.462, 20.9, 0.610),
+    (Kind.ALL, 20, 0.05): Baseline(1.385, 5.4, 0.442),
+    (Kind.ALL, 100, 0.05): Baseline(1.058, 10.2, 0.718),
+    (Kind.SINGLE, 100, 0.1): Baseline(0.087, 6.1, 0.300),
+    (Kind.MULTI, 100, 0.1): Baseline(0.709, 10.4, 0.515),
+    (Kind.ALL, 100, 0.1): Baseline(1.092, 11.6, 1.070),
 }
-"""By scenario, for latencies of 10 to 50 ms; gossip wire reference 6.5."""
+"""By kind, nodes and the highest latency, the lowest being 10 ms; gossip wire reference 6.5."""
 
 
 def bootstrap(network: Network, nodes: int) -> list[PeerId]:
@@ -244,6 +260,16 @@ def run_scenario(
             rounds.append(run_round(network, publishers, str(index)))
         all_rounds.append(tuple(rounds))
     return Result(scenario, tuple(all_rounds), statistics.fmean(degrees), isolated)
+
+
+def merge(results: Sequence[Result]) -> Result:
+    """Put the results of one scenario under several seeds together."""
+    return Result(
+        results[0].scenario,
+        tuple(rounds for result in results for rounds in result.rounds),
+        statistics.fmean(result.degree for result in results),
+        sum(result.isolated for result in results),
+    )
 
 
 @attrs.frozen
