@@ -109,14 +109,15 @@ def demo(
 ) -> None:
     """Send a file between two endpoints on this machine.
 
-    Two processes, two keys: one runs 'dialkey send', the other dials its key and receives.
+    Two keys in two processes, and a relay in a third: the transfer begins over the relay, moves to
+    the direct way when there is one, and back when that is cut.
     """
     output = Output(json=json)
 
     async def work() -> None:
-        from dialkey_blobs import commands
+        from dialkey_blobs.demo import demo
 
-        await commands.demo(output, size_bytes=round(size * 1_000_000))
+        await demo(output, size_bytes=round(size * 1_000_000))
 
     run(output, work)
 

@@ -1,24 +1,20 @@
-"""What ``dialkey send``, ``receive`` and ``demo`` do."""
+"""What ``dialkey send`` and ``dialkey receive`` do."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 import attrs
-from blake3 import blake3
 
 from dialkey import Endpoint, PathInfo, Router
 from dialkey.cli import Options, Output, Progress, format_bytes, format_rate
-from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId
 from dialkey_blobs.blobs import Blobs, Entry, collect_files
 from dialkey_blobs.download import Connected, Downloaded, ProviderFailed
@@ -31,7 +27,7 @@ from dialkey_blobs.store import ImportMode, TempTag
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
 from dialkey_blobs.ticket import BlobTicket
 
-__all__ = ["Summary", "demo", "fetch", "receive", "send"]
+__all__ = ["Summary", "fetch", "receive", "send"]
 
 LISTED_NAMES: Final = 20
 """Names shown of a collection; a screen has some more lines than that."""
@@ -235,7 +231,7 @@ async def receive(
         UnsafeName: the sender named a file in a way that could do harm.
         DialkeyError: everything else that can go wrong with peer, network and disk.
     """
-    summary = await fetch(output, options, ticket, target, overwrite=overwrite)
+    summary = await fetch(output, options.open_endpoint, ticket, target, overwrite=overwrite)
     output.result(
         "received",
         "\n".join(map(str, summary.paths)),
@@ -249,9 +245,17 @@ async def receive(
 
 
 async def fetch(
-    output: Output, options: Options, ticket: BlobTicket, target: Path, *, overwrite: bool
+    output: Output,
+    open_endpoint: Callable[[], Awaitable[Endpoint]],
+    ticket: BlobTicket,
+    target: Path,
+    *,
+    overwrite: bool,
+    on_progress: Callable[[Endpoint, int], None] | None = None,
 ) -> Summary:
     """Fetch what a ticket names into a folder, showing names and progress.
+
+    `on_progress` is told the endpoint and the bytes that are there so far.
 
     What has come so far is kept in a hidden folder below `target` until everything was exported, so
     that another call goes on from there. Raises what `receive` does.
@@ -259,13 +263,15 @@ async def fetch(
     async with _keeping(target, ticket) as kept:
         async with (
             Blobs.persistent(kept.folder) as blobs,
-            await options.open_endpoint() as endpoint,
+            await open_endpoint() as endpoint,
         ):
             blobs.attach(endpoint)
             receiving = _Receiving(output, blobs, ticket.content, target, overwrite=overwrite)
             try:
                 with output.progress("receiving") as progress:
-                    await receiving.download(ticket, progress)
+                    async for held_bytes in receiving.download(ticket, progress):
+                        if on_progress is not None:
+                            on_progress(endpoint, held_bytes)
             except asyncio.CancelledError:
                 output.remark("Interrupted. Run the same command again to go on from here.")
                 raise
@@ -326,8 +332,11 @@ class _Receiving:
         self._downloaded: Downloaded | None = None
         self.has_received = False
 
-    async def download(self, ticket: BlobTicket, progress: Progress) -> None:
-        """Fetch the content into the store; show names and sizes as soon as they are known."""
+    async def download(self, ticket: BlobTicket, progress: Progress) -> AsyncIterator[int]:
+        """Fetch the content into the store; show names and sizes as soon as they are known.
+
+        Yields how many bytes are there so far.
+        """
         if self._content.format is BlobFormat.RAW:
             self._look_at([Entry(str(self._content.hash), self._content.hash, 0)])
         async for event in self._blobs.download(ticket):
@@ -340,6 +349,7 @@ class _Receiving:
                 if not self._is_listed:
                     await self._list_if_known(event.total_bytes)
                 progress.update(event.held_bytes, total_bytes=event.total_bytes, note=self._path)
+                yield event.held_bytes
             elif isinstance(event, ProviderFailed) and event.retry_in_s is not None:
                 self._output.remark(
                     f"{event.error}; going on in {event.retry_in_s:.1f} s where it stopped"
@@ -409,90 +419,3 @@ def _list(output: Output, verb: str, entries: Sequence[Entry]) -> None:
         output.remark(f"  {format_bytes(entry.size):>9}  {name}")
     if len(entries) > LISTED_NAMES:
         output.remark(f"  … and {len(entries) - LISTED_NAMES} more")
-
-
-# --- demo -----------------------------------------------------------------------------------------
-
-
-async def demo(output: Output, *, size_bytes: int) -> None:
-    """Send a file from another process to this one, and compare.
-
-    Raises:
-        DialkeyError: the transfer failed.
-    """
-    with tempfile.TemporaryDirectory(prefix="dialkey-demo-") as scratch:
-        folder = Path(scratch)
-        sent, received = folder / "sent" / "demo.bin", folder / "received"
-        output.remark(f"1. Making a file of {format_bytes(size_bytes)}: {sent}")
-        await asyncio.to_thread(_make_file, sent, size_bytes)
-        async with _sender(sent) as ticket:
-            output.remark(f"2. A process of its own offers it, as endpoint {ticket.addr.id}")
-            output.remark("3. This process, with another key, dials that key:")
-            summary = await fetch(
-                output,
-                Options(json=output.json, bind="127.0.0.1:0"),
-                ticket,
-                received,
-                overwrite=False,
-            )
-        hashes = [await asyncio.to_thread(_hash_of, path) for path in (sent, *summary.paths)]
-        if len(set(hashes)) != 1 or len(hashes) != 2:
-            raise LocalError("the received file is not the one that was sent")
-        output.remark(f"4. BLAKE3 of both files: {hashes[0]}")
-        output.result(
-            "demo",
-            f"The same, so it works: {summary}",
-            size_bytes=size_bytes,
-            hash=hashes[0],
-            elapsed_s=round(summary.elapsed_s, 3),
-            rate_bytes_per_s=round(size_bytes / max(summary.elapsed_s, 1e-9)),
-            path=summary.path,
-        )
-
-
-@asynccontextmanager
-async def _sender(file: Path) -> AsyncIterator[BlobTicket]:
-    """Run ``dialkey send --once`` in a process of its own."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "dialkey", "send", "--once", "--json"),
-        *("--bind", "127.0.0.1:0", str(file)),
-        stdout=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        ticket: BlobTicket | None = None
-        while ticket is None:
-            line = await process.stdout.readline()
-            event = json.loads(line) if line else {"event": "error", "message": "it ended"}
-            if event["event"] == "error":
-                raise DialkeyError(f"the sending process failed: {event['message']}")
-            if event["event"] == "ready":
-                ticket = BlobTicket.parse(event["ticket"])
-        draining = asyncio.create_task(process.stdout.read())
-        yield ticket
-        await draining
-        if await process.wait() != 0:
-            raise LocalError(f"the sending process ended with code {process.returncode}")
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-def _make_file(path: Path, size_bytes: int) -> None:
-    path.parent.mkdir(parents=True)
-    block = os.urandom(1 << 20)
-    with path.open("wb") as file:
-        for number in range(-(-size_bytes // len(block))):
-            # Blocks differ, so that nothing could be saved by sending equal parts once.
-            data = number.to_bytes(8, "little") + block[8:]
-            file.write(data[: size_bytes - number * len(block)])
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        hasher = blake3()
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()

@@ -869,6 +869,8 @@ class Connection:
                 continue
             path.recovery.pto_count = 0
             path.ping_pending = True
+            if path.challenge is not None:
+                path.challenge.restart(now)
             # A new connection id, so that the new address is not linked with the old one.
             self.rotate_cid(path)
 

@@ -32,6 +32,9 @@ MAX_PENDING_RETIREMENTS: Final = 100
 ACK_EVERY: Final = 2
 """Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000
 section 13.2.2); a flush follows each batch that was read, so under load one covers the batch."""
+MAX_OLD_TOKENS: Final = 8
+"""Answers to earlier PATH_CHALLENGEs that count, too, after a validation began anew."""
+
 CHALLENGE_STEP_S: Final = 2.0
 SUSPECT_AFTER_S: Final = 0.5
 """A path that answers nothing for three round trips, and at least so long, is left for another."""
@@ -152,6 +155,13 @@ class Challenge:
     next_at: float
     deadline: float
     tries: int = 0
+
+    def restart(self, now: float) -> None:
+        """Ask again at once, and for as long as at first."""
+        self.deadline += now - self.started_at
+        self.started_at = self.next_at = now
+        self.tries = 0
+        del self.tokens[:-MAX_OLD_TOKENS]
 
 
 class Path:

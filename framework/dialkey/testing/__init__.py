@@ -1,4 +1,4 @@
-"""A testing kit for applications and protocols: a clock that jumps, and a network in memory.
+"""A testing kit for applications and protocols: a clock that jumps, a network in memory, a cable to cut.
 
 A test that sleeps is slow, and a test that sleeps too little fails now and then. Here time passes only
 when nothing else is left to do, so an idle timeout of 30 seconds is tested in milliseconds, and a
@@ -17,15 +17,19 @@ network with 5 % loss behaves the same on each run::
             connection = await alice.connect(bob.addr(), "echo/1")
             network.link("alice", "bob").down()
             await connection.closed()           # 30 seconds later, and at once
+
+`Cable` is for real time: UDP that can be cut and restored, as when a phone leaves the Wi-Fi.
 """
 
 from __future__ import annotations
 
+from dialkey.testing.cable import Cable
 from dialkey.testing.clock import Deadlock, VirtualClock, in_virtual_time, run
 from dialkey.testing.conditions import Channel, Conditions
 from dialkey.testing.network import Link, MemoryNetwork, MemoryTransport
 
 __all__ = [
+    "Cable",
     "Channel",
     "Conditions",
     "Deadlock",

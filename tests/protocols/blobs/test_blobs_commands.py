@@ -382,10 +382,21 @@ def _is_installed() -> bool:
 
 @pytest.mark.skipif(not _is_installed(), reason="dialkey is not installed, so has no entry points")
 def test_demo(start: Start) -> None:
-    done = start("demo", "--size", "5").end()
+    done = start("demo", "--size", "40").end()
     assert done.code == 0, done.err
-    assert done.out.startswith("The same, so it works: 5.0 MB in ")
-    assert "MB/s, direct 127.0.0.1:" in done.out
-    assert "4. BLAKE3 of both files: " in done.err
+    assert done.out.startswith("The same, so it works: 40.0 MB in ")
+    story = [
+        "is a relay: http://127.0.0.1:",
+        "Over the relay so far",
+        "it goes on: direct 127.0.0.1:",
+        "The direct way is cut",
+        "it goes on: relay http://127.0.0.1:",
+        "s without data",
+        "5. BLAKE3 of both files: ",
+    ]
+    found = [done.err.find(text) for text in story]
+    assert -1 not in found
+    assert found == sorted(found)
     done = start("demo", "--size", "1", "--json").end()
     assert done.event("demo")["size_bytes"] == 1_000_000
+    assert done.event("demo")["ways"][0] == "relay"
