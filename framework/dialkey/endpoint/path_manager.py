@@ -163,10 +163,11 @@ class PathManager:
 
     def _open_missing(self, now: float) -> None:
         paths = self._open_paths()
-        taken = {path.remote for path in paths}
+        stranded = self._is_stranded()
+        # A path that is silent may be one that the peer gave up and could not tell us of.
+        taken = {path.remote for path in paths if not (stranded and path.suspect)}
         validating = sum(not path.validated for path in paths)
         has_direct = self._has_good_direct()
-        stranded = self._is_stranded()
         # Whoever waits longest is next: of many addresses each gets its turn.
         waiting = [address for address in self._known if address not in taken]
         for address in sorted(waiting, key=lambda each: self._record(each).next_try):
@@ -189,7 +190,12 @@ class PathManager:
         """Abandon what is not needed: further direct paths, and attempts that lead nowhere."""
         selected = self._core.selected_path
         for path in self._open_paths():
-            if path is selected or kind_of(path.remote) == "relay":
+            if path is selected:
+                continue
+            if kind_of(path.remote) == "relay":
+                others = [p for p in self._open_paths() if p.validated and p.id > path.id]
+                if any(p.remote == path.remote for p in others):
+                    multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
                 continue
             if not path.validated:
                 challenge = path.challenge

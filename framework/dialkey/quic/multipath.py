@@ -29,6 +29,10 @@ MAX_PATH_ID: Final = 0xFFFFFFFF
 MAX_DRAINING: Final = 8
 """Abandoned paths whose late packets are still read; a peer that opens and abandons many in a moment
 makes the oldest go sooner."""
+UNANSWERED_S: Final = 60.0
+"""How long late packets are read of a path that we abandoned, if the peer does not say that it knows.
+Were its connection ids forgotten, a peer that still uses them would be told that all is over
+(stateless reset)."""
 NO_PATH_GRACE_S: Final = 3.0
 """How long a connection lives on when the peer gave up its last path: the client may open another."""
 PATHS_AHEAD: Final = 3
@@ -202,7 +206,7 @@ def abandon(c: Connection, path: Path, error_code: int, now: float) -> bool:
     others = [p for p in c.paths.values() if p is not path and not p.abandoned and not p.parked]
     if path.abandoned or not others:
         return False
-    if path.validated and not any(p.validated for p in others):
+    if path.validated and not any(p.validated and not p.suspect for p in others):
         return False
     # The peer answers with an abandon of its own; if that is lost the path goes all the same.
     _retire(c, path, now + 3 * max(path.recovery.pto, c.config.initial_rtt_s))
@@ -246,8 +250,12 @@ def forget(c: Connection, path: Path) -> None:
     c.lost_packets_before += path.recovery.lost_packets
     c.sent_packets_before += path.recovery.sent_packets
     _forget_cids(c, path.id)
+    _replace(c, path)
+
+
+def _replace(c: Connection, path: Path) -> None:
+    """Allow the peer another path for one that is over, once."""
     if not path.replaced:
-        # The peer's own abandon never came; there is to be another path all the same.
         path.replaced = True
         _raise_max(c)
 
@@ -271,7 +279,12 @@ def on_timer(c: Connection, path: Path, now: float) -> None:
         _leave_suspects(c)
     if path.forget_at is not None:
         if now >= path.forget_at:
-            forget(c, path)
+            if path.replaced:
+                forget(c, path)
+            else:
+                # The peer's own abandon is late, or was lost. There is to be another path already.
+                _replace(c, path)
+                path.forget_at = now + UNANSWERED_S
         return
     if path.parked:
         return
@@ -398,9 +411,9 @@ def on_abandon(c: Connection, path_id: int, error_code: int, now: float) -> None
         c.owe((codes.PATH_ABANDON, path_id, error_code))
         _raise_max(c)
         return
-    if path.replaced:
+    if path.peer_abandoned:
         return
-    path.replaced = True
+    path.peer_abandoned = True
     drained_at = now + 3 * path.recovery.pto
     if path.abandoned:
         path.forget_at = drained_at
@@ -409,7 +422,7 @@ def on_abandon(c: Connection, path_id: int, error_code: int, now: float) -> None
         c.owe((codes.PATH_ABANDON, path_id, error_code))
         if state.ends_at is None and not has_open_path(c):
             state.ends_at = now + NO_PATH_GRACE_S
-    _raise_max(c)
+    _replace(c, path)
 
 
 def has_open_path(c: Connection) -> bool:

@@ -175,6 +175,7 @@ class Path:
         abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
         parked: whether this is the id of an attempt that was given up, and nothing is sent on it.
+        peer_abandoned: whether the peer has told us that it gave the path up.
         replaced: whether the peer may use another path id for this one, which is over.
         waiting_since: when something was sent that must be acknowledged, and nothing was since.
         is_receiving: whether the last thing to happen was that a client received stream data.
@@ -205,6 +206,7 @@ class Path:
         "mtu",
         "next_number",
         "parked",
+        "peer_abandoned",
         "peer_available",
         "peer_status_sequence",
         "ping_pending",
@@ -249,6 +251,7 @@ class Path:
         self.peer_available = True
         self.peer_status_sequence = 0
         self.replaced = False
+        self.peer_abandoned = False
         self.parked = False
         self.suspect = False
         self.is_receiving = False

@@ -26,6 +26,7 @@ from dialkey.endpoint.paths import (
 from dialkey.endpoint.selection import DirectFirst
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress
+from dialkey.quic import codes, multipath
 from dialkey.quic.path import HUSH_S
 from dialkey.testing import Conditions
 
@@ -298,6 +299,32 @@ async def test_attempts_over_dead_ways_use_up_no_path_ids() -> None:
         await asyncio.sleep(61)
         assert selected(here) == THERE
         assert state.next_id == 2
+
+
+@virtual
+async def test_a_path_that_the_peer_gave_up_without_being_heard() -> None:
+    """The client goes on using it: that is no reason for a stateless reset, and it finds another."""
+    world = World(1, relayed=True)
+    async with joined(world) as (here, there):
+        await asyncio.sleep(5)
+        world.net.one_way(THERE, HERE).down()
+        relay = next(path for path in there.core.paths.values() if path.remote == ViaRelay("alice"))
+        assert multipath.abandon(
+            there.core, relay, codes.APPLICATION_ABANDON_PATH, there.endpoint.now()
+        )
+        await talk(here, 10)
+        assert not here.is_closed
+        assert not there.is_closed
+        recv = await there.accept_uni()
+        send = await here.open_uni()
+        await send.write(b"still here", finish=True)
+        recv = await there.accept_uni()
+        assert await recv.read_to_end(10) == b"still here"
+        assert selected(here) == RELAY
+        world.net.one_way(THERE, HERE).up()
+        await asyncio.sleep(70)
+        assert sum(path.remote == RELAY for path in here.paths()) == 1
+        assert selected(here) == THERE
 
 
 # --- a client that only receives ----------------------------------------------------------------------
