@@ -201,6 +201,12 @@ MAX_GOSSIP_DIALS: Final = 16
 MAX_GOSSIP_PENDING_PEERS: Final = 256
 """Peers that wait to be dialled, for the same reason."""
 
+MAX_GOSSIP_PEERS: Final = 1024
+"""Peers connected for gossip at once; a topic needs five, strangers come and go."""
+
+MAX_GOSSIP_CONNECTIONS_PER_PEER: Final = 8
+"""Of one peer; two are usual when both dial at once, and iroh peers leave some behind."""
+
 MAX_GOSSIP_LANE_BYTES: Final = 1 << 20
 """Frames of one topic waiting for one peer; beyond it the peer is too slow and is let go."""
 

@@ -12,6 +12,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from dialkey.errors import DialkeyError
 from dialkey.limits import MAX_GOSSIP_LANE_BYTES
 from dialkey_gossip.framing import frame, frame_header
 from dialkey_gossip.ids import TopicId
@@ -20,14 +21,21 @@ from dialkey_gossip.messages import Disconnect, Gossip, IHave, Message
 if TYPE_CHECKING:
     from dialkey import Connection, SendStream
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "NoStreamGranted"]
 
 PACE_BYTES: Final = MAX_GOSSIP_LANE_BYTES // 4
 """Above this, publishers and readers wait a moment for the lane."""
 
+STREAM_TIMEOUT_S: Final = 10.0
+"""How long a peer may grant no further stream; those with more than a hundred topics run out."""
+
 _BATCH_BYTES: Final = 64 << 10
 _UNCONFIRMED_BYTES: Final = 256 << 10
 """Written bytes after which the peer's acknowledgement is awaited: bounds what QUIC holds for us."""
+
+
+class NoStreamGranted(Exception):
+    """The peer allows no further stream now; it may read all others well."""
 
 
 class Lane:
@@ -48,6 +56,7 @@ class Lane:
         self._queue: deque[tuple[bytes, bool]] = deque()
         self._connection: Connection | None = None
         self._stream: SendStream | None = None
+        self._ended: SendStream | None = None
         self._unconfirmed_bytes = 0
 
     @property
@@ -78,10 +87,12 @@ class Lane:
         self.queued_bytes += len(data)
         return True
 
-    def clear(self) -> None:
-        """Drop what waits."""
+    def clear(self) -> int:
+        """Drop what waits, and say how many messages that were."""
+        count = len(self._queue)
         self._queue.clear()
         self.queued_bytes = 0
+        return count
 
     async def flush(self, connection: Connection, stall_timeout_s: float) -> None:
         """Write what waits, over a connection, until nothing does.
@@ -92,28 +103,46 @@ class Lane:
 
         Raises:
             TimeoutError: the peer takes nothing.
-            DialkeyError: the connection or the stream ended.
+            NoStreamGranted: the peer allows no further stream.
+            DialkeyError: the connection or the stream ended. What was being written is lost, and
+                the next call opens another stream.
         """
-        async with asyncio.timeout(stall_timeout_s) as deadline:
-            loop = asyncio.get_running_loop()
+        try:
             while self._queue:
-                data, is_last = self._take_batch()
-                stream = self._stream
-                if stream is None or self._connection is not connection:
-                    stream = await connection.open_uni()
-                    self._connection, self._stream = connection, stream
-                    self._unconfirmed_bytes = 0
-                    # Header and first message leave together: iroh waits for a header without
-                    # reading anything else meanwhile.
-                    data = frame_header(self.topic) + data
-                await stream.write(data, finish=is_last)
-                self._unconfirmed_bytes += len(data)
-                if is_last:
-                    self._connection = self._stream = None
-                elif self._unconfirmed_bytes > _UNCONFIRMED_BYTES:
-                    await stream.delivered()
-                    self._unconfirmed_bytes = 0
-                deadline.reschedule(loop.time() + stall_timeout_s)
+                header = await self._open(connection)
+                async with asyncio.timeout(stall_timeout_s):
+                    await self._write(header)
+        except (TimeoutError, DialkeyError):
+            self._connection = self._stream = None
+            raise
+
+    async def _open(self, connection: Connection) -> bytes:
+        """Have a stream, and give what it begins with if it is new."""
+        if self._stream is not None and self._connection is connection:
+            return b""
+        try:
+            async with asyncio.timeout(STREAM_TIMEOUT_S):
+                self._stream = await connection.open_uni()
+        except TimeoutError:
+            raise NoStreamGranted from None
+        self._connection = connection
+        self._unconfirmed_bytes = 0
+        return frame_header(self.topic)
+
+    async def _write(self, header: bytes) -> None:
+        stream = self._stream
+        assert stream is not None
+        data, is_last = self._take_batch()
+        # Header and first message leave together: iroh waits for a header without reading anything
+        # else meanwhile.
+        await stream.write(header + data, finish=is_last)
+        self._unconfirmed_bytes += len(data)
+        if is_last:
+            self._ended = stream
+            self._connection = self._stream = None
+        elif self._unconfirmed_bytes > _UNCONFIRMED_BYTES:
+            await stream.delivered()
+            self._unconfirmed_bytes = 0
 
     async def finish(self) -> None:
         """End the stream and wait until the peer has everything.
@@ -122,9 +151,12 @@ class Lane:
             DialkeyError: the connection or the stream ended before.
         """
         stream, self._stream, self._connection = self._stream, None, None
+        ended, self._ended = self._ended, None
         if stream is not None:
             await stream.finish()
-            await stream.stopped()
+        for each in (ended, stream):
+            if each is not None:
+                await each.stopped()
 
     def _take_batch(self) -> tuple[bytes, bool]:
         """Take frames up to a batch; a goodbye ends it, because the stream ends there."""

@@ -24,10 +24,16 @@ from dialkey.errors import (
     WireError,
 )
 from dialkey.identity import EndpointAddr, EndpointId
-from dialkey.limits import MAX_GOSSIP_BAD_STREAMS, MAX_GOSSIP_DIALS, MAX_GOSSIP_PENDING_PEERS
+from dialkey.limits import (
+    MAX_GOSSIP_BAD_STREAMS,
+    MAX_GOSSIP_CONNECTIONS_PER_PEER,
+    MAX_GOSSIP_DIALS,
+    MAX_GOSSIP_PEERS,
+    MAX_GOSSIP_PENDING_PEERS,
+)
 from dialkey_gossip.framing import FrameReader, read_header
 from dialkey_gossip.ids import PeerId, TopicId
-from dialkey_gossip.lanes import Lane
+from dialkey_gossip.lanes import Lane, NoStreamGranted
 from dialkey_gossip.messages import Disconnect, Message, ShuffleReply, decode
 
 if TYPE_CHECKING:
@@ -41,6 +47,7 @@ CLOSE_DONE_REASON: Final = b"close from disconnect"
 
 CLOSE_TOO_SLOW: Final = 1
 CLOSE_MALFORMED: Final = 2
+CLOSE_BUSY: Final = 3
 
 DIAL_TIMEOUT_S: Final = 15.0
 STALL_TIMEOUT_S: Final = 10.0
@@ -59,6 +66,8 @@ _READ_BYTES: Final = 16 << 10
 
 _MAX_DISCARDED_BYTES: Final = 1 << 20
 _MAX_HEARD_TOPICS: Final = 64
+_MANY_LANES: Final = 32
+"""Beyond it, those of topics that were left are cleared away."""
 
 logger = logging.getLogger("dialkey.gossip")
 
@@ -163,9 +172,7 @@ class Links:
         link = self._links.get(peer)
         if link is None:
             link = self._links[peer] = _Link(EndpointId(peer))
-        lane = link.lanes.get(topic)
-        if lane is None:
-            lane = link.lanes[topic] = Lane(topic, self._max_message_bytes)
+        lane = link.lanes.get(topic) or self._add_lane(link, topic)
         link.has_parted = isinstance(message, Disconnect | ShuffleReply)
         dropped = lane.dropped
         if not lane.put(message):
@@ -176,6 +183,17 @@ class Links:
             self._flush(link, lane)
         elif link.dial is None:
             self._dial(link)
+
+    def _add_lane(self, link: _Link, topic: TopicId) -> Lane:
+        lane = Lane(topic, self._max_message_bytes)
+        if len(link.lanes) > _MANY_LANES:
+            link.lanes = {
+                each.topic: each
+                for each in link.lanes.values()
+                if each.task or not each.is_empty or self._owner.has_topic(each.topic)
+            }
+        link.lanes[topic] = lane
+        return lane
 
     async def room(self) -> None:
         """Wait while lanes are full, but for each at most a second before it counts as slow."""
@@ -207,6 +225,9 @@ class Links:
                 except TimeoutError:
                     self._give_up(link)
                     return
+                except NoStreamGranted:
+                    logger.info("%s grants no stream for another topic", link.peer.short())
+                    self._counts["dropped"] += lane.clear()
                 except DialkeyError as error:
                     # With the connection, `_serve` deals. A stream alone ends when the peer wants
                     # no more of it; the next message opens another one.
@@ -275,8 +296,17 @@ class Links:
         """
         peer = PeerId(bytes(connection.remote_id))
         link = self._links.get(peer)
+        if self._is_closing:
+            connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
+            return
         if link is None:
+            if len(self._links) >= MAX_GOSSIP_PEERS:
+                connection.close(CLOSE_BUSY, b"too many peers")
+                return
             link = self._links[peer] = _Link(connection.remote_id)
+        if len(link.connections) >= MAX_GOSSIP_CONNECTIONS_PER_PEER:
+            # The oldest: the end of one that it does not send on any more means nothing to iroh.
+            link.connections[0].close(CLOSE_DONE, CLOSE_DONE_REASON)
         link.connections.append(connection)
         link.heard_at = self._loop.time()
         for lane in link.lanes.values():
@@ -317,7 +347,11 @@ class Links:
 
     def _ended(self, link: _Link, connection: Connection, is_clean: bool) -> None:
         link.connections.remove(connection)
-        if link.connections or self._links.get(link.id) is not link:
+        if self._links.get(link.id) is not link:
+            return
+        if link.connections:
+            for lane in link.lanes.values():
+                self._flush(link, lane)
             return
         if link.dial is not None:
             return  # it ends soon, one way or the other
