@@ -16,10 +16,23 @@ if TYPE_CHECKING:
 
 
 @hookimpl
-def dialkey_relays(endpoint: Endpoint, relays: tuple[object, ...]) -> RelayTransport:
-    """Carry the endpoint's datagrams through relays."""
-    from dialkey_relay.client.plugin import Relay
+def dialkey_relays(endpoint: Endpoint, relays: tuple[object, ...]) -> RelayTransport | None:
+    """Carry the endpoint's datagrams through relays.
 
+    Raises:
+        LocalError: a plugin `Relay` does so already, or a value names no relay.
+    """
+    from dialkey.errors import LocalError
+    from dialkey_relay.client.plugin import Relay
+    from dialkey_relay.client.transport import RelayTransport
+
+    if any(isinstance(each, RelayTransport) for each in endpoint.transports):
+        if not relays:
+            return None
+        # Both would connect with one key, and take each other's datagrams away.
+        raise LocalError(
+            "relays were given twice", hint="pass relays=[…] or plugins=[Relay(…)], not both"
+        )
     return Relay.of_values(relays).dialkey_transports(endpoint)
 
 

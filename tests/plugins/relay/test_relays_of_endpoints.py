@@ -104,6 +104,13 @@ async def test_the_plugin_says_online_too(url: str) -> None:
         assert (await endpoint.online()).relay_urls == (RelayUrl(url),)
 
 
+async def test_relays_come_from_one_place(url: str) -> None:
+    with pytest.raises(PluginError, match="relays were given twice"):
+        await Endpoint.bind(relays=[url], plugins=[Relay(url)], bind="127.0.0.1:0")
+    async with Endpoint.bind(relays=(), plugins=[Relay(url)], bind="127.0.0.1:0") as endpoint:
+        assert (await endpoint.online()).relay_urls == (RelayUrl(url),)
+
+
 async def test_one_relay_of_two_is_enough(url: str) -> None:
     dead = "http://127.0.0.1:1"
     async with Endpoint.bind(relays=[dead, url], bind="127.0.0.1:0") as endpoint:
