@@ -5,6 +5,9 @@ QUIC. Here a readable socket is drained, the batch is handed over, and answers l
 On Linux the kernel joins received datagrams (GRO) and cuts up sent ones (GSO); both are tried when a
 socket is opened and again when they fail, with plain calls in their place.
 
+Whoever dials one of several addresses of a machine must be answered from that one, or a firewall on the
+way drops the answer. So the socket tells where a datagram arrived, and answers leave from there (Linux).
+
 Errors that the network reports (ICMP) are read from the socket's error queue, with the address that
 they are about, so that a dial to a port where nobody listens can say so.
 """
@@ -39,8 +42,13 @@ _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_PROBE = 3
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
+_IP_PKTINFO = 8
+_IPV6_RECVPKTINFO = 49
+_IPV6_PKTINFO = 50
 _MSG_ERRQUEUE = 0x2000
 _SEGMENT = struct.Struct("@H")
+_PKTINFO = struct.Struct("@I4s4s")
+_PKTINFO6 = struct.Struct("@16sI")
 _EXTENDED_ERROR = struct.Struct("@IBBBBII")
 
 RECEIVE_BUFFER_BYTES = 65_536
@@ -52,6 +60,7 @@ MAX_QUEUED_SENDS = 512
 MAX_KNOWN_PEERS = 4096
 
 SocketAddress = tuple[Any, ...]
+Ancillary = tuple[tuple[int, int, bytes], ...]
 
 
 class UdpSocket:
@@ -64,15 +73,21 @@ class UdpSocket:
         self._buffer = bytearray(RECEIVE_BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._iov = [self._buffer]
-        self._queue: deque[tuple[bytes, SocketAddress, int]] = deque()
+        self._queue: deque[tuple[bytes, SocketAddress, int, Ancillary]] = deque()
         self._segment_messages: dict[int, list[tuple[int, int, bytes]]] = {}
         self.dropped = 0
         self.gro = _try_option(sock, _SOL_UDP, _UDP_GRO, 1)
         self.gso = _try_option(sock, _SOL_UDP, _UDP_SEGMENT, 0)
+        is_wild = self.name[0].is_unspecified
+        self._tells_local = False
         if self.family == socket.AF_INET:
+            if is_wild:
+                self._tells_local = _try_option(sock, socket.IPPROTO_IP, _IP_PKTINFO, 1)
             _try_option(sock, socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
             self._has_error_queue = _try_option(sock, socket.IPPROTO_IP, _IP_RECVERR, 1)
         else:
+            if is_wild:
+                self._tells_local = _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             _try_option(sock, socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             self._has_error_queue = _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
 
@@ -95,7 +110,7 @@ class UdpSocket:
         recvmsg_into = self.sock.recvmsg_into
         for count in range(MAX_READS_PER_TURN):
             try:
-                length, ancillary, _, address = recvmsg_into(self._iov, 64)
+                length, ancillary, _, address = recvmsg_into(self._iov, 128)
             except BlockingIOError:
                 if not count:
                     # Woken, but not for data: the error queue keeps a socket readable.
@@ -105,11 +120,18 @@ class UdpSocket:
                 self._read_errors(receiver)
                 continue
             segment = length
+            local = None
             for level, kind, data in ancillary:
                 if level == _SOL_UDP and kind == _UDP_GRO:
                     segment = int.from_bytes(data[:2], sys.byteorder)
+                elif kind == _IP_PKTINFO and level == socket.IPPROTO_IP:
+                    local = data[4:8]
+                elif kind == _IPV6_PKTINFO and level == socket.IPPROTO_IPV6:
+                    local = data[:16]
             if length:
                 remote = self._owner.path_address(address)
+                if local is not None:
+                    self._owner.heard_at(remote, local)
                 receiver.on_datagrams(self._view[:length], segment, remote)
 
     def _drain_single(self, receiver: Receiver) -> None:
@@ -169,15 +191,31 @@ class UdpSocket:
 
     # --- sending --------------------------------------------------------------------------------
 
-    def send(self, data: bytes | memoryview, address: SocketAddress, segment: int) -> None:
+    def send(
+        self,
+        data: bytes | memoryview,
+        address: SocketAddress,
+        segment: int,
+        source: Ancillary = (),
+    ) -> None:
+        """Send or queue; `source` says from which address, see `source_of`."""
         if self._queue:
-            self._enqueue(data, address, segment)
+            self._enqueue(data, address, segment, source)
             return
-        self._send_now(data, address, segment)
+        self._send_now(data, address, segment, source)
 
-    def _send_now(self, data: bytes | memoryview, address: SocketAddress, segment: int) -> None:
+    def source_of(self, local: bytes) -> Ancillary:
+        """Return what makes datagrams leave from one of this machine's addresses."""
+        if len(local) == 4:
+            data = _PKTINFO.pack(0, local, bytes(4))
+            return ((socket.IPPROTO_IP, _IP_PKTINFO, data),)
+        return ((socket.IPPROTO_IPV6, _IPV6_PKTINFO, _PKTINFO6.pack(local, 0)),)
+
+    def _send_now(
+        self, data: bytes | memoryview, address: SocketAddress, segment: int, source: Ancillary
+    ) -> None:
         if len(data) <= segment:
-            self._send_one(data, address)
+            self._send_one(data, address, source)
             return
         if self.gso:
             message = self._segment_messages.get(segment)
@@ -187,39 +225,50 @@ class UdpSocket:
                 message = [(_SOL_UDP, _UDP_SEGMENT, _SEGMENT.pack(segment))]
                 self._segment_messages[segment] = message
             try:
-                self.sock.sendmsg((data,), message, 0, address)
+                self.sock.sendmsg((data,), [*message, *source] if source else message, 0, address)
                 return
             except BlockingIOError:
-                self._enqueue(data, address, segment)
+                self._enqueue(data, address, segment, source)
                 return
             except OSError as exc:
-                if exc.errno in (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP):
+                refused = (errno.EIO, errno.EINVAL, errno.ENOPROTOOPT, errno.EOPNOTSUPP)
+                if exc.errno in refused and not source:
                     # The device or a later kernel filter cannot cut up datagrams.
                     self.gso = False
                     logger.info("segmentation offload is off: %s", exc)
                 # Otherwise one datagram at a time says what is wrong.
         for at in range(0, len(data), segment):
             if self._queue:
-                self._enqueue(data[at:], address, segment)
+                self._enqueue(data[at:], address, segment, source)
                 return
-            self._send_one(data[at : at + segment], address)
+            source = self._send_one(data[at : at + segment], address, source)
 
-    def _send_one(self, data: bytes | memoryview, address: SocketAddress) -> None:
+    def _send_one(
+        self, data: bytes | memoryview, address: SocketAddress, source: Ancillary
+    ) -> Ancillary:
         try:
-            self.sock.sendto(data, address)
+            if source:
+                self.sock.sendmsg((data,), source, 0, address)
+            else:
+                self.sock.sendto(data, address)
         except BlockingIOError:
-            self._enqueue(data, address, len(data))
+            self._enqueue(data, address, len(data), source)
         except OSError:
             # Most likely the fate of an earlier datagram, to another address perhaps. The kernel tells
-            # of it on this call and throws this datagram away: send it again.
+            # of it on this call and throws this datagram away: send it again. Or the address that it
+            # was to leave from is gone: then from any.
             self._read_errors(self._owner.receiver)
+            if source:
+                self._owner.forget_local(self._owner.path_address(address))
             self._send_again(data, address)
+            return ()
+        return source
 
     def _send_again(self, data: bytes | memoryview, address: SocketAddress) -> None:
         try:
             self.sock.sendto(data, address)
         except BlockingIOError:
-            self._enqueue(data, address, len(data))
+            self._enqueue(data, address, len(data), ())
         except OSError as exc:
             remote = self._owner.path_address(address)
             if exc.errno == errno.EMSGSIZE:
@@ -228,13 +277,15 @@ class UdpSocket:
                 reason = (exc.strerror or str(exc)).lower()
                 self._owner.receiver.on_unreachable(remote, reason)
 
-    def _enqueue(self, data: bytes | memoryview, address: SocketAddress, segment: int) -> None:
+    def _enqueue(
+        self, data: bytes | memoryview, address: SocketAddress, segment: int, source: Ancillary
+    ) -> None:
         if len(self._queue) >= MAX_QUEUED_SENDS:
             self.dropped += -(-len(data) // segment)
             return
         if not self._queue:
             self._owner.loop.add_writer(self.sock.fileno(), self._on_writable)
-        self._queue.append((bytes(data), address, segment))
+        self._queue.append((bytes(data), address, segment, source))
 
     @property
     def is_blocked(self) -> bool:
@@ -243,8 +294,8 @@ class UdpSocket:
     def _on_writable(self) -> None:
         queue, self._queue = self._queue, deque()
         while queue:
-            data, address, segment = queue.popleft()
-            self._send_now(data, address, segment)
+            data, address, segment, source = queue.popleft()
+            self._send_now(data, address, segment, source)
             if self._queue:
                 self._queue.extend(queue)
                 return
@@ -271,9 +322,13 @@ class UdpTransport:
         self._bind = tuple(bind)
         self._sockets: list[UdpSocket] = []
         self._known: dict[SocketAddress, IpAddr] = {}
-        self._targets: dict[IpAddr, tuple[UdpSocket, SocketAddress] | None] = {}
+        self._targets: dict[IpAddr, tuple[UdpSocket, SocketAddress, Ancillary] | None] = {}
         self._last_remote: IpAddr | None = None
-        self._last_target: tuple[UdpSocket, SocketAddress] | None = None
+        self._last_target: tuple[UdpSocket, SocketAddress, Ancillary] | None = None
+        # Where those who spoke first reached us; None for those to whom we spoke first: there the
+        # kernel's choice, made anew with each route, is right.
+        self._locals: dict[IpAddr, bytes | None] = {}
+        self._last_heard: tuple[IpAddr, bytes] | None = None
         self._local: list[IpAddr] | None = None
 
     async def start(self, receiver: Receiver) -> None:
@@ -352,7 +407,32 @@ class UdpTransport:
             self._known[address] = known
         return known
 
-    def _target(self, addr: IpAddr) -> tuple[UdpSocket, SocketAddress] | None:
+    def heard_at(self, remote: IpAddr, local: bytes) -> None:
+        """Note at which of this machine's addresses a datagram arrived."""
+        last = self._last_heard
+        if last is not None and last[0] is remote and last[1] == local:
+            return
+        self._last_heard = remote, local
+        if remote in self._locals and self._locals[remote] in (None, local):
+            return
+        self._note_local(remote, local)
+        self._forget_target(remote)
+
+    def forget_local(self, remote: IpAddr) -> None:
+        """Let the kernel choose from which address this remote hears us."""
+        self._locals[remote] = None
+        self._forget_target(remote)
+
+    def _note_local(self, remote: IpAddr, local: bytes | None) -> None:
+        if len(self._locals) >= MAX_KNOWN_PEERS:
+            self._locals.clear()
+        self._locals[remote] = local
+
+    def _forget_target(self, remote: IpAddr) -> None:
+        self._targets.pop(remote, None)
+        self._last_remote = None
+
+    def _target(self, addr: IpAddr) -> tuple[UdpSocket, SocketAddress, Ancillary] | None:
         if addr in self._targets:
             return self._targets[addr]
         if len(self._targets) >= MAX_KNOWN_PEERS:
@@ -364,12 +444,13 @@ class UdpTransport:
             name, _ = each.name
             if each.family == family and (found is None or name.is_loopback == addr.ip.is_loopback):
                 found = each
-        target: tuple[UdpSocket, SocketAddress] | None = None
+        target: tuple[UdpSocket, SocketAddress, Ancillary] | None = None
         if found is not None:
             address: SocketAddress = (str(addr.ip), addr.port)
             if family == socket.AF_INET6:
                 address = (str(addr.ip), addr.port, 0, addr.scope_id)
-            target = (found, address)
+            local = self._locals.get(addr)
+            target = (found, address, found.source_of(local) if local is not None else ())
         self._targets[addr] = target
         return target
 
@@ -378,9 +459,11 @@ class UdpTransport:
         if remote is not self._last_remote:
             # Hashing an address for each packet costs more than a system call.
             self._last_remote, self._last_target = remote, self._target(remote)
+            if remote not in self._locals:
+                self._note_local(remote, None)
         target = self._last_target
         if target is not None:
-            target[0].send(data, target[1], segment_bytes)
+            target[0].send(data, target[1], segment_bytes, target[2])
 
     @property
     def is_blocked(self) -> bool:
@@ -406,7 +489,7 @@ class UdpTransport:
 
     def network_changed(self) -> None:
         self._local = None
-        self._last_remote = None
+        self._last_remote = self._last_heard = None
         self._targets.clear()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -224,3 +225,52 @@ async def test_closing_twice_and_sending_after() -> None:
         await a.close()
         await a.close()
         a.send(target, b"x", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell where data arrived")
+async def test_answers_leave_from_the_address_that_was_dialled() -> None:
+    async with transport(IpAddr.parse("0.0.0.0:0")) as (udp, inbox):
+        port = udp.bound[0].port
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            peer.settimeout(10)
+            for count, dialled in enumerate(["127.0.0.2", "127.0.0.3", "127.0.0.1"], 1):
+                peer.sendto(b"hello", (dialled, port))
+                await inbox.until(count)
+                for data in (b"x", b"y" * 3000):
+                    udp.send(inbox.remotes[-1], data, 1000)
+                    for at in range(0, len(data), 1000):
+                        assert peer.recvfrom(2000) == (data[at : at + 1000], (dialled, port))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell where data arrived")
+async def test_to_whom_we_spoke_first_the_kernel_chooses() -> None:
+    async with transport(IpAddr.parse("0.0.0.0:0")) as (udp, inbox):
+        port = udp.bound[0].port
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            peer.settimeout(10)
+            remote = IpAddr.parse("{}:{}".format(*peer.getsockname()))
+            udp.send(remote, b"first", 1000)
+            assert peer.recvfrom(100) == (b"first", ("127.0.0.1", port))
+            peer.sendto(b"hello", ("127.0.0.2", port))
+            await inbox.until(1)
+            udp.send(remote, b"again", 1000)
+            assert peer.recvfrom(100) == (b"again", ("127.0.0.1", port))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell where data arrived")
+async def test_an_address_that_is_gone_gives_way_to_the_kernels_choice() -> None:
+    async with transport(IpAddr.parse("0.0.0.0:0")) as (udp, _):
+        port = udp.bound[0].port
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", 0))
+            peer.settimeout(10)
+            remote = IpAddr.parse("{}:{}".format(*peer.getsockname()))
+            udp.heard_at(remote, socket.inet_aton("203.0.113.7"))
+            data = b"z" * 3000
+            udp.send(remote, data, 1000)
+            for at in range(0, len(data), 1000):
+                assert peer.recvfrom(2000) == (data[at : at + 1000], ("127.0.0.1", port))
+            udp.send(remote, b"again", 1000)
+            assert peer.recvfrom(100) == (b"again", ("127.0.0.1", port))
