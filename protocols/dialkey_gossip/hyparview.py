@@ -188,13 +188,14 @@ class Membership:
 
     def _on_join(self, joiner: PeerId, data: bytes | None, now: float) -> None:
         self._store_data(joiner, data)
-        if not self._may_come(joiner, now):
-            if joiner not in self.active:
-                self._say_goodbye(joiner, alive=True, now=now)
+        may_evict = self._may_come(joiner, now)
+        if not self._add_active(joiner, high=may_evict, reply=True, now=now, always=True):
+            self._say_goodbye(joiner, alive=True, now=now)
             return
-        self._add_active(joiner, high=True, reply=True, now=now, always=True)
         # The joiner answers. Once it is evicted that answer must not count as a new request.
         self._answer_due.add(joiner, now)
+        if not may_evict:
+            return
         forward = ForwardJoin(PeerInfo(joiner, kept(data)), self._config.active_walk_hops)
         for peer in self.active:
             if peer != joiner:
