@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import ipaddress
 import random
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -19,10 +20,14 @@ import wheel_peer as wheel
 from dialkey import Connection, Endpoint, EndpointAddr
 from dialkey.identity import IpAddr
 from dialkey.quic import codes, multipath
+from dialkey_relay.access import Everyone
+from dialkey_relay.server.server import RelayOptions, RelayServer
 
 pytestmark = pytest.mark.interop
 
 ALPN = "dialkey-test/1"
+TRAFFIC_S = 20.0
+"""Raise it for minutes of traffic; nothing in the test depends on it."""
 
 
 def remote(endpoint: iroh.Endpoint, last: int) -> IpAddr:
@@ -115,3 +120,180 @@ async def test_many_paths_one_after_the_other() -> None:
             await echo(ours, theirs, 20_000)
             previous = path_id
         assert not ours.is_closed
+
+
+# --- key updates -----------------------------------------------------------------------------------
+
+
+def updates(connection: Connection) -> int:
+    return connection.stats().key_updates
+
+
+async def test_keys_change_from_both_sides_across_two_paths() -> None:
+    """iroh begins an update after some hundred packets; ours come in between, on either path."""
+    async with connected() as (rust, theirs, endpoint, ours):
+        await open_second(rust, theirs, endpoint, ours, 2)
+        # What iroh does by itself first: it has to send for that.
+        await until(lambda: updates(ours) >= 1, lambda: answer(ours, theirs, 300_000))
+        own = 0
+        for turn in range(12):
+            multipath.select(ours.core, turn % 2)
+            await echo(ours, theirs, 100_000)
+            own += ours.request_key_update()
+            await answer(ours, theirs, 100_000)
+        assert own >= 6
+        assert updates(ours) >= 7
+        assert not ours.is_closed
+        assert ours.stats().undecryptable_packets < 20
+
+
+async def answer(ours: Connection, theirs: iroh.Connection, size: int) -> None:
+    """Let the wheel send so much."""
+    send, recv = await ours.open_bi()
+    await send.write(b"?", finish=True)
+    bi = await theirs.accept_bi()
+    assert await bi.recv().read_to_end(10) == b"?"
+    data = random.Random(size).randbytes(size)
+
+    async def write() -> None:
+        await bi.send().write_all(data)
+        await bi.send().finish()
+
+    writing = asyncio.ensure_future(write())
+    assert await recv.read_to_end(size + 1) == data
+    await writing
+
+
+async def test_attempts_over_a_dead_way_use_up_no_ids() -> None:
+    """iroh does not replace ids of paths that it never heard of, and allows seven."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        dead = IpAddr(ipaddress.IPv4Address("127.0.0.1"), silent.getsockname()[1])
+        async with connected() as (rust, theirs, endpoint, ours):
+            await echo(ours, theirs)
+            for _ in range(20):
+                path = multipath.open_path(ours.core, dead, endpoint.now())
+                endpoint.flush_soon(ours)
+                assert path is not None
+                await echo(ours, theirs)
+                multipath.give_up(ours.core, path, endpoint.now())
+            assert await open_second(rust, theirs, endpoint, ours, 2) == 1
+            multipath.select(ours.core, 1)
+            await echo(ours, theirs, 200_000)
+
+
+@pytest.mark.slow
+async def test_traffic_with_updates_and_many_paths_one_after_the_other() -> None:
+    loop = asyncio.get_running_loop()
+    async with connected() as (rust, theirs, endpoint, ours):
+        previous, turn, own, ends_at = 0, 0, 0, loop.time() + TRAFFIC_S
+        while loop.time() < ends_at:
+            path_id = await open_second(rust, theirs, endpoint, ours, 2 + turn % 3)
+            multipath.select(ours.core, path_id)
+            multipath.abandon(
+                ours.core,
+                ours.core.paths[previous],
+                codes.APPLICATION_ABANDON_PATH,
+                endpoint.now(),
+            )
+            await echo(ours, theirs, 100_000)
+            own += ours.request_key_update()
+            await answer(ours, theirs, 100_000)
+            previous, turn = path_id, turn + 1
+        print(f"{turn} paths, {updates(ours)} key updates ({own} ours) in {TRAFFIC_S:.0f} s")
+        assert turn > 10
+        assert own > 5
+        assert not ours.is_closed
+        state = ours.core.multipath
+        assert state is not None
+        assert len(state.abandoned) <= 2
+        assert len(ours.core.paths) <= 2 + multipath.MAX_DRAINING
+        assert len(endpoint.demux._reset_tokens) <= 30
+        assert len(endpoint.demux._by_cid) <= 120
+
+
+# --- the wheel dials -------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def dialled() -> AsyncIterator[tuple[iroh.Connection, Endpoint, Connection]]:
+    """A connection that the wheel opened to us, and over which it has a direct path and a relay."""
+    iroh.iroh_ffi.uniffi_set_event_loop(asyncio.get_running_loop())
+    options = RelayOptions(client_rate=None, accept_rate_per_address=None)
+    async with RelayServer([Everyone()], options) as relay:
+        url = str(relay.url)
+        rust = await iroh.Endpoint.bind(
+            iroh.EndpointOptions(
+                preset=iroh.preset_minimal(),
+                bind_addr="127.0.0.1:0",
+                alpns=[],
+                relay_mode=iroh.RelayMode.custom_from_urls([url]),
+            )
+        )
+        async with Endpoint.bind(bind="127.0.0.1:0", relays=[url], alpns=[ALPN]) as endpoint:
+            addr = await endpoint.online()
+            target = iroh.EndpointAddr(
+                iroh.EndpointId.from_bytes(bytes(addr.id)), url, [str(ip) for ip in addr.ip_addrs]
+            )
+            connecting = asyncio.ensure_future(rust.connect(target, ALPN.encode()))
+            ours = await endpoint.accept()
+            assert ours is not None
+            theirs = await connecting
+            await until(lambda: len(usable(ours)) == 2, lambda: asked(ours, theirs, 1000))
+            yield theirs, endpoint, ours
+        await rust.close()
+
+
+def usable(connection: Connection) -> dict[str, int]:
+    return {path.kind: path.id for path in connection.paths() if path.state == "usable"}
+
+
+async def asked(ours: Connection, theirs: iroh.Connection, size: int) -> None:
+    """Let the wheel send so much, and send it back."""
+    data = random.Random(size).randbytes(size)
+    bi = await theirs.open_bi()
+
+    async def write() -> None:
+        await bi.send().write_all(data)
+        await bi.send().finish()
+
+    writing = asyncio.ensure_future(write())
+    send, recv = await ours.accept_bi()
+    assert await recv.read_to_end(size + 1) == data
+    await writing
+    sending = asyncio.ensure_future(send.write(data, finish=True))
+    assert bytes(await bi.recv().read_to_end(size + 1)) == data
+    await sending
+
+
+async def test_the_wheel_opens_a_second_path_and_keys_change_from_both_sides() -> None:
+    async with dialled() as (theirs, _, ours):
+        assert set(usable(ours)) == {"direct", "relay"}
+        await until(lambda: updates(ours) >= 1, lambda: asked(ours, theirs, 300_000))
+        own = 0
+        for turn in range(6):
+            # We answer over the relay, the wheel goes on asking directly, and the other way round.
+            ours.path_manager = None
+            multipath.select(ours.core, usable(ours)[("relay", "direct")[turn % 2]])
+            await asked(ours, theirs, 50_000)
+            own += ours.request_key_update()
+            await asked(ours, theirs, 50_000)
+        assert own >= 4
+        assert not ours.is_closed
+
+
+@pytest.mark.parametrize("kind", ["direct", "relay"])
+async def test_we_abandon_a_path_that_the_wheel_opened(kind: str) -> None:
+    async with dialled() as (theirs, endpoint, ours):
+        path = ours.core.paths[usable(ours)[kind]]
+        assert multipath.abandon(ours.core, path, codes.APPLICATION_ABANDON_PATH, endpoint.now())
+        endpoint.flush_soon(ours)
+        await asked(ours, theirs, 500_000)
+        await until(lambda: path.id not in ours.core.paths, lambda: asked(ours, theirs, 1000))
+        await asked(ours, theirs, 200_000)
+        (left,) = ours.core.paths.values()
+        assert left.cids.peer_status_sequence >= 1, "the wheel told that it sends there now"
+        assert left.cids.peer_available
+        state = ours.core.multipath
+        assert state is not None
+        assert (state.local_max, state.peer_max) == (8, 8), "both allow another"

@@ -109,6 +109,9 @@ def _receive_packet(
     if newest:
         path.largest_received_time = now
     path.bytes_received += len(packet)
+    if path.parked:
+        # An answer, after all.
+        path.unpark(path.remote, now)
     path.last_received = now
     c.heard(now)
     if c.qlog is not None:

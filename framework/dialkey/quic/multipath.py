@@ -442,15 +442,11 @@ def is_stranded(c: Connection, now: float) -> bool:
 
 def on_status(c: Connection, path_id: int, sequence: int, available: bool) -> None:
     """Take a PATH_STATUS frame in: whether the peer means to send data on a path. Only a hint."""
-    state = _state(c, codes.PATH_STATUS_AVAILABLE)
-    if path_id > state.local_max:
-        raise TransportError(
-            codes.PROTOCOL_VIOLATION, "a path id beyond the limit", codes.PATH_STATUS_AVAILABLE
-        )
-    path = c.paths.get(path_id)
-    if path is not None and sequence > path.peer_status_sequence:
-        path.peer_status_sequence = sequence
-        path.peer_available = available
+    # It may be here before the first packet of its path.
+    cids = find_cids(c, path_id, codes.PATH_STATUS_AVAILABLE)
+    if cids is not None and sequence > cids.peer_status_sequence:
+        cids.peer_status_sequence = sequence
+        cids.peer_available = available
 
 
 def on_max_path_id(c: Connection, value: int) -> None:

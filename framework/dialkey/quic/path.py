@@ -134,9 +134,19 @@ class PathCids:
         next_sequence: sequence number of the next id of ours.
         peer: ids that the peer gave us.
         published_token: the reset token that the connection's owner was told of.
+        peer_available, peer_status_sequence: whether the peer means to send data on the path, as it
+            last told us.
     """
 
-    __slots__ = ("id", "local", "next_sequence", "peer", "published_token")
+    __slots__ = (
+        "id",
+        "local",
+        "next_sequence",
+        "peer",
+        "peer_available",
+        "peer_status_sequence",
+        "published_token",
+    )
 
     def __init__(self, path_id: int, peer_cid: PeerCid | None = None) -> None:
         self.id = path_id
@@ -144,6 +154,8 @@ class PathCids:
         self.next_sequence = 0
         self.peer = PeerCids(peer_cid)
         self.published_token: bytes | None = None
+        self.peer_available = True
+        self.peer_status_sequence = 0
 
 
 @attrs.define
@@ -182,7 +194,6 @@ class Path:
         suspect: whether that has lasted so long that the path is probably dead.
         idle_timeout_s: how long the path may be silent while there are others.
         available, status_sequence: what we last told the peer of our use of it.
-        peer_available, peer_status_sequence: what the peer last told us of its own use.
         bytes_sent, bytes_received: what this path carried so far, in whole datagrams.
     """
 
@@ -207,8 +218,6 @@ class Path:
         "next_number",
         "parked",
         "peer_abandoned",
-        "peer_available",
-        "peer_status_sequence",
         "ping_pending",
         "previous_remote",
         "probes_pending",
@@ -248,8 +257,6 @@ class Path:
         self.idle_timeout_s = PATH_IDLE_TIMEOUT_S
         self.available = True
         self.status_sequence = 0
-        self.peer_available = True
-        self.peer_status_sequence = 0
         self.replaced = False
         self.peer_abandoned = False
         self.parked = False

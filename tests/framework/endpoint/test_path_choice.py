@@ -152,7 +152,7 @@ async def test_a_plugin_replaces_the_rule() -> None:
         assert selected(here) == RELAY
         assert selected(there) == HERE, "each side decides alone"
         server = there.core.paths
-        assert [path.peer_available for path in server.values()] == [False, True], "and tells"
+        assert [path.cids.peer_available for path in server.values()] == [False, True], "and tells"
 
 
 @virtual

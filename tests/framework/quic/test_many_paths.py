@@ -215,6 +215,46 @@ def test_paths_that_never_worked_use_up_no_allowance_for_good() -> None:
         assert state.local_max == 7 + 30
 
 
+def test_an_attempt_that_was_given_up_is_answered_late() -> None:
+    pair = PathPair(FAST, Conditions(delay_s=1.0))
+    pair.connect()
+    pair.settle()
+    path = pair.open_path(pair.ways[1])
+    assert path is not None
+    pair.settle(1.5)
+    multipath.give_up(pair.client.c, path, pair.now)
+    assert path.parked
+    pair.settle(1)
+    assert not path.parked, "the answer shows that the way works"
+    pair.run(lambda: path.validated and pair.server.c.paths[1].validated, seconds=10)
+
+
+def test_an_attempt_that_was_given_up_leaves_its_id_and_its_packet_numbers() -> None:
+    """Another way, the same path id: under the same keys no packet number may come again."""
+    pair = PathPair(FAST, FAST, FAST)
+    pair.connect()
+    pair.settle()
+    pair.ways[1].cut()
+    path = pair.open_path(pair.ways[1])
+    assert path is not None
+    pair.settle(3)
+    used = path.next_number
+    assert used > 1
+    multipath.give_up(pair.client.c, path, pair.now)
+    at = len(pair.sent)
+    pair.settle(60)
+    assert not [e for e in pair.sent[at:] if e.destination == pair.ways[1].server], (
+        "nothing is sent"
+    )
+    again = pair.open_path(pair.ways[2])
+    assert again is path
+    assert (again.id, again.next_number) == (1, used)
+    pair.run(lambda: path.validated and pair.server.c.paths[1].validated, seconds=2)
+    state = pair.client.c.multipath
+    assert state is not None
+    assert state.next_id == 2
+
+
 def test_an_answer_that_never_comes_is_not_waited_for() -> None:
     """The peer's own PATH_ABANDON is lost for good: the path is forgotten, and replaced, all the same."""
     pair = PathPair(FAST, FAST).with_paths()
@@ -299,14 +339,14 @@ def test_statuses_tell_the_peer_and_old_ones_change_nothing() -> None:
     pair.select(1, pair.client)
     pair.settle()
     server = pair.server.c
-    assert server.paths[1].peer_available
-    assert not server.paths[0].peer_available
+    assert server.paths[1].cids.peer_available
+    assert not server.paths[0].cids.peer_available
     assert server.selected_path is server.paths[0], "a hint: each side decides alone"
-    sequence = server.paths[0].peer_status_sequence
+    sequence = server.paths[0].cids.peer_status_sequence
     pair.client.inject(frame(codes.PATH_STATUS_AVAILABLE, 0, sequence))
-    assert not server.paths[0].peer_available
+    assert not server.paths[0].cids.peer_available
     pair.client.inject(frame(codes.PATH_STATUS_AVAILABLE, 0, sequence + 1))
-    assert server.paths[0].peer_available
+    assert server.paths[0].cids.peer_available
 
 
 def test_a_silent_path_is_abandoned_and_the_other_stays() -> None:
