@@ -9,12 +9,17 @@ from typing import Final
 from dialkey.errors import DialkeyError
 from dialkey_relay.client.machine import ClientMachine, Confirmed, Event
 from dialkey_relay.errors import RelayLost
+from dialkey_relay.sockets import limit_unsent
 
 __all__ = ["Link"]
 
 RECEIVE_BYTES: Final = 131_072
 HIGH_WATER_BYTES: Final = 262_144
 """What may wait for a slow network; more is dropped, because old datagrams are worse than none."""
+
+UNSENT_BYTES: Final = 65_536
+"""What may wait in the kernel beside that, which by itself would take megabytes: half a minute on a
+slow uplink, in which handshakes and answers to pings would be stuck behind old datagrams."""
 
 STALLED_S: Final = 15.0
 """Without a byte leaving for so long while some wait, the connection is lost; iroh's own number."""
@@ -71,6 +76,7 @@ class Link(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(HIGH_WATER_BYTES)
+        limit_unsent(transport.get_extra_info("socket"), UNSENT_BYTES)
         self.machine = self._make_machine(transport)
         self.flush()
         self._set_timer()

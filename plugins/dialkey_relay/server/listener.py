@@ -11,6 +11,7 @@ from dialkey.limits import RELAY_WRITE_TIMEOUT_S
 from dialkey_relay.access import AdmitRequest
 from dialkey_relay.server.tls import TlsError, TlsPipe
 from dialkey_relay.session import Session, State
+from dialkey_relay.sockets import limit_unsent
 
 if TYPE_CHECKING:
     from dialkey_relay.server.server import Listener
@@ -28,8 +29,6 @@ LOW_WATER_BYTES: Final = 16_384
 
 UNSENT_BYTES: Final = 262_144
 """What may wait in the kernel, for the same reason."""
-
-_TCP_NOTSENT_LOWAT: Final = getattr(socket, "TCP_NOTSENT_LOWAT", 25)
 
 
 class ClientConnection(asyncio.BufferedProtocol):
@@ -88,7 +87,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             transport.abort()
             return
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
-        _limit_unsent(transport.get_extra_info("socket"))
+        limit_unsent(transport.get_extra_info("socket"), UNSENT_BYTES)
         if self._listener.tls is not None:
             self._tls = TlsPipe(self._listener.tls)
         self.session = Session(
@@ -302,16 +301,6 @@ class ClientConnection(asyncio.BufferedProtocol):
         self.flush()
         relay.flush_ready()
         self._resume_reading()
-
-
-def _limit_unsent(sock: socket.socket | None) -> None:
-    """Keep what cannot be sent yet in our queues, where it is fair and fresh, not in the kernel."""
-    if sock is not None:
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_BYTES)
-        except OSError:
-            # Not known to this system: the kernel's own buffers are the limit then.
-            return
 
 
 def _kernel_unsent(sock: socket.socket | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 import time
 
 import attrs
@@ -109,6 +110,33 @@ async def test_slow_readers_lose_the_oldest() -> None:
                 await asyncio.sleep(0)
         await eventually(lambda: b.status.dropped == 88)
         assert (await b.receive()).content == (88).to_bytes(2, "big")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux how much waits unsent")
+async def test_little_waits_for_a_network_that_takes_nothing() -> None:
+    """Old datagrams in a deep buffer would only delay new ones."""
+    import fcntl
+
+    unsent_in_kernel = 0x894B  # SIOCOUTQNSD
+    async with RelayServer([Everyone()], OPEN) as relay, client(relay, A) as a:
+        await a.connected()
+        (peer,) = relay.hub.peers()
+        peer.outlet._stop_reading()
+        for _ in range(20_000):
+            if not a.send(B.id, bytes(1400)):
+                break
+            await asyncio.sleep(0)
+        assert a.status.dropped == 1
+        transport = a._link._transport
+        answer = fcntl.ioctl(
+            transport.get_extra_info("socket").fileno(), unsent_in_kernel, bytes(4)
+        )
+        assert int.from_bytes(answer, "little") < 150_000
+        assert transport.get_write_buffer_size() < 300_000
+        # It goes on as soon as something is taken.
+        peer.outlet._resume_reading()
+        await eventually(lambda: a.send(A.id, b"again"))
+        assert (await a.receive()).content == b"again"
 
 
 async def test_a_relay_that_comes_back_gets_its_clients_back() -> None:
