@@ -262,12 +262,22 @@ class Provider:
                     # What was written before the gap still counts for the getter: let it arrive.
                     await self._within(send.delivered())
                     raise error
-            await send.finish()
-            stopped = await self._within(send.stopped())
-            if stopped is not None:
-                raise StreamStopped("the getter stopped early", error_code=stopped)
+            await self._end_response(send)
         finally:
             await release(self._store, responder)
+
+    async def _end_response(self, send: SendStream) -> None:
+        """Wait until the getter has it all. Rust getters stop a stream instead of reading its end."""
+        try:
+            await send.finish()
+            stopped = await self._within(send.stopped())
+        except StreamStopped as error:
+            stopped = error.error_code
+        if stopped is not None:
+            try:
+                await send.delivered()
+            except StreamStopped:
+                raise StreamStopped("the getter stopped early", error_code=stopped) from None
 
     async def _observe(self, request: ObserveRequest, send: SendStream) -> None:
         async def report() -> None:

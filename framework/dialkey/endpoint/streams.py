@@ -159,8 +159,11 @@ class SendStream:
     async def delivered(self) -> None:
         """Wait until the peer's transport has acknowledged everything that was written so far.
 
+        A peer that knows the length may have it all and stop the stream before it sees the end;
+        then this returns, too, although nothing more can be written.
+
         Raises:
-            StreamStopped: the peer wants no more.
+            StreamStopped: the peer wants no more, and has not acknowledged everything.
             StreamClosed: the stream was reset here.
             ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection is over.
         """

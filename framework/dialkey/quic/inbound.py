@@ -385,8 +385,8 @@ def _on_stop_sending(
     code, pos = read_varint(data, pos)
     half = _find_send(c, stream_id, frame)
     if half is not None and half.stopped_code is None and not half.closed:
-        half.stopped_code = code
-        c.reset(half, code)
+        half.on_stopped(code)
+        c.wake(half)
         if half.watched:
             half.watched = False
             c.events.append(events.Writable(half))

@@ -51,6 +51,7 @@ class SendHalf:
 
     __slots__ = (
         "_acked",
+        "_had_all",
         "_head",
         "_queue",
         "blocked_at",
@@ -97,6 +98,7 @@ class SendHalf:
         self._queue: deque[Bytes] = deque()
         self._head = 0
         self._acked = 0
+        self._had_all = False
 
     # --- the application's side -----------------------------------------------------------------
 
@@ -167,8 +169,16 @@ class SendHalf:
 
     @property
     def all_delivered(self) -> bool:
-        """Whether the peer has acknowledged every byte that was written."""
-        return self.reset_code is None and not self.queued and self._acked == self.offset
+        """Whether the peer has acknowledged every byte that was written, and did not stop before."""
+        if self.reset_code is not None:
+            return self._had_all
+        return not self.queued and self._acked == self.offset
+
+    def on_stopped(self, code: int) -> None:
+        """Note that the peer wants no more, and reset the stream."""
+        self._had_all = self.all_delivered
+        self.stopped_code = code
+        self.reset(code)
 
     def on_acked(self, length: int, fin: bool) -> None:
         """Note that the peer has `length` more bytes (each byte is reported once)."""

@@ -212,6 +212,28 @@ async def test_delivered_waits_for_the_acknowledgement() -> None:
 
 
 @virtual
+async def test_who_has_everything_may_stop_before_the_end() -> None:
+    async with connected(network(delay_s=0.1)) as (here, there):
+        send, _, _, recv = await stream(here, there)
+        await send.write(b"all of it")
+        assert await recv.read_exactly(9) == b"all of it"
+        recv.stop(0)
+        assert await send.stopped() == 0
+        await send.delivered()
+        with pytest.raises(StreamStopped):
+            await send.finish()
+        # Another one misses a piece.
+        send, _, _, recv = await stream(here, there)
+        await send.write(b"all")
+        await send.delivered()
+        recv.stop(0)
+        await send.write(b" of it")
+        assert await send.stopped() == 0
+        with pytest.raises(StreamStopped):
+            await send.delivered()
+
+
+@virtual
 async def test_codes_are_checked() -> None:
     async with connected(network()) as (here, there):
         send, recv, _, _ = await stream(here, there)

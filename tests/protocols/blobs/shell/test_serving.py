@@ -194,6 +194,23 @@ async def test_a_getter_that_takes_nothing_is_let_go() -> None:
             await recv.read_to_end(1 << 30)
 
 
+@pytest.mark.parametrize("size", [0, 1000, 3_000_000])
+async def test_a_getter_that_has_all_and_stops_before_the_end_is_content(size: int) -> None:
+    async with peers_with() as peers:
+        tag = await peers.sharing.add_bytes(os.urandom(size))
+        events = peers.sharing.provider_events()
+        connection = await peers.connect()
+        length = len(await (await ask(connection, GetRequest.blob(tag.hash))).read_to_end(1 << 30))
+        assert (await until_ended(events)).error is None
+        # Rust getters know from the size what comes, and let go of the stream there.
+        recv = await ask(connection, GetRequest.blob(tag.hash))
+        await recv.read_exactly(length)
+        recv.stop(0)
+        ended = await until_ended(events)
+        assert ended.error is None
+        assert ended.payload_bytes == size
+
+
 async def until_ended(events: ProviderEvents) -> RequestEnded:
     async for event in events:
         if isinstance(event, RequestEnded):
