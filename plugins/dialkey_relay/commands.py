@@ -72,7 +72,11 @@ def relay(
             from dialkey_relay.server.workers import run_workers
 
             await run_workers(
-                config, settled, lambda found: _announce(output, settled, found), dev=dev
+                config,
+                settled,
+                lambda found: _announce(output, settled, found),
+                dev=dev,
+                log_level=log.level,
             )
             return
 
@@ -85,11 +89,16 @@ def relay(
             plugins=plugins,
         )
 
-    if verbose:
-        import logging
+    import logging
 
-        logging.getLogger("dialkey.relay").setLevel(logging.INFO)
-    run(output, work)
+    # A server has nobody who watches it: what it warns about belongs into its log in any case.
+    log = logging.getLogger("dialkey.relay")
+    before = log.level
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
+    try:
+        run(output, work)
+    finally:
+        log.setLevel(before)
 
 
 def _announce(output: Output, config: ServerConfig, addresses: list[tuple[str, int]]) -> None:

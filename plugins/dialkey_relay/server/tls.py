@@ -109,10 +109,10 @@ class TlsFiles:
 
 
 def _words(error: BaseException) -> str:
-    """Give the last part of what OpenSSL says of an error."""
+    """Give what OpenSSL says of an error; what it says first is nearest to the cause."""
     details = error.args[0] if error.args else None
-    if isinstance(details, list) and details and isinstance(details[-1], tuple):
-        return str(details[-1][-1])
+    if isinstance(details, list) and details and isinstance(details[0], tuple):
+        return str(details[0][-1])
     return str(error) or type(error).__name__
 
 

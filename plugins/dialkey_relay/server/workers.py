@@ -187,6 +187,7 @@ class WorkerPlan:
         dev: plain HTTP on port 3340.
         http, https: addresses with the ports that all share.
         number: of this process; the first one serves metrics and address discovery.
+        log_level: what it writes to standard error.
     """
 
     path: Path
@@ -194,6 +195,7 @@ class WorkerPlan:
     http: Address | None
     https: Address | None
     number: int = 0
+    log_level: int = logging.WARNING
 
     def read(self) -> ServerConfig:
         """Read the configuration for this process.
@@ -236,12 +238,18 @@ def _reserved(config: ServerConfig) -> Iterator[tuple[Address | None, Address | 
 
 
 async def run_workers(
-    path: Path, config: ServerConfig, announce: Callable[[list[Address]], None], *, dev: bool
+    path: Path,
+    config: ServerConfig,
+    announce: Callable[[list[Address]], None],
+    *,
+    dev: bool,
+    log_level: int = logging.WARNING,
 ) -> None:
     """Run a relay in `config.workers` processes until cancelled.
 
     Args:
         announce: called with the addresses when all processes listen.
+        log_level: what the processes write to standard error.
 
     Raises:
         RelayConfigError: this system cannot share a port.
@@ -263,7 +271,7 @@ async def run_workers(
                 for (a, b), pair in pairs.items()
                 if number in (a, b)
             }
-            plan = WorkerPlan(path, dev, http, https, number)
+            plan = WorkerPlan(path, dev, http, https, number, log_level)
             process = context.Process(
                 target=_worker, args=(plan, sockets, theirs), name=f"relay-{number}"
             )
@@ -346,6 +354,12 @@ async def _stop(processes: list[BaseProcess]) -> None:
 
 def _worker(plan: WorkerPlan, sockets: dict[int, socket.socket], pipe: Connection) -> None:
     """Be one process of a relay, until SIGTERM."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"dialkey [{plan.number}]: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(plan.log_level)
+    # aioquic's; what its peers do wrong is counted.
+    logging.getLogger("quic").setLevel(logging.CRITICAL)
     with contextlib.suppress(asyncio.CancelledError, KeyboardInterrupt):
         asyncio.run(_work(plan, sockets, pipe))
 

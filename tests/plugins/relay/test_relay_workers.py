@@ -33,13 +33,14 @@ if __name__ == "__main__":
 async def start(tmp_path):
     processes = []
 
-    async def begin(text):
+    async def begin(text, *options):
         program, path = tmp_path / "program.py", tmp_path / "relay.toml"
         program.write_text(PROGRAM)
         path.write_text(text)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(program), "relay", "--config", str(path), "--json"),
+            *(sys.executable, str(program), "relay", "--config", str(path), "--json", *options),
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         processes.append(process)
         async with asyncio.timeout(60):
@@ -62,7 +63,8 @@ async def test_clients_of_all_processes_reach_each_other(start) -> None:
     process, hello = await start(
         'access = "everyone"\nhttp_bind_addr = "127.0.0.1:0"\nworkers = 2\n'
         f'metrics_bind_addr = "127.0.0.1:{metrics}"\n'
-        '[limits]\naccept_per_address_limit = "unlimited"\n'
+        '[limits]\naccept_per_address_limit = "unlimited"\n',
+        "--verbose",
     )
     host, port = hello["addresses"][0]
     keys = [SecretKey(bytes((n + 1,)) * 32) for n in range(12)]
@@ -96,7 +98,10 @@ async def test_clients_of_all_processes_reach_each_other(start) -> None:
     assert found == 12
     process.send_signal(signal.SIGTERM)
     async with asyncio.timeout(30):
+        log = (await process.stderr.read()).decode()
         assert await process.wait() == 143
+        assert "dialkey [0]: relay listens" in log
+        assert "dialkey [1]: relay listens" in log
         async for status in clients[0].watch():
             if status.error is not None:
                 break
