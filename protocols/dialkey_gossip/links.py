@@ -196,15 +196,17 @@ class Links:
         return lane
 
     async def room(self) -> None:
-        """Wait while lanes are full, but for each at most a second before it counts as slow."""
+        """Wait while lanes are full, a second at most; then those that still are count as slow."""
+        deadline = self._loop.time() + PATIENCE_S
         while full := self._full_lanes():
             self._drained.clear()
             try:
-                async with asyncio.timeout(PATIENCE_S):
+                async with asyncio.timeout_at(deadline):
                     await self._drained.wait()
             except TimeoutError:
                 for lane in full:
                     lane.is_slow = lane.is_full
+                return
 
     def _full_lanes(self) -> list[Lane]:
         return [

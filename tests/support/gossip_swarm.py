@@ -124,7 +124,7 @@ async def joined(
             member = await swarm.add()
             topics.append(await member.gossip.join(TOPIC, bootstrap))
             bootstrap = [swarm.members[0].endpoint.ticket()]
-        for topic in topics:
+        for topic in topics if count > 1 else ():
             await topic.joined(timeout=20)
         yield swarm, topics
 
