@@ -62,6 +62,20 @@ async def test_tls_with_added_roots(certificate) -> None:
             await passes_a_datagram(a)
 
 
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_addresses_of_ipv6(certificate, is_tls) -> None:
+    address = ("::1", 0)
+    files = TlsFiles(certificate.chain, certificate.key)
+    options = (
+        RelayOptions(http=None, https=address, tls=files) if is_tls else RelayOptions(http=address)
+    )
+    dialer = Dialer(tls=default_tls(str(certificate.chain)), proxy="")
+    async with RelayServer([Everyone()], options) as relay:
+        assert relay.url.startswith("https://[::1]:" if is_tls else "http://[::1]:")
+        async with client(relay, dialer=dialer) as a:
+            await passes_a_datagram(a)
+
+
 async def test_tls_with_the_roots_of_the_system(certificate, monkeypatch) -> None:
     # This is where OpenSSL looks for them.
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate.chain))

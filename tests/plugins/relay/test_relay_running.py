@@ -10,6 +10,7 @@ import time
 import attrs
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from dialkey.identity import SecretKey
 from dialkey_relay import session as session_module
@@ -268,6 +269,42 @@ async def test_a_new_certificate_is_noticed_by_itself(make_certificate) -> None:
                 b.send(A.id, b"hello")
                 assert (await a.receive()).content == b"hello"
             assert a.status.connects == 1
+
+
+# --- metrics ------------------------------------------------------------------------------------
+
+
+async def test_prometheus_reads_what_a_relay_did() -> None:
+    text = HEAD.replace("enable_metrics = false", 'metrics_bind_addr = "127.0.0.1:0"')
+    rules = f'access.denylist = ["{B.id}"]'
+    async with (
+        RunningRelay(lambda: parse(text + rules)) as one,
+        client(one.relay, A) as a,
+        ClientSession() as session,
+    ):
+        await a.connected()
+        a.send(A.id, b"x" * 1000)
+        await a.receive()
+        # Nobody is there.
+        a.send(B.id, b"y" * 10)
+        assert await verdict(one.relay, key=B) == "not authorized"
+        await eventually(lambda: one.relay.hub.counters.send_packets_recv == 2)
+        host, port = one.metrics.addresses[0]
+        status, _, body = await get(session, f"http://{host}:{port}/metrics")
+        assert status == 200
+        samples = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(body)
+            for sample in family.samples
+        }
+        assert samples["relayserver_bytes_sent_total",] == 1000
+        assert samples["relayserver_bytes_recv_total",] == 1010
+        assert samples["relayserver_send_packets_dropped_total",] == 1
+        assert samples["dialkey_relay_dropped_frames_total", "unknown_destination"] == 1
+        assert samples["dialkey_relay_dropped_frames_total", "queue_full"] == 0
+        assert samples["relayserver_accepts_total",] == 1
+        assert samples["dialkey_relay_clients_denied_total",] >= 1
+        assert samples["dialkey_relay_endpoints",] == 1
 
 
 # --- limits -------------------------------------------------------------------------------------
