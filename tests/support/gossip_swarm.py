@@ -11,11 +11,14 @@ from typing import Any, TypeVar
 
 import attrs
 
-from dialkey import Endpoint, Router
+from dialkey import Connection, Endpoint, RecvStream, Router
+from dialkey.errors import DialkeyError
 from dialkey.identity import IpAddr, Remote, SecretKey
 from dialkey.network.udp import UdpTransport
 from dialkey.testing import MemoryNetwork, MemoryTransport
-from dialkey_gossip import Gossip, Received, Topic, TopicId
+from dialkey_gossip import ALPN, Gossip, Received, Topic, TopicId
+from dialkey_gossip.framing import FrameReader, frame_header
+from dialkey_gossip.messages import Message, decode
 
 TOPIC = TopicId.from_name("test")
 T = TypeVar("T")
@@ -160,3 +163,44 @@ async def everybody_has(topics: Iterable[Topic], content: bytes, *, timeout: flo
 
     waits: list[Awaitable[None]] = [wait(topic) for topic in topics]
     await asyncio.gather(*waits)
+
+
+class Raw:
+    """A peer whose frames are written by hand."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.heard: list[Message] = []
+
+    @classmethod
+    async def dial(cls, member: Member, other: Member) -> Raw:
+        return cls(await member.endpoint.connect(other.endpoint.addr(), ALPN))
+
+    async def send(
+        self, data: bytes, *, topic: TopicId | None = TOPIC, finish: bool = True
+    ) -> None:
+        stream = await self.connection.open_uni()
+        header = b"" if topic is None else frame_header(topic)
+        await stream.write(header + data, finish=finish)
+
+    async def listen(self) -> None:
+        """Read everything until the connection ends."""
+        async with asyncio.TaskGroup() as group:
+            try:
+                while True:
+                    group.create_task(self._read(await self.connection.accept_uni()))
+            except DialkeyError:
+                return
+
+    async def _read(self, stream: RecvStream) -> None:
+        reader = FrameReader()
+        is_first = True
+        try:
+            while data := await stream.read():
+                bodies = reader.feed(data)
+                if is_first and bodies:
+                    assert bodies.pop(0) == bytes(TOPIC)
+                    is_first = False
+                self.heard += [decode(body) for body in bodies]
+        except DialkeyError:
+            return

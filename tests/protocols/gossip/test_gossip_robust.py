@@ -12,6 +12,7 @@ from endpoints import network, virtual
 from gossip_swarm import (
     TOPIC,
     Member,
+    Raw,
     Swarm,
     address,
     contents,
@@ -21,14 +22,14 @@ from gossip_swarm import (
     until,
 )
 
-from dialkey import Connection, EndpointId, RecvStream
-from dialkey.errors import ConnectionClosedByPeer, DialkeyError
+from dialkey import EndpointId
+from dialkey.errors import ConnectionClosedByPeer
 from dialkey.identity import EndpointAddr, SecretKey, TransportAddr
 from dialkey.testing import Conditions, MemoryNetwork
 from dialkey_gossip import ALPN, Lagged, NeighborDown, Received, TopicId
-from dialkey_gossip.framing import FrameReader, frame, frame_header
+from dialkey_gossip.framing import frame, frame_header
 from dialkey_gossip.ids import PeerId, message_id
-from dialkey_gossip.messages import ForwardJoin, Gossip, Join, Message, Neighbor, PeerInfo, decode
+from dialkey_gossip.messages import ForwardJoin, Gossip, Join, Neighbor, PeerInfo
 
 OTHER = TopicId.from_name("other")
 
@@ -285,47 +286,6 @@ async def test_connections_of_one_peer_are_bounded() -> None:
 
 
 # --- manners ------------------------------------------------------------------------------------
-
-
-class Raw:
-    """A peer whose frames are written by hand."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.heard: list[Message] = []
-
-    @classmethod
-    async def dial(cls, member: Member, other: Member) -> Raw:
-        return cls(await member.endpoint.connect(other.endpoint.addr(), ALPN))
-
-    async def send(
-        self, data: bytes, *, topic: TopicId | None = TOPIC, finish: bool = True
-    ) -> None:
-        stream = await self.connection.open_uni()
-        header = b"" if topic is None else frame_header(topic)
-        await stream.write(header + data, finish=finish)
-
-    async def listen(self) -> None:
-        """Read everything until the connection ends."""
-        async with asyncio.TaskGroup() as group:
-            try:
-                while True:
-                    group.create_task(self._read(await self.connection.accept_uni()))
-            except DialkeyError:
-                return
-
-    async def _read(self, stream: RecvStream) -> None:
-        reader = FrameReader()
-        is_first = True
-        try:
-            while data := await stream.read():
-                bodies = reader.feed(data)
-                if is_first and bodies:
-                    assert bodies.pop(0) == bytes(TOPIC)
-                    is_first = False
-                self.heard += [decode(body) for body in bodies]
-        except DialkeyError:
-            return
 
 
 @virtual
