@@ -169,7 +169,9 @@ class SendStream:
         """
         half = self._half
         while not half.all_delivered:
-            self._check_taking()
+            if not half.may_be_delivered:
+                self._check_taking()
+            self._connection.check_open()
             await self._connection.wait_writable(half)
 
     @property

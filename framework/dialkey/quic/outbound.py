@@ -686,8 +686,6 @@ def on_acked(c: Connection, path: Path, record: Sent) -> None:
 
 
 def _stream_acked(c: Connection, half: SendHalf, length: int, fin: bool) -> None:
-    if half.reset_code is not None:
-        return
     half.on_acked(length, fin)
     if half.closed:
         _send_closed(c, half)

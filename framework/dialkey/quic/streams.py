@@ -51,9 +51,9 @@ class SendHalf:
 
     __slots__ = (
         "_acked",
-        "_had_all",
         "_head",
         "_queue",
+        "_stopped_at_end",
         "blocked_at",
         "closed",
         "fin",
@@ -98,7 +98,7 @@ class SendHalf:
         self._queue: deque[Bytes] = deque()
         self._head = 0
         self._acked = 0
-        self._had_all = False
+        self._stopped_at_end = False
 
     # --- the application's side -----------------------------------------------------------------
 
@@ -169,14 +169,22 @@ class SendHalf:
 
     @property
     def all_delivered(self) -> bool:
-        """Whether the peer has acknowledged every byte that was written, and did not stop before."""
-        if self.reset_code is not None:
-            return self._had_all
+        """Whether the peer has acknowledged every byte that was written."""
+        if self.reset_code is not None and not self._stopped_at_end:
+            return False
         return not self.queued and self._acked == self.offset
 
+    @property
+    def may_be_delivered(self) -> bool:
+        """Whether acknowledgements may still come that make `all_delivered` true."""
+        return not self.closed and (self.reset_code is None or self._stopped_at_end)
+
     def on_stopped(self, code: int) -> None:
-        """Note that the peer wants no more, and reset the stream."""
-        self._had_all = self.all_delivered
+        """Note that the peer wants no more, and reset the stream.
+
+        When everything was sent, the peer may have it, and its acknowledgements be still under way.
+        """
+        self._stopped_at_end = self.reset_code is None and not self.queued
         self.stopped_code = code
         self.reset(code)
 
@@ -185,7 +193,7 @@ class SendHalf:
         self._acked += length
         if fin:
             self.fin_acked = True
-        if self.fin_acked and self._acked == self.offset:
+        if self.fin_acked and self._acked == self.offset and self.reset_code is None:
             self.closed = True
 
     def on_lost(self, offset: int, data: Bytes, fin: bool) -> None:
