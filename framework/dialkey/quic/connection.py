@@ -1,8 +1,9 @@
 """A QUIC connection, sans-IO: datagrams and `now` in, datagrams and events out.
 
 Who does what: `handshake` runs Initial and Handshake packets on aioquic and then disappears. This
-class owns everything after it: paths, streams, limits, closing, timers. `inbound` opens packets and
-applies their frames, `outbound` builds packets; both work on the state kept here.
+class owns everything after it. What is done with its state is told by topic: `opening` and `closing`
+for its begin and end, `inbound` opens packets and applies their frames, `outbound` builds packets,
+`multipath` keeps the paths, `stream_table` the streams, `timing` says when what is due.
 
 The life of a connection::
 
@@ -15,40 +16,22 @@ Sources: RFC 9000, RFC 9001, RFC 9002, RFC 9221, wire/quic.md.
 
 from __future__ import annotations
 
-import enum
 from collections import deque
-from collections.abc import Callable
-from typing import TextIO
-
-import attrs
 
 from dialkey import limits
-from dialkey.identity import EndpointId, SecretKey
-from dialkey.quic import codes, events, inbound, multipath, outbound
+from dialkey.identity import EndpointId
+from dialkey.quic import closing, codes, events, inbound, multipath, opening, outbound, timing
 from dialkey.quic.codes import TransportError
+from dialkey.quic.config import Config, Send, State
 from dialkey.quic.events import CloseReason, Event
-from dialkey.quic.handshake import Handshake, split_datagram
+from dialkey.quic.handshake import Handshake
 from dialkey.quic.keys import PacketProtection
-from dialkey.quic.mtu import DEFAULT_MAX_BYTES
-from dialkey.quic.parameters import TransportParameters
-from dialkey.quic.path import (
-    ACK_EVERY,
-    MAX_LOCAL_CIDS,
-    MAX_PEER_CIDS,
-    Address,
-    LocalCid,
-    Path,
-    PathCids,
-    PeerCid,
-)
-from dialkey.quic.qlog import Qlog
+from dialkey.quic.path import ACK_EVERY, MAX_LOCAL_CIDS, Address, LocalCid, Path, PathCids
 from dialkey.quic.recovery import Frame, Sent
 from dialkey.quic.routes import Routes
-from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
+from dialkey.quic.stream_table import StreamTable
 
-Send = Callable[[Address, bytes | memoryview, int], None]
-"""Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and
-their size. The buffer is only valid during the call."""
+__all__ = ["Config", "Connection", "Send", "State"]
 
 MAX_OWED_FRAMES = 1000
 """Frames that answer the peer's and wait to be sent. Honest ones are some sixty after the handshake."""
@@ -62,76 +45,8 @@ _OWED_FRAMES = frozenset(
     }
 )
 
-MAX_EARLY_SHORT_PACKETS = 16
-"""1-RTT packets that overtook the handshake, kept until the keys are there."""
 
-
-class State(enum.Enum):
-    HANDSHAKE = enum.auto()
-    OPEN = enum.auto()
-    CLOSING = enum.auto()
-    DRAINING = enum.auto()
-    GONE = enum.auto()
-
-
-@attrs.frozen
-class Config:
-    """What all connections of one endpoint share.
-
-    Attributes:
-        multipath: offer the multipath extension.
-        new_cid: makes a fresh connection id.
-        reset_token: derives the stateless-reset token of a connection id.
-        max_datagram: upper end of path MTU discovery, bytes of UDP payload.
-    """
-
-    secret_key: SecretKey
-    new_cid: Callable[[], bytes]
-    reset_token: Callable[[bytes], bytes]
-    multipath: bool = True
-    idle_timeout_s: float = 30.0
-    keep_alive_s: float = 5.0
-    handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
-    initial_rtt_s: float = 0.333
-    max_datagram: int = DEFAULT_MAX_BYTES
-    stream_window: int = limits.STREAM_RECEIVE_WINDOW_BYTES
-    connection_window: int = limits.CONNECTION_RECEIVE_WINDOW_BYTES
-    max_streams: int = limits.MAX_INCOMING_STREAMS
-    qlog: Qlog | None = None
-    secrets_log_file: TextIO | None = None
-
-    def parameters(self) -> TransportParameters:
-        """Return the transport parameters that we announce."""
-        return TransportParameters(
-            max_idle_timeout_ms=int(self.idle_timeout_s * 1000),
-            max_udp_payload_size=1472,
-            initial_max_data=self.connection_window,
-            initial_max_stream_data_bidi_local=self.stream_window,
-            initial_max_stream_data_bidi_remote=self.stream_window,
-            initial_max_stream_data_uni=self.stream_window,
-            initial_max_streams_bidi=self.max_streams,
-            initial_max_streams_uni=self.max_streams,
-            active_connection_id_limit=MAX_PEER_CIDS,
-            max_datagram_frame_size=65535,
-            initial_max_path_id=multipath.MAX_CONCURRENT_PATHS - 1 if self.multipath else None,
-        )
-
-
-class StreamLimits:
-    """How many streams of one direction each side may open, and has opened."""
-
-    __slots__ = ("accepted", "allowed", "finished", "next_local", "peer_allows", "update_pending")
-
-    def __init__(self, next_local: int, allowed: int) -> None:
-        self.next_local = next_local
-        self.peer_allows = 0
-        self.accepted = 0
-        self.finished = 0
-        self.allowed = allowed
-        self.update_pending = False
-
-
-class Connection:
+class Connection(StreamTable):
     """One connection. Use `client` or `server` to make it.
 
     Call `receive` for each datagram, `flush` after calls that may have queued something, and
@@ -148,16 +63,14 @@ class Connection:
         remote: Address,
         now: float,
     ) -> None:
-        self.config = config
+        super().__init__(config, is_client=is_client)
         self.handshake: Handshake | None = handshake
-        self.is_client = is_client
         self.state = State.HANDSHAKE
         self.events: deque[Event] = deque()
         self.remote = remote
         self.peer_id: EndpointId | None = None
         self.alpn = b""
         self.protection: PacketProtection | None = None
-        self.peer_parameters = TransportParameters()
         self.confirmed = False
         self.paths: dict[int, Path] = {}
         self.multipath: multipath.Multipath | None = None
@@ -169,29 +82,6 @@ class Connection:
         self.close_reason: CloseReason | None = None
         self.qlog = handshake.trace
 
-        # streams
-        self.send_halves: dict[int, SendHalf] = {}
-        self.recv_halves: dict[int, RecvHalf] = {}
-        self.bidi = StreamLimits(0 if is_client else 1, config.max_streams)
-        self.uni = StreamLimits(2 if is_client else 3, config.max_streams)
-        self.ready: dict[int, deque[SendHalf]] = {}
-        self.waiting_for_data_limit: list[SendHalf] = []
-
-        # flow control of the connection
-        self.peer_max_data = 0
-        self.data_sent = 0
-        self.max_data = config.connection_window
-        self.data_received = 0
-        self.data_consumed = 0
-        self.max_data_pending = False
-        self.limit_updates: list[RecvHalf] = []
-        self.last_max_data_at = now
-
-        # other things to send
-        self.control: deque[Frame] = deque()
-        self.datagrams: deque[bytes] = deque()
-        self.datagram_bytes = 0
-        self.datagrams_dropped = 0
         self.ack_only_packets = 0
 
         # counters
@@ -206,16 +96,16 @@ class Connection:
 
         # timers and closing
         self._handshake_timeout_s = config.handshake_timeout_s
-        self._deadline: float | None = now + config.handshake_timeout_s
+        self.deadline: float | None = now + config.handshake_timeout_s
         self._eliciting_sent_since_receipt = False
-        self._pacing_at: float | None = None
-        self._gone_at: float | None = None
-        self._close_datagrams: list[tuple[Address, bytes]] = []
-        self._close_answers = 0
-        self._close_answer_at = 1
-        self._early_short: list[tuple[bytes, Address]] = []
-        self._remote_fixed = False
-        self._routes = None if is_client else Routes(remote)
+        self.pacing_at: float | None = None
+        self.gone_at: float | None = None
+        self.close_datagrams: list[tuple[Address, bytes]] = []
+        self.close_answers = 0
+        self.close_answer_at = 1
+        self.early_short: list[tuple[bytes, Address]] = []
+        self.remote_fixed = False
+        self.routes = None if is_client else Routes(remote)
 
     # --- making one -----------------------------------------------------------------------------
 
@@ -256,7 +146,7 @@ class Connection:
             config, handshake, is_client=True, host_cid=host_cid, remote=remote, now=now
         )
         connection._handshake_timeout_s = timeout_s
-        connection._deadline = now + timeout_s
+        connection.deadline = now + timeout_s
         handshake.start(now)
         return connection
 
@@ -304,106 +194,17 @@ class Connection:
         if self.qlog is not None:
             self.qlog.now = now
         if self.state is not State.OPEN and self.state is not State.HANDSHAKE:
-            self._close_answers += 1
+            self.close_answers += 1
             return
         try:
             if data[0] & 0x80:
-                self._receive_long(bytes(data), remote, now)
+                opening.receive_long(self, bytes(data), remote, now)
+            elif self.protection is not None:
+                inbound.receive_packets(self, data, segment, remote, now)
             else:
-                self._receive_short(data, segment, remote, now)
+                opening.receive_short(self, data, segment, remote, now)
         except TransportError as exc:
             self._fail(exc, now)
-
-    def _receive_long(self, datagram: bytes, remote: Address, now: float) -> None:
-        handshake = self.handshake
-        if handshake is None:
-            return
-        if self.is_client:
-            if self._remote_fixed and remote != self.remote:
-                return
-        elif self._routes is not None:
-            if not self._routes.heard(remote, len(datagram)):
-                return
-        elif remote != self.remote:
-            return
-        long_part, short_part = split_datagram(datagram)
-        if datagram[0] & 0x80:
-            authentic = handshake.receive(long_part, now)
-            if authentic and self.is_client and not self._remote_fixed:
-                # Also when it brings bad news: the owner wants to know who said so.
-                self.remote = remote
-                self._remote_fixed = handshake.heard_handshake_packet
-            failure = handshake.failure
-            if failure is not None:
-                cause = "peer" if failure.by_peer else "protocol"
-                self._end(
-                    CloseReason(
-                        cause,
-                        failure.error_code,
-                        failure.reason.encode("utf-8", "replace"),
-                        during_handshake=True,
-                    ),
-                    State.DRAINING if failure.by_peer else State.CLOSING,
-                    now,
-                )
-                return
-            if authentic:
-                self._heard(now)
-                if self._routes is not None and handshake.heard_handshake_packet:
-                    # Our answer got there, and by this way the client goes on: it is path 0.
-                    self.remote = remote
-                    self._routes = None
-            if self.protection is None and handshake.complete:
-                self._install_keys(handshake, now)
-        if short_part:
-            self._receive_short(memoryview(short_part), len(short_part), remote, now)
-
-    def _receive_short(self, data: memoryview, segment: int, remote: Address, now: float) -> None:
-        if self.protection is None:
-            if len(self._early_short) < MAX_EARLY_SHORT_PACKETS:
-                for at in range(0, len(data), segment):
-                    self._early_short.append((bytes(data[at : at + segment]), remote))
-            return
-        inbound.receive_packets(self, data, segment, remote, now)
-
-    def _install_keys(self, handshake: Handshake, now: float) -> None:
-        send, recv = handshake.send_secret, handshake.recv_secret
-        assert send is not None
-        assert recv is not None
-        self.protection = PacketProtection(send, recv)
-        self.peer_id = handshake.peer_id
-        self.alpn = handshake.alpn
-        if len(handshake.peer_cid) != codes.CID_LENGTH:
-            raise TransportError(codes.PROTOCOL_VIOLATION, "connection ids must have 8 bytes")
-        peer = self.peer_parameters = handshake.peer_parameters
-        if peer.max_idle_timeout_ms:
-            self.idle_timeout_s = min(self.idle_timeout_s, peer.max_idle_timeout_ms / 1000)
-        self.peer_max_data = peer.initial_max_data
-        self.bidi.peer_allows = peer.initial_max_streams_bidi
-        self.uni.peer_allows = peer.initial_max_streams_uni
-        token = peer.stateless_reset_token
-        cids = self.cid_sets[0] = PathCids(0, PeerCid(0, handshake.peer_cid, token))
-        cids.local.append(LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid)))
-        cids.next_sequence = 1
-        path = self.new_path(cids, self.remote, validated=True, initial_rtt=handshake.rtt_sample_s)
-        path.last_received = path.last_activity = now
-        self.paths[0] = path
-        if self.config.multipath and peer.initial_max_path_id is not None:
-            local_max = multipath.MAX_CONCURRENT_PATHS - 1
-            self.multipath = multipath.Multipath(local_max, peer.initial_max_path_id)
-        self.state = State.OPEN
-        self._deadline = now + self.idle_timeout_s
-        self.events.append(events.HandshakeCompleted())
-        self.publish_reset_token(cids)
-        self.issue_cids(cids)
-        if self.multipath is not None:
-            multipath.issue_cids(self)
-        if not self.is_client:
-            self.confirmed = True
-            self.control.append((codes.HANDSHAKE_DONE,))
-        early, self._early_short = self._early_short, []
-        for datagram, remote in early:
-            inbound.receive_packets(self, memoryview(datagram), len(datagram), remote, now)
 
     def new_path(
         self, cids: PathCids, remote: Address, *, validated: bool, initial_rtt: float | None = None
@@ -476,7 +277,7 @@ class Connection:
     def receive_stateless_reset(self, now: float) -> None:
         """Note that the peer has forgotten this connection."""
         if self.state is State.OPEN:
-            self._end(CloseReason("reset"), State.GONE, now)
+            closing.end(self, CloseReason("reset"), State.GONE, now)
 
     def refuse_in_handshake(self, error_code: int, reason: str) -> None:
         """Turn a client away before its handshake is complete."""
@@ -492,15 +293,15 @@ class Connection:
         if self.qlog is not None:
             self.qlog.now = now
         if self.state in (State.CLOSING, State.DRAINING):
-            self._flush_close(now, send)
+            closing.flush(self, now, send)
             return
         handshake = self.handshake
         if handshake is not None:
-            self._send_handshake(handshake.transmit(now), send)
+            opening.send_handshake(self, handshake.transmit(now), send)
             if self.confirmed and not self.is_client:
                 self.handshake = None
         if self.protection is not None:
-            self._pacing_at = None
+            self.pacing_at = None
             selected = self.selected_path
             if selected is not None and not selected.may_carry_data:
                 selected = None
@@ -517,121 +318,29 @@ class Connection:
                 return True
         return bool(self.control)
 
-    def _send_handshake(self, datagrams: list[bytes], send: Send) -> None:
-        def emit(remote: Address, datagram: bytes) -> None:
-            self.bytes_sent += len(datagram)
-            send(remote, datagram, len(datagram))
-
-        if self._routes is not None:
-            self._routes.send(datagrams, emit)
-        else:
-            for datagram in datagrams:
-                emit(self.remote, datagram)
-
     def pace(self, at: float) -> None:
         """Note that the pacer allows more at `at`."""
-        if self._pacing_at is None or at < self._pacing_at:
-            self._pacing_at = at
+        if self.pacing_at is None or at < self.pacing_at:
+            self.pacing_at = at
 
     def sent_eliciting(self, now: float) -> None:
         """Note that something was sent that the peer must answer."""
         if not self._eliciting_sent_since_receipt:
             self._eliciting_sent_since_receipt = True
-            self._deadline = now + self._idle_period()
+            self.deadline = now + self._idle_period()
 
     # --- timers ---------------------------------------------------------------------------------
 
     def timer(self) -> float | None:
         """Return when `on_timer` is due, or None when the connection is gone."""
-        if self.state is State.GONE:
-            return None
-        if self._gone_at is not None:
-            return self._gone_at
-        at = self._deadline
-        assert at is not None
-        if self.multipath is not None and self.multipath.ends_at is not None:
-            at = min(at, self.multipath.ends_at)
-        if self._pacing_at is not None and self._pacing_at < at:
-            at = self._pacing_at
-        if self.handshake is not None:
-            other = self.handshake.timer()
-            if other is not None and other < at:
-                at = other
-        for path in self.paths.values():
-            if path.ack_at is not None and path.ack_at < at:
-                at = path.ack_at
-            other = path.recovery.timer()
-            if other is not None and other < at:
-                at = other
-            if not path.abandoned:
-                other = path.ping_at(self.config.keep_alive_s)
-                if other < at:
-                    at = other
-            if path.challenge is not None:
-                at = min(at, path.challenge.deadline)
-                if path.cids.peer.active is not None:
-                    at = min(at, path.challenge.next_at)
-            if self.multipath is not None:
-                at = min(at, multipath.timer(path))
-        return at
+        return timing.next_timer(self)
 
     def on_timer(self, now: float) -> None:
         """Do what is due; call `flush` afterwards."""
-        if self.qlog is not None:
-            self.qlog.now = now
-        if self._gone_at is not None:
-            if now >= self._gone_at:
-                self._gone()
-            return
-        if self._deadline is not None and now >= self._deadline:
-            cause = "idle" if self.state is State.OPEN else "handshake"
-            reason = CloseReason(cause, during_handshake=self.state is State.HANDSHAKE)
-            self._end(reason, State.GONE, now)
-            return
-        if self.handshake is not None:
-            at = self.handshake.timer()
-            if at is not None and now >= at:
-                self.handshake.handle_timer(now)
-        for path in list(self.paths.values()):
-            self._on_path_timer(path, now)
-            if self.multipath is not None:
-                multipath.on_timer(self, path, now)
-        if self.multipath is not None and multipath.is_stranded(self, now):
-            self._end(CloseReason("no path", codes.NO_VIABLE_PATH), State.GONE, now)
-
-    def _on_path_timer(self, path: Path, now: float) -> None:
-        at = path.recovery.timer()
-        if at is not None and now >= at:
-            probes = path.recovery.on_timeout(now)
-            if self.qlog is not None:
-                self.qlog.metrics(path)
-            path.probes_pending = max(path.probes_pending, probes)
-        if not path.abandoned and now >= path.ping_at(self.config.keep_alive_s):
-            asks = now >= path.last_activity + self.config.keep_alive_s or self._expects_data
-            path.is_receiving = False
-            if asks:
-                path.ping_pending = True
-                path.last_activity = now
-        if path.abandoned and path.ack_at is not None and not multipath.has_open_path(self):
-            # Nothing is left on which to acknowledge it.
-            path.ack_at = None
-        challenge = path.challenge
-        if challenge is not None and now >= challenge.deadline:
-            path.challenge = None
-            if path.previous_remote is not None:
-                # Nobody answers at the new address: go back to the one that was good.
-                previous, path.previous_remote = path.previous_remote, None
-                path.remote = previous
-                path.validated = True
-                self.remote = previous
-
-    @property
-    def _expects_data(self) -> bool:
-        """Whether a stream is open on which the peer may send."""
-        return any(half.final_size is None for half in self.recv_halves.values())
+        timing.on_timer(self, now)
 
     def _heard(self, now: float) -> None:
-        self._deadline = now + (
+        self.deadline = now + (
             self._idle_period() if self.state is State.OPEN else self._handshake_timeout_s
         )
         self._eliciting_sent_since_receipt = False
@@ -651,14 +360,18 @@ class Connection:
     def close(self, error_code: int, reason: bytes, now: float) -> None:
         """Close at once, with the application's code and reason. What was not sent is lost."""
         if self.state in (State.OPEN, State.HANDSHAKE):
-            self._end(
-                CloseReason("local", error_code, reason, is_application=True), State.CLOSING, now
+            closing.end(
+                self,
+                CloseReason("local", error_code, reason, is_application=True),
+                State.CLOSING,
+                now,
             )
 
     def _fail(self, exc: TransportError, now: float) -> None:
         during = self.state is State.HANDSHAKE
         reason = exc.reason.encode("utf-8", "replace")
-        self._end(
+        closing.end(
+            self,
             CloseReason("protocol", exc.error_code, reason, during_handshake=during),
             State.CLOSING,
             now,
@@ -666,63 +379,23 @@ class Connection:
 
     def fail_internally(self, now: float) -> None:
         """Close because our own code failed; the peer is told INTERNAL_ERROR."""
-        self._end(
-            CloseReason("internal", codes.INTERNAL_ERROR, b"internal error"), State.CLOSING, now
+        closing.end(
+            self,
+            CloseReason("internal", codes.INTERNAL_ERROR, b"internal error"),
+            State.CLOSING,
+            now,
         )
 
     def peer_closed(
         self, error_code: int, reason: bytes, *, is_application: bool, now: float
     ) -> None:
         """Note the peer's CONNECTION_CLOSE."""
-        self._end(
+        closing.end(
+            self,
             CloseReason("peer", error_code, reason, is_application=is_application),
             State.DRAINING,
             now,
         )
-
-    def _end(self, reason: CloseReason, state: State, now: float) -> None:
-        if self.close_reason is not None:
-            return
-        self.close_reason = reason
-        handshake = self.handshake
-        if self.qlog is not None:
-            self.qlog.now = now
-            self.qlog.connection_closed(reason)
-        if state is State.CLOSING:
-            if handshake is not None and not self.confirmed and handshake.failure is None:
-                text = reason.reason.decode("utf-8", "replace")
-                handshake.close(reason.error_code, text, is_application=reason.is_application)
-            if handshake is not None:
-                remotes = [self.remote] if self._routes is None else self._routes.remotes()
-                for datagram in handshake.transmit(now):
-                    self._close_datagrams.extend((remote, datagram) for remote in remotes)
-        if state is not State.GONE and self.protection is not None:
-            # Entering the draining state answers once, so that the peer need not ask again.
-            answer = reason if state is State.CLOSING else CloseReason("local")
-            path = self.selected_path
-            if path is not None:
-                packet = outbound.build_close(self, path, answer)
-                self._close_datagrams.append((path.remote, packet))
-        pto = max((path.recovery.pto for path in self.paths.values()), default=0.0)
-        pto = pto or 3 * self.config.initial_rtt_s
-        self.events.append(events.Closed(reason))
-        self.handshake = None
-        self.state = state
-        if state is State.GONE:
-            self.state = State.CLOSING
-            self._gone()
-        else:
-            self._gone_at = now + 3 * pto
-            self._close_answers = 1
-
-    def _flush_close(self, now: float, send: Send) -> None:
-        # The first time at once; then for the 1st, 2nd, 4th, 8th … packet that still arrives.
-        if self._close_answers >= self._close_answer_at:
-            self._close_answer_at *= 2
-            for remote, datagram in self._close_datagrams:
-                send(remote, datagram, len(datagram))
-            if self.state is State.DRAINING:
-                self._close_datagrams = []
 
     def discard(self) -> None:
         """Forget everything at once, without a word to the peer."""
@@ -730,109 +403,7 @@ class Connection:
         if self.close_reason is None:
             self.close_reason = CloseReason("local")
             self.events.append(events.Closed(self.close_reason))
-        self._gone()
-
-    def _gone(self) -> None:
-        if self.state is not State.GONE:
-            self.state = State.GONE
-            self._gone_at = None
-            self._deadline = None
-            self._close_datagrams = []
-            self.control.clear()
-            self.ready.clear()
-            self.datagrams.clear()
-            self.send_halves.clear()
-            self.recv_halves.clear()
-            for path in self.paths.values():
-                path.recovery.forget()
-            if self.qlog is not None:
-                self.qlog.close()
-            self.events.append(events.Drained())
-
-    # --- streams --------------------------------------------------------------------------------
-
-    def open_stream(self, *, unidirectional: bool) -> tuple[SendHalf, RecvHalf | None] | None:
-        """Open a stream; None while the peer allows no more (StreamsAvailable follows)."""
-        kind = self.uni if unidirectional else self.bidi
-        if kind.next_local >> 2 >= kind.peer_allows:
-            return None
-        stream_id = kind.next_local
-        kind.next_local += 4
-        peer = self.peer_parameters
-        limit = (
-            peer.initial_max_stream_data_uni
-            if unidirectional
-            else peer.initial_max_stream_data_bidi_remote
-        )
-        send = self.send_halves[stream_id] = SendHalf(stream_id, limit)
-        recv = None
-        if not unidirectional:
-            recv = self.recv_halves[stream_id] = RecvHalf(stream_id, self.config.stream_window)
-        return send, recv
-
-    def wake(self, half: SendHalf) -> None:
-        """Put a half that may have something to send into the send queue."""
-        if not half.in_queue and half.wants_to_send:
-            half.in_queue = True
-            queue = self.ready.get(half.priority)
-            if queue is None:
-                queue = deque()
-                # A new mapping: somebody may be iterating over this one.
-                ready = {**self.ready, half.priority: queue}
-                self.ready = dict(sorted(ready.items(), reverse=True))
-            queue.append(half)
-
-    def consumed(self, half: RecvHalf, length: int) -> None:
-        """Note that the application took `length` bytes: limits may rise, the half may be over."""
-        self.credit(length)
-        if half.final_size is None and 2 * (half.limit - half.consumed) < half.window:
-            self.queue_limit_update(half)
-        if half.finished:
-            self.forget_recv(half)
-
-    def credit(self, length: int) -> None:
-        """Give `length` bytes back to the connection's window."""
-        self.data_consumed += length
-        if 2 * (self.max_data - self.data_consumed) < self.config.connection_window:
-            self.max_data_pending = True
-
-    def queue_limit_update(self, half: RecvHalf) -> None:
-        if not half.update_pending:
-            half.update_pending = True
-            self.limit_updates.append(half)
-
-    def stop(self, half: RecvHalf, code: int) -> None:
-        """Ask the peer to stop sending on a stream; what has arrived unread is dropped."""
-        self.credit(half.stop(code))
-        if half.stop_pending:
-            half.stop_pending = False
-            self.control.append((codes.STOP_SENDING, half))
-        if half.finished:
-            self.forget_recv(half)
-
-    def reset(self, half: SendHalf, code: int) -> None:
-        """Abandon what we send on a stream."""
-        half.reset(code)
-        self.wake(half)
-
-    def forget_recv(self, half: RecvHalf) -> None:
-        if self.recv_halves.pop(half.id, None) is not None and half.id not in self.send_halves:
-            self._stream_over(half.id)
-
-    def forget_send(self, half: SendHalf) -> None:
-        if self.send_halves.pop(half.id, None) is not None and half.id not in self.recv_halves:
-            self._stream_over(half.id)
-
-    def _stream_over(self, stream_id: int) -> None:
-        if is_client_initiated(stream_id) == self.is_client:
-            return
-        kind = self.uni if is_unidirectional(stream_id) else self.bidi
-        kind.finished += 1
-        room = kind.allowed - kind.accepted
-        if 2 * room <= self.config.max_streams and not kind.update_pending:
-            kind.update_pending = True
-            frame = codes.MAX_STREAMS_UNI if kind is self.uni else codes.MAX_STREAMS_BIDI
-            self.control.append((frame,))
+        closing.gone(self)
 
     # --- datagrams of the application -----------------------------------------------------------
 
@@ -845,20 +416,6 @@ class Connection:
         size = path.mtu.current if path is not None else 1200
         room = size - outbound.PACKET_OVERHEAD - 3
         return min(room, self.peer_parameters.max_datagram_frame_size - 3)
-
-    def send_datagram(self, data: bytes) -> None:
-        """Queue an application datagram; the oldest is dropped when too many wait."""
-        self.datagrams.append(data)
-        self.datagram_bytes += len(data)
-        while self.datagram_bytes > limits.MAX_DATAGRAM_QUEUE_BYTES:
-            self.next_datagram()
-            self.datagrams_dropped += 1
-
-    def next_datagram(self) -> bytes:
-        """Take the oldest datagram out of the queue."""
-        data = self.datagrams.popleft()
-        self.datagram_bytes -= len(data)
-        return data
 
     # --- addresses and keys ---------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_uni
 from dialkey.quic.wire import VARINT_MAX, read_ack_body, read_bytes, read_varint
 
 if TYPE_CHECKING:
-    from dialkey.quic.connection import Connection, StreamLimits
+    from dialkey.quic.connection import Connection
+    from dialkey.quic.stream_table import StreamLimits
 
 _NUMBER_AT = 1 + CID_LENGTH
 _SAMPLE_AT = _NUMBER_AT + 4

@@ -20,7 +20,8 @@ from dialkey.quic.streams import Bytes, SendHalf
 from dialkey.quic.wire import encode_ack_body, encode_connection_close, varint
 
 if TYPE_CHECKING:
-    from dialkey.quic.connection import Connection, Send
+    from dialkey.quic.config import Send
+    from dialkey.quic.connection import Connection
     from dialkey.quic.events import CloseReason
     from dialkey.quic.path import Address, Path
 

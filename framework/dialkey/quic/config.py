@@ -1,0 +1,72 @@
+"""What all connections of one endpoint share, and the states that a connection goes through."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from typing import TextIO
+
+import attrs
+
+from dialkey import limits
+from dialkey.identity import SecretKey
+from dialkey.quic import multipath
+from dialkey.quic.mtu import DEFAULT_MAX_BYTES
+from dialkey.quic.parameters import TransportParameters
+from dialkey.quic.path import MAX_PEER_CIDS, Address
+from dialkey.quic.qlog import Qlog
+
+Send = Callable[[Address, bytes | memoryview, int], None]
+"""Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and
+their size. The buffer is only valid during the call."""
+
+
+class State(enum.Enum):
+    HANDSHAKE = enum.auto()
+    OPEN = enum.auto()
+    CLOSING = enum.auto()
+    DRAINING = enum.auto()
+    GONE = enum.auto()
+
+
+@attrs.frozen
+class Config:
+    """What all connections of one endpoint share.
+
+    Attributes:
+        multipath: offer the multipath extension.
+        new_cid: makes a fresh connection id.
+        reset_token: derives the stateless-reset token of a connection id.
+        max_datagram: upper end of path MTU discovery, bytes of UDP payload.
+    """
+
+    secret_key: SecretKey
+    new_cid: Callable[[], bytes]
+    reset_token: Callable[[bytes], bytes]
+    multipath: bool = True
+    idle_timeout_s: float = 30.0
+    keep_alive_s: float = 5.0
+    handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
+    initial_rtt_s: float = 0.333
+    max_datagram: int = DEFAULT_MAX_BYTES
+    stream_window: int = limits.STREAM_RECEIVE_WINDOW_BYTES
+    connection_window: int = limits.CONNECTION_RECEIVE_WINDOW_BYTES
+    max_streams: int = limits.MAX_INCOMING_STREAMS
+    qlog: Qlog | None = None
+    secrets_log_file: TextIO | None = None
+
+    def parameters(self) -> TransportParameters:
+        """Return the transport parameters that we announce."""
+        return TransportParameters(
+            max_idle_timeout_ms=int(self.idle_timeout_s * 1000),
+            max_udp_payload_size=1472,
+            initial_max_data=self.connection_window,
+            initial_max_stream_data_bidi_local=self.stream_window,
+            initial_max_stream_data_bidi_remote=self.stream_window,
+            initial_max_stream_data_uni=self.stream_window,
+            initial_max_streams_bidi=self.max_streams,
+            initial_max_streams_uni=self.max_streams,
+            active_connection_id_limit=MAX_PEER_CIDS,
+            max_datagram_frame_size=65535,
+            initial_max_path_id=multipath.MAX_CONCURRENT_PATHS - 1 if self.multipath else None,
+        )
