@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -215,8 +215,8 @@ class Download:
         assert isinstance(last, Downloaded)
         return last
 
-    async def __aiter__(self) -> AsyncIterator[DownloadEvent]:
-        """Yield events; the last is `Downloaded`.
+    async def __aiter__(self) -> AsyncGenerator[DownloadEvent, None]:
+        """Yield events; the last is `Downloaded`. Close it (`contextlib.aclosing`) to stop at once.
 
         Raises:
             VerificationError: the only provider left lied.
