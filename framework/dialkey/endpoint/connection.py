@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 from dialkey import limits
@@ -254,10 +254,11 @@ class Connection:
             congestion_window_bytes=recovery.cc.window,
         )
 
-    async def path_events(self) -> AsyncIterator[PathEvent]:
+    async def path_events(self) -> AsyncGenerator[PathEvent, None]:
         """Yield what happens to the paths, beginning with those that are there.
 
-        A reader that falls behind gets `PathsLagged`. Ends with the connection.
+        A reader that falls behind gets `PathsLagged`. Ends with the connection; who leaves earlier
+        closes it (`contextlib.aclosing`).
         """
         reader = PathEvents()
         for path in self.paths():
