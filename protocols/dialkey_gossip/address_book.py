@@ -5,6 +5,8 @@ Source: gossip wire reference 4.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncGenerator, Collection
 from typing import Final
 
 import attrs
@@ -12,13 +14,13 @@ import attrs
 from dialkey.identity import EndpointAddr, EndpointId, TransportAddr
 from dialkey.limits import MAX_GOSSIP_PEER_ADDRESSES
 
-__all__ = ["AddressBook"]
+__all__ = ["AddressBook", "BookLookup"]
 
 RETENTION_S: Final = 300.0
 """How long hearsay is kept after it was last repeated; iroh's own number."""
 
 MAX_PEERS: Final = 1024
-"""Hearsay kept at once; the one that was repeated least recently goes first."""
+"""Of each kind; the one that was repeated least recently goes first."""
 
 
 @attrs.define
@@ -36,8 +38,10 @@ class AddressBook:
 
     def pin(self, addr: EndpointAddr) -> None:
         """Keep what the application says."""
-        known = self._pinned.get(addr.id)
+        known = self._pinned.pop(addr.id, None)
         self._pinned[addr.id] = addr if known is None else known.with_addrs(addr.addrs)
+        if len(self._pinned) > MAX_PEERS:
+            del self._pinned[next(iter(self._pinned))]
 
     def hear(self, addr: EndpointAddr, now: float) -> None:
         """Keep what a member says, the latest first, for a while."""
@@ -58,3 +62,23 @@ class AddressBook:
         addr = self._pinned.get(peer, EndpointAddr(peer))
         heard = self._heard.get(peer)
         return addr if heard is None or heard.expires_at <= now else addr.with_addrs(heard.addrs)
+
+
+class BookLookup:
+    """An address lookup of the endpoint that asks an address book."""
+
+    name = "gossip"
+
+    def __init__(self, book: AddressBook) -> None:
+        self._book = book
+
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
+        """Yield what is known, at once."""
+        if addrs := self._book.get(id, asyncio.get_running_loop().time()).addrs:
+            yield addrs
+
+    async def publish(self, addr: EndpointAddr) -> None:
+        """Members are told with the next message to them."""
+
+    async def close(self) -> None:
+        """Nothing is open."""

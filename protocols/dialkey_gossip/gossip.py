@@ -15,7 +15,7 @@ from dialkey import hookimpl
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, EndpointId, Remote, parse_remote
 from dialkey_gossip.actions import Action, Delivered, Learned, PeerDown, PeerUp, Release, Send, Tell
-from dialkey_gossip.address_book import AddressBook
+from dialkey_gossip.address_book import AddressBook, BookLookup
 from dialkey_gossip.config import GossipConfig
 from dialkey_gossip.events import Joined, NeighborDown, NeighborUp, Received
 from dialkey_gossip.framing import ALPN
@@ -37,6 +37,7 @@ from dialkey_gossip.topic import Terms, Topic, parse_topic
 
 if TYPE_CHECKING:
     from dialkey import Connection, Endpoint
+    from dialkey.endpoint import AddressLookup
 
 __all__ = ["Gossip", "GossipStats"]
 
@@ -284,6 +285,11 @@ class Gossip:
     def known_addr(self, peer: EndpointId) -> EndpointAddr:
         """Return where a peer may be found, as far as gossip knows."""
         return self._book.get(peer, self._now())
+
+    @property
+    def lookup(self) -> AddressLookup:
+        """Finds members by their id: for ``Endpoint.bind(address_lookups=[gossip.lookup])``."""
+        return BookLookup(self._book)
 
     def own_addr(self) -> EndpointAddr:
         """Return where we are."""

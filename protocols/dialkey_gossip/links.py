@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Final, Protocol
 
 import attrs
@@ -21,23 +21,21 @@ from dialkey.errors import (
     ConnectionClosed,
     ConnectionClosedByPeer,
     DialkeyError,
-    WireError,
 )
 from dialkey.identity import EndpointAddr, EndpointId
 from dialkey.limits import (
-    MAX_GOSSIP_BAD_STREAMS,
     MAX_GOSSIP_CONNECTIONS_PER_PEER,
     MAX_GOSSIP_DIALS,
     MAX_GOSSIP_PEERS,
     MAX_GOSSIP_PENDING_PEERS,
 )
-from dialkey_gossip.framing import FrameReader, read_header
 from dialkey_gossip.ids import PeerId, TopicId
+from dialkey_gossip.incoming import Incoming
 from dialkey_gossip.lanes import Lane, NoStreamGranted
-from dialkey_gossip.messages import Disconnect, Message, ShuffleReply, decode
+from dialkey_gossip.messages import Disconnect, Message, ShuffleReply
 
 if TYPE_CHECKING:
-    from dialkey import Connection, Endpoint, RecvStream
+    from dialkey import Connection, Endpoint
 
 __all__ = ["LinkStats", "Links", "Owner"]
 
@@ -46,7 +44,6 @@ CLOSE_DONE_REASON: Final = b"close from disconnect"
 """What iroh closes with, too."""
 
 CLOSE_TOO_SLOW: Final = 1
-CLOSE_MALFORMED: Final = 2
 CLOSE_BUSY: Final = 3
 
 DIAL_TIMEOUT_S: Final = 15.0
@@ -59,12 +56,7 @@ LINGER_S: Final = 5.0
 PATIENCE_S: Final = 1.0
 """How long a full lane makes publishers and readers wait before it counts as slow."""
 
-HEADER_TIMEOUT_S: Final = 10.0
 _FINISH_TIMEOUT_S: Final = 1.0
-_READ_BYTES: Final = 16 << 10
-"""Read at once; small, so that a busy peer takes turns with the others."""
-
-_MAX_DISCARDED_BYTES: Final = 1 << 20
 _MAX_HEARD_TOPICS: Final = 64
 _MANY_LANES: Final = 32
 """Beyond it, those of topics that were left are cleared away."""
@@ -133,6 +125,38 @@ class _Link:
     @property
     def is_idle(self) -> bool:
         return all(lane.is_empty and lane.task is None for lane in self.lanes.values())
+
+
+class _Ear:
+    """Takes what one peer sends."""
+
+    def __init__(
+        self,
+        link: _Link,
+        owner: Owner,
+        counts: Counter[str],
+        room: Callable[[], Coroutine[object, object, None]],
+    ) -> None:
+        self._link = link
+        self._owner = owner
+        self._counts = counts
+        self._room = room
+
+    def wants(self, topic: TopicId) -> bool:
+        link = self._link
+        link.heard_at = asyncio.get_running_loop().time()
+        if len(link.heard_topics) < _MAX_HEARD_TOPICS:
+            link.heard_topics[topic] = None
+        return self._owner.has_topic(topic)
+
+    def take(self, topic: TopicId, message: Message) -> None:
+        self._owner.on_message(self._link.id, topic, message)
+
+    def note_malformed(self) -> None:
+        self._counts["malformed"] += 1
+
+    async def room(self) -> None:
+        await self._room()
 
 
 class Links:
@@ -316,26 +340,8 @@ class Links:
         self.release(peer)
         is_clean = False
         try:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    bad_streams = 0
-
-                    def note_bad(reason: object) -> None:
-                        nonlocal bad_streams
-                        bad_streams += 1
-                        self._counts["malformed"] += 1
-                        logger.debug("malformed data from %s: %s", link.peer.short(), reason)
-                        if bad_streams > MAX_GOSSIP_BAD_STREAMS:
-                            connection.close(CLOSE_MALFORMED, b"malformed messages")
-
-                    while True:
-                        stream = await connection.accept_uni()
-                        group.create_task(
-                            self._read(link, connection, stream, note_bad),
-                            name=f"dialkey-gossip-read-{link.peer.short()}",
-                        )
-            except* DialkeyError:
-                pass  # what ended it stands in the connection
+            ear = _Ear(link, self._owner, self._counts, self.room)
+            await Incoming(connection, self._max_message_bytes, ear).read()
             error = await connection.closed()
             is_clean = isinstance(error, ConnectionClosed) or (
                 isinstance(error, ConnectionClosedByPeer)
@@ -360,80 +366,6 @@ class Links:
         self._forget(link)
         if not self._is_closing:
             self._owner.on_lost(link.id, is_clean=is_clean)
-
-    async def _read(
-        self,
-        link: _Link,
-        connection: Connection,
-        stream: RecvStream,
-        note_bad: Callable[[object], None],
-    ) -> None:
-        """Read one stream: a topic's messages, in one direction."""
-        frames = FrameReader(self._max_message_bytes)
-        try:
-            bodies: list[bytes] = []
-            async with asyncio.timeout(HEADER_TIMEOUT_S):
-                while not bodies:
-                    data = await stream.read(_READ_BYTES)
-                    if not data:
-                        return
-                    bodies = frames.feed(data)
-            topic = read_header(bodies[0])
-            del bodies[0]
-            if len(link.heard_topics) < _MAX_HEARD_TOPICS:
-                link.heard_topics[topic] = None
-            while True:
-                self._handle(link, topic, bodies, note_bad)
-                # Other peers' turn; and let what this one made us send leave first.
-                await asyncio.sleep(0)
-                await self.room()
-                data = await stream.read(_READ_BYTES)
-                if not data:
-                    frames.end()
-                    return
-                bodies = frames.feed(data)
-        except TimeoutError:
-            note_bad("no header came")
-        except WireError as error:
-            note_bad(error)
-        except DialkeyError as error:
-            logger.debug("stream from %s ended: %s", link.peer.short(), error)
-            return
-        await self._discard(connection, stream)
-
-    def _handle(
-        self,
-        link: _Link,
-        topic: TopicId,
-        bodies: Iterable[bytes],
-        note_bad: Callable[[object], None],
-    ) -> None:
-        link.heard_at = self._loop.time()
-        if not self._owner.has_topic(topic):
-            return
-        for body in bodies:
-            try:
-                message = decode(body)
-            except WireError as error:
-                # The frames after it are sound; a later release may know more kinds of messages.
-                note_bad(error)
-                continue
-            self._owner.on_message(link.id, topic, message)
-
-    async def _discard(self, connection: Connection, stream: RecvStream) -> None:
-        """Read a stream that makes no sense to its end.
-
-        Stopping it would end all sending of an iroh peer (wire reference 1.3).
-        """
-        discarded = 0
-        try:
-            while data := await stream.read():
-                discarded += len(data)
-                if discarded > _MAX_DISCARDED_BYTES:
-                    connection.close(CLOSE_MALFORMED, b"malformed messages")
-                await asyncio.sleep(0)
-        except DialkeyError as error:
-            logger.debug("a discarded stream ended: %s", error)
 
     # --- letting go -----------------------------------------------------------------------------
 

@@ -56,7 +56,9 @@ async def test_thirty_endpoints_of_which_a_third_is_killed() -> None:
             await publisher.broadcast(content)
             await everybody_has([topic for topic in rest if topic is not publisher], content)
         for member in alive:
-            assert member.gossip.stats().links.queued_bytes < 10_000  # for one that is dialled again
+            assert (
+                member.gossip.stats().links.queued_bytes < 10_000
+            )  # for one that is dialled again
     await no_leftovers()
 
 

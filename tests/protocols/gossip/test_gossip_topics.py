@@ -6,12 +6,13 @@ import asyncio
 
 import pytest
 from endpoints import network, virtual
-from gossip_swarm import TOPIC, Swarm, contents, everybody_has, joined, next_of, until
+from gossip_swarm import TOPIC, Swarm, address, contents, everybody_has, joined, next_of, until
 
 from dialkey import Endpoint, Router
 from dialkey.errors import EndpointClosed, InvalidInput, InvalidTicket, LocalError
 from dialkey.identity import SecretKey
 from dialkey_gossip import (
+    ALPN,
     Gossip,
     GossipConfig,
     Joined,
@@ -113,6 +114,25 @@ async def test_gossip_as_a_plugin_of_the_endpoint() -> None:
         await there.joined(timeout=5)
         await there.broadcast(b"hello")
         assert await contents(here, 1) == [b"hello"]
+
+
+@virtual
+async def test_an_endpoint_finds_members_by_their_id() -> None:
+    gossip = Gossip(seed=9)
+    async with joined(2, network()) as (swarm, _):
+        assert swarm.network is not None
+        async with (
+            Endpoint.bind(
+                transports=[swarm.network.transport(address(9))],
+                entry_points=False,
+                address_lookups=[gossip.lookup],
+            ) as endpoint,
+            Router(endpoint) as router,
+        ):
+            topic = await router.add(gossip).join(TOPIC, [swarm.members[0].endpoint.ticket()])
+            await until(lambda: len(topic.neighbors()) == 2)
+            connection = await endpoint.connect(swarm.members[1].endpoint.id, ALPN)
+            assert connection.remote_id == swarm.members[1].endpoint.id
 
 
 @virtual
