@@ -1,0 +1,63 @@
+"""The room on standard streams, a line for each thing: for scripts, pipes and simple terminals."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Final
+
+from dialkey_chat.commands import describe, perform
+from dialkey_chat.session import Chat
+
+__all__ = ["run_plain"]
+
+DELIVERY_S: Final = 10.0
+"""At the end of input, what was said gets so long to reach somebody."""
+
+MAX_LINES: Final = 100
+"""Read ahead of what was dealt with; a file as input waits."""
+
+
+async def run_plain(chat: Chat) -> None:
+    """Do what standard input says, and write what happens, until ``/quit`` or the end of input."""
+    showing = asyncio.create_task(_show(chat))
+    try:
+        async for line in _lines():
+            if not perform(chat, line):
+                break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DELIVERY_S):
+                await chat.delivered()
+        await chat.leave()
+        await showing
+    finally:
+        showing.cancel()
+
+
+async def _show(chat: Chat) -> None:
+    async for notice in chat.notices:
+        print(describe(notice), flush=True)
+
+
+async def _lines() -> AsyncIterator[str]:
+    """Yield lines of standard input, read by a thread: files cannot be polled, and a terminal's
+    blocking mode belongs to the shell, too. As a daemon it keeps no process from ending."""
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    room = threading.Semaphore(MAX_LINES)
+
+    def read() -> None:
+        # The loop is closed when the process is about to end.
+        with contextlib.suppress(RuntimeError):
+            for raw in sys.stdin.buffer:
+                room.acquire()
+                loop.call_soon_threadsafe(lines.put_nowait, raw.decode(errors="replace"))
+            loop.call_soon_threadsafe(lines.put_nowait, None)
+
+    threading.Thread(target=read, name="dialkey-chat-stdin", daemon=True).start()
+    while (line := await lines.get()) is not None:
+        yield line
+        room.release()

@@ -1,0 +1,387 @@
+"""Being in a room: gossip, history and files on one endpoint with one router, and no screen.
+
+`open_chat` is the whole app but its looks. What happens comes as notices; what the user wants is a
+method. `dialkey_chat.plain` and `dialkey_chat.ui` are two ways to show it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+
+from dialkey import EndpointAddr, EndpointId, Router
+from dialkey.errors import DialkeyError
+from dialkey_chat.files import Files, in_order, open_files
+from dialkey_chat.history import ALPN, History, ask_history
+from dialkey_chat.messages import Bye, File, Hello, Letter, pack, write_letter
+from dialkey_chat.notices import Notices
+from dialkey_chat.room import Arrived, Remark, Room
+from dialkey_chat.text import clean_name, clean_text
+from dialkey_chat.ticket import RoomTicket
+from dialkey_gossip import (
+    Gossip,
+    Lagged,
+    NeighborDown,
+    NeighborUp,
+    NoNeighbors,
+    Received,
+    Signing,
+    Topic,
+)
+
+if TYPE_CHECKING:
+    from dialkey import Endpoint
+
+__all__ = ["Chat", "Settings", "open_chat"]
+
+GRACE_S: Final = 1.0
+HELLO_GAP_S: Final = 0.2
+"""News about ourselves within this time are told together."""
+
+OUTBOX_LETTERS: Final = 100
+TICKET_PEERS: Final = 3
+MAX_TRANSFERS: Final = 4
+REPORT_INTERVAL_S: Final = 1.0
+FALLBACK_PEERS: Final = 3
+"""Members who are asked for history when the neighbour that we wanted to ask fails."""
+
+logger = logging.getLogger("dialkey.chat")
+
+
+@attrs.frozen
+class Settings:
+    """How to be in a room.
+
+    Attributes:
+        name: what to be called.
+        downloads: where files go.
+        heartbeat_s: how often to say that we are here; others believe it three times as long.
+        history_patience_s: how long a peer may take to tell what was written.
+    """
+
+    name: str = attrs.field(default="guest", converter=clean_name)
+    downloads: Path = Path("chat-downloads")
+    heartbeat_s: float = 10.0
+    history_patience_s: float = 5.0
+
+
+@contextlib.asynccontextmanager
+async def open_chat(
+    endpoint: Endpoint, place: RoomTicket, settings: Settings | None = None
+) -> AsyncIterator[Chat]:
+    """Be in a room while in the context; leaving it says goodbye.
+
+    Args:
+        endpoint: stays the caller's; it must not have a router.
+        place: the room; with peers we join it through them, without we wait for others.
+        settings: how.
+
+    Raises:
+        StorageError, OSError: the folder for downloads cannot be used.
+    """
+    settings = settings if settings is not None else Settings()
+    room = Room(endpoint.id, place.topic, place.name)
+    async with open_files(settings.downloads) as files, Router(endpoint, grace_s=GRACE_S) as router:
+        router.add(files.blobs)
+        gossip = router.add(Gossip())
+        router.accept(ALPN, History(room))
+        async with (
+            await gossip.join(place.members, signing=Signing()) as topic,
+            asyncio.TaskGroup() as tasks,
+        ):
+            chat = Chat(endpoint, room, topic, files, settings, tasks)
+            try:
+                yield chat
+            finally:
+                await chat.leave()
+
+
+class Chat:
+    """A room that we are in; made by `open_chat`."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        room: Room,
+        topic: Topic,
+        files: Files,
+        settings: Settings,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self.room = room
+        self.notices = Notices()
+        """What happens, for one reader."""
+        self._endpoint = endpoint
+        self._topic = topic
+        self._files = files
+        self._settings = settings
+        self._tasks = tasks
+        self._running: set[asyncio.Task[None]] = set()
+        self._transfers = 0
+        self._name = settings.name
+        self._last_ms = 0
+        self._news = asyncio.Event()
+        self._outbox: deque[Letter] = deque()
+        self._posted = asyncio.Event()
+        self._delivered = asyncio.Event()
+        self._delivered.set()
+        self._to_ask: deque[EndpointId] = deque()
+        self._asking = asyncio.Event()
+        for work in (
+            self._listen(),
+            self._announce(),
+            self._deliver(),
+            self._expire(),
+            self._ask(),
+        ):
+            self._spawn(work)
+
+    # --- who and where --------------------------------------------------------------------------
+
+    @property
+    def id(self) -> EndpointId:
+        """Who we are."""
+        return self._endpoint.id
+
+    @property
+    def name(self) -> str:
+        """What we are called."""
+        return self._name
+
+    def ticket(self) -> RoomTicket:
+        """Return a ticket to the room that names us and some neighbours, as of now."""
+        ticket = self._topic.ticket(TICKET_PEERS)
+        return RoomTicket(self.room.name, ticket.topic, ticket.peers)
+
+    # --- what the user does ---------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Write to all. It is shown at once, and sent as soon as somebody is there to hear it.
+
+        Raises:
+            InvalidInput: it is empty, or too long; nothing was written.
+        """
+        self._post(text)
+
+    def rename(self, name: str) -> None:
+        """Be called something else from now on."""
+        self._name = clean_name(name)
+        self._news.set()
+        self.remark(f"you are {self._name} now")
+
+    def remark(self, text: str) -> None:
+        """Show something to our own user."""
+        self.notices.put([Remark(text)])
+
+    def send(self, path: Path) -> None:
+        """Offer a file or folder to all; what comes of it is a notice."""
+        self._transfer(self._send(path.expanduser()))
+
+    def get(self, number: int, folder: Path | None = None) -> None:
+        """Fetch the file of a number; what comes of it are remarks."""
+        offer = self.room.file(number)
+        if offer is None:
+            self.remark(f"there is no file with number {number}")
+        elif offer[0].author == self.id:
+            self.remark("this file is yours")
+        else:
+            folder = folder.expanduser() if folder is not None else None
+            self._transfer(self._get(number, *offer, folder))
+
+    async def delivered(self) -> None:
+        """Wait until everything that we wrote has gone to somebody."""
+        await self._delivered.wait()
+
+    async def leave(self) -> None:
+        """Stop everything and say goodbye; `open_chat` does it. Idempotent."""
+        if self._topic.is_left:
+            return
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._publish(pack(Bye(self._now_ms())))
+        await self._topic.leave()
+        self.notices.close()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def _post(self, body: str | File) -> None:
+        letter = write_letter(
+            self._endpoint.secret_key, self.room.topic, self._name, body, self._now_ms()
+        )
+        self.notices.put(self.room.add(letter, letter.at_ms))
+        # What nobody is there to hear is not lost: those who come ask for history.
+        while len(self._outbox) >= OUTBOX_LETTERS:
+            self._outbox.popleft()
+        self._outbox.append(letter)
+        self._delivered.clear()
+        self._posted.set()
+
+    async def _deliver(self) -> None:
+        while True:
+            while self._outbox:
+                await self._topic.joined()
+                letter = self._outbox.popleft()
+                if not await self._publish(pack(letter)):
+                    self._outbox.appendleft(letter)
+            self._delivered.set()
+            self._posted.clear()
+            await self._posted.wait()
+
+    async def _publish(self, data: bytes) -> bool:
+        try:
+            await self._topic.broadcast(data)
+        except NoNeighbors:
+            return False
+        return True
+
+    def _now_ms(self) -> int:
+        # What we say later is later, also when the clock was set back.
+        self._last_ms = max(self._last_ms + 1, _wall_ms())
+        return self._last_ms
+
+    # --- presence -------------------------------------------------------------------------------
+
+    async def _listen(self) -> None:
+        async for event in self._topic:
+            match event:
+                case Received(author=EndpointId() as author):
+                    notices = self.room.hear(author, event.content, self._now(), _wall_ms())
+                    self.notices.put(notices)
+                    if any(isinstance(each, Arrived) for each in notices):
+                        self._news.set()
+                case NeighborUp():
+                    self._want_history(event.peer)
+                    self._news.set()
+                case NeighborDown():
+                    self.room.doubt(event.peer, self._now())
+                case Lagged():
+                    self.remark(f"{event.missed} messages came too fast")
+                    for peer in self._topic.neighbors():
+                        self._want_history(peer)
+
+    async def _announce(self) -> None:
+        """Say that we are here: regularly, and when there is somebody new to tell."""
+        lifetime_s = 3.5 * self._settings.heartbeat_s
+        while True:
+            self._news.clear()
+            hello = Hello(self._name, self._endpoint.addr(), lifetime_s, self._now_ms())
+            await self._publish(pack(hello))
+            # In a large room, not all answer a newcomer in the same moment.
+            await asyncio.sleep(HELLO_GAP_S * random.uniform(0.5, 1.5))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.heartbeat_s):
+                    await self._news.wait()
+
+    async def _expire(self) -> None:
+        step_s = min(1.0, self._settings.heartbeat_s / 2)
+        while True:
+            await asyncio.sleep(step_s)
+            self.notices.put(self.room.expire(self._now()))
+
+    # --- history --------------------------------------------------------------------------------
+
+    def _want_history(self, peer: EndpointId) -> None:
+        if peer not in self._to_ask:
+            self._to_ask.append(peer)
+            self._asking.set()
+
+    async def _ask(self) -> None:
+        """Ask each new neighbour for what we lack; there is no other way to hear of the past.
+
+        A peer that fails, lies or hangs is left after a while, and others are asked.
+        """
+        while True:
+            while self._to_ask:
+                peer = self._to_ask.popleft()
+                if not await self._ask_one(peer):
+                    others = [each.id for each in self.room.people if each.id != peer]
+                    for other in random.sample(others, min(FALLBACK_PEERS, len(others))):
+                        if await self._ask_one(other):
+                            break
+            self._asking.clear()
+            await self._asking.wait()
+
+    async def _ask_one(self, peer: EndpointId) -> bool:
+        addr = self._addr_of(peer)
+        if addr is None:
+            return False
+        try:
+            async with asyncio.timeout(self._settings.history_patience_s):
+                letters = await ask_history(self._endpoint, addr, self.room)
+        except (DialkeyError, TimeoutError) as error:
+            logger.info("%s tells no history: %s", peer.short(), error or "no answer in time")
+            return False
+        self.notices.put(self.room.merge(letters, _wall_ms()))
+        return True
+
+    def _addr_of(self, peer: EndpointId) -> EndpointAddr | None:
+        """Say where somebody is: by their own word, or as gossip knows its neighbours."""
+        person = self.room.person(peer)
+        if person is not None:
+            return person.addr
+        neighbors = self._topic.ticket(len(self._topic.neighbors())).peers
+        return next((addr for addr in neighbors if addr.id == peer), None)
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def _transfer(self, work: Coroutine[object, object, None]) -> None:
+        if self._transfers >= MAX_TRANSFERS:
+            work.close()
+            self.remark(f"{MAX_TRANSFERS} transfers are running; wait for one of them")
+            return
+        self._transfers += 1
+        self._spawn(self._guarded(work))
+
+    async def _guarded(self, work: Coroutine[object, object, None]) -> None:
+        try:
+            await work
+        except (DialkeyError, OSError) as error:
+            self.remark(f"that did not work: {clean_text(str(error), 500)}")
+        finally:
+            self._transfers -= 1
+
+    async def _send(self, path: Path) -> None:
+        self._post(await self._files.offer(path))
+
+    async def _get(self, number: int, letter: Letter, file: File, folder: Path | None) -> None:
+        author = self.room.person(letter.author)
+        providers = in_order(
+            author.addr if author is not None else None,
+            file.ticket.addr,
+            [person.addr for person in self.room.people],
+        )
+        reported_at = self._now()
+
+        def progress(done: int, total: int) -> None:
+            nonlocal reported_at
+            if self._now() - reported_at >= REPORT_INTERVAL_S:
+                reported_at = self._now()
+                self.remark(f"file {number}: {100 * done // max(done, total, 1)} %")
+
+        self.remark(f"file {number}: fetching {file.name}")
+        for path in await self._files.fetch(file, providers, folder, progress):
+            self.remark(f"file {number}: saved {clean_text(str(path), 500)}")
+
+    # --- inside ---------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = self._tasks.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000
