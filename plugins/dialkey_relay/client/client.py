@@ -377,6 +377,10 @@ class RelayClient:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 self._attempt.cancel()
+                # Whoever closes us may end the loop next; the socket has to be closed by then.
+                (link,) = await asyncio.gather(self._attempt, return_exceptions=True)
+                if isinstance(link, Link):
+                    link.abort("the attempt was given up")
                 raise
             raise RelayUnreachable("the attempt made no progress") from None
         finally:

@@ -89,6 +89,10 @@ class HomeSelector:
                 best[url] = min(latency, best.get(url, latency))
         return best
 
+    def stay(self, url: RelayUrl | None) -> None:
+        """Note that this relay is home whatever was chosen: the choice did not let us in."""
+        self.preferred = url
+
     def forget(self, url: RelayUrl) -> None:
         """Prefer this relay no more, because it does not work although it answers, or is gone."""
         if self.preferred == url:

@@ -7,18 +7,25 @@ and takes the fastest, so that it measures the round trip and not the handshakes
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Iterable
 from typing import Final
 
+from dialkey.errors import DialkeyError
 from dialkey.identity import RelayUrl
 from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.errors import RelayUnreachable, RelayWireError
 from dialkey_relay.http1 import HeadReader
 
-__all__ = ["probe"]
+__all__ = ["probe", "probe_all"]
+
+logger = logging.getLogger("dialkey.relay.client")
 
 PROBE_TIMEOUT_S: Final = 3.0
 REQUESTS: Final = 3
 MAX_BODY_BYTES: Final = 8192
+SETTLE_S: Final = 0.3
+"""After the first relay has answered the others get so long; the nearest is among the first."""
 
 
 class _Pinger(asyncio.Protocol):
@@ -113,3 +120,29 @@ async def probe(url: RelayUrl, dialer: Dialer, timeout_s: float = PROBE_TIMEOUT_
     finally:
         if pinger is not None:
             pinger.close()
+
+
+async def probe_all(urls: Iterable[RelayUrl], dialer: Dialer) -> dict[RelayUrl, float]:
+    """Measure several relays at once; return the round-trip times of those that answered, seconds.
+
+    Those that answer much later than the first one are missing, too.
+    """
+    latencies: dict[RelayUrl, float] = {}
+
+    async def measure(url: RelayUrl) -> None:
+        try:
+            latencies[url] = await probe(url, dialer)
+        except DialkeyError as error:
+            logger.debug("relay %s: %s", url, error)
+
+    pending = {asyncio.create_task(measure(url)) for url in urls}
+    try:
+        while pending and not latencies:
+            _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        if pending:
+            _, pending = await asyncio.wait(pending, timeout=SETTLE_S)
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    return latencies

@@ -23,7 +23,7 @@ from dialkey.network import PathAddress, Receiver
 from dialkey_relay.client.client import RelayClient
 from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.home import HomeSelector, Report
-from dialkey_relay.client.probe import probe
+from dialkey_relay.client.probe import probe_all
 from dialkey_relay.client.status import ClientState, ClientStatus, Token
 from dialkey_relay.frames import Datagrams
 
@@ -41,8 +41,8 @@ logger = logging.getLogger("dialkey.relay.client")
 
 REPORT_INTERVAL_S: Final = 300.0
 REPORT_JITTER_S: Final = 30.0
-SETTLE_S: Final = 0.3
-"""After the first relay has answered the others get so long; the nearest is among the first."""
+TRIAL_S: Final = 10.0
+"""So long a relay that shall become home has to let us in; as long as an attempt may take."""
 
 FAILOVER_S: Final = 5.0
 """A home relay to which there is no connection for so long is given up for one that answers."""
@@ -417,34 +417,40 @@ class RelayTransport:
             # Nothing to choose from: connecting is a better test than probing.
             self._set_home(urls[0])
             return
-        report = Report(https=await self._probe_all(urls))
+        report = Report(https=await probe_all(urls, self._dialer))
         choice = self._selector.add(report, loop.time(), full=full)
         if choice is None:
             # Nobody answers. Some day one of them will; until then try the first.
             choice = self._home if self._home is not None else urls[0]
-        if choice in self._configs:
-            self._set_home(choice)
+        home = self._home
+        if choice == home:
+            return
+        # Who can be reached at one relay does not leave it for one that might say no.
+        if self._advertised is None or choice in await self._let_in({choice}):
+            if self._home == home and choice in self._configs:
+                self._set_home(choice)
+        else:
+            logger.info("relay %s is nearer, but does not let us in", choice)
+            self._selector.stay(self._home)
 
-    async def _probe_all(self, urls: list[RelayUrl]) -> dict[RelayUrl, float]:
-        latencies: dict[RelayUrl, float] = {}
-
-        async def measure(url: RelayUrl) -> None:
-            try:
-                latencies[url] = await probe(url, self._dialer)
-            except DialkeyError as error:
-                logger.debug("relay %s: %s", url, error)
-
-        pending = {asyncio.create_task(measure(url)) for url in urls}
+    async def _let_in(self, urls: set[RelayUrl]) -> set[RelayUrl]:
+        """Connect to relays; return those that have let us in when the first one has, or none."""
+        clients = {url: self._clients.get(url) or self._open(url) for url in urls}
+        waits = []
+        for client in clients.values():
+            if client is not None:
+                if not client.is_connected:
+                    # It may be resting after failures.
+                    client.network_changed()
+                waits.append(asyncio.create_task(client.connected()))
         try:
-            while pending and not latencies:
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if pending:
-                _, pending = await asyncio.wait(pending, timeout=SETTLE_S)
+            if waits:
+                await asyncio.wait(waits, timeout=TRIAL_S, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-        return latencies
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+        return {url for url, each in clients.items() if each is not None and each.is_connected}
 
     # --- housekeeping ---------------------------------------------------------------------------
 
@@ -469,13 +475,16 @@ class RelayTransport:
             await self._fail_over(self._home)
 
     async def _fail_over(self, lost: RelayUrl) -> None:
+        """Make the nearest of those relays home that let us in; answering pings is not enough."""
         others = sorted(url for url in self._configs if url != lost)
-        latencies = await self._probe_all(others)
-        if not latencies or self._home != lost or self._advertised is not None:
+        latencies = await probe_all(others, self._dialer)
+        open_to_us = await self._let_in(set(latencies))
+        if not open_to_us or self._home != lost or self._advertised is not None:
             return
         self._selector.forget(lost)
-        choice = self._selector.add(Report(https=latencies), asyncio.get_running_loop().time())
-        if choice is not None and choice in self._configs:
+        found = {url: latencies[url] for url in open_to_us if url in self._configs}
+        choice = self._selector.add(Report(https=found), asyncio.get_running_loop().time())
+        if choice is not None and choice in found:
             self._set_home(choice)
 
 

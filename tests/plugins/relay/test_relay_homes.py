@@ -9,6 +9,7 @@ import pytest
 
 from dialkey.identity import RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
+    AllowList,
     Everyone,
     HomeRelayChanged,
     RelayConfig,
@@ -16,6 +17,7 @@ from dialkey_relay import (
     RelayServer,
     RelayTransport,
 )
+from dialkey_relay.client import probe as probe_module
 from dialkey_relay.client import transport as transport_module
 from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.status import ClientState
@@ -122,7 +124,7 @@ def latencies(monkeypatch):
     async def measured(url, dialer):
         return found[url]
 
-    monkeypatch.setattr(transport_module, "probe", measured)
+    monkeypatch.setattr(probe_module, "probe", measured)
     return found
 
 
@@ -148,6 +150,48 @@ async def test_home_moves_only_when_another_relay_is_much_nearer(latencies) -> N
             await transport.housekeep(asyncio.get_running_loop().time() + 61)
             assert set(transport.statuses()) == {second}
             await eventually(lambda: len(one) == 0)
+
+
+async def test_a_nearer_relay_that_says_no_is_not_moved_to(latencies, monkeypatch) -> None:
+    """It answers pings fast for ever; whoever is reachable elsewhere must not try it out on that."""
+    monkeypatch.setattr(transport_module, "TRIAL_S", 0.2)
+    rule = AllowList([])
+    events = []
+    async with RelayServer([Everyone()], OPEN) as kind, RelayServer([rule], OPEN) as strict:
+        here, nearer = RelayUrl(kind.url), RelayUrl(strict.url)
+        latencies.update({here: 0.030, nearer: 0.050})
+        async with carrying(A, kind.url, strict.url, events=events) as (transport, _):
+            await online(transport)
+            latencies.update({here: 0.030, nearer: 0.001})
+            for _ in range(2):
+                await transport._report(full=False)
+                assert transport.home.url == here
+                assert transport.local_addrs() == [RelayAddr(here)]
+            assert strict.hub.counters.clients_denied >= 2
+            # Now it lets us in.
+            rule.endpoint_ids = frozenset({A.id})
+            await transport._report(full=False)
+            assert transport.local_addrs() == [RelayAddr(nearer)]
+        changes = [each for each in events if isinstance(each, HomeRelayChanged)]
+        assert changes == [HomeRelayChanged(here, None), HomeRelayChanged(nearer, here)]
+
+
+async def test_of_many_relays_that_say_no_the_one_that_does_not_is_found(
+    latencies, monkeypatch
+) -> None:
+    """Each of them answers pings, and the farthest alone lets us in."""
+    monkeypatch.setattr(transport_module, "HOUSEKEEPING_S", 0.02)
+    monkeypatch.setattr(transport_module, "FAILOVER_S", 0.05)
+    async with contextlib.AsyncExitStack() as stack:
+        strict = [
+            await stack.enter_async_context(RelayServer([AllowList([])], OPEN)) for _ in range(3)
+        ]
+        kind = await stack.enter_async_context(RelayServer([Everyone()], OPEN))
+        urls = [each.url for each in (*strict, kind)]
+        latencies.update({RelayUrl(url): 0.01 * 2**n for n, url in enumerate(urls)})
+        transport, _ = await stack.enter_async_context(carrying(A, *urls))
+        assert await online(transport) == RelayUrl(kind.url)
+        assert transport.home.url == RelayUrl(kind.url)
 
 
 async def test_other_relays_are_used_on_demand_and_left_when_idle() -> None:

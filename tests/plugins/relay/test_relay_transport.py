@@ -33,6 +33,7 @@ from dialkey_relay import (
     SharedTokens,
 )
 from dialkey_relay.client import client as client_module
+from dialkey_relay.client import probe as probe_module
 from dialkey_relay.client import transport as transport_module
 from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.probe import probe
@@ -178,7 +179,7 @@ async def test_the_nearer_relay_becomes_home(monkeypatch) -> None:
         async def measured(url, dialer):
             return 0.010 if url == RelayUrl(near.url) else 0.050
 
-        monkeypatch.setattr(transport_module, "probe", measured)
+        monkeypatch.setattr(probe_module, "probe", measured)
         async with Carrier(A, near.url, far.url) as a:
             assert await online(a.transport) == RelayUrl(near.url)
             assert len(far) == 0
