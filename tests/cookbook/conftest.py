@@ -11,6 +11,9 @@ import pytest
 
 COOKBOOK = Path(__file__).parents[2] / "cookbook"
 
+# Tests of the parts of an app import it from the tree.
+sys.path += [str(COOKBOOK / app) for app in ("chat", "workshop")]
+
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
@@ -25,7 +28,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     wheels, site = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("site")
     commands = [
         (["hatchling", "build", "-t", "wheel", "-d", str(wheels)], COOKBOOK / app)
-        for app in ("echo", "pipe")
+        for app in ("chat", "echo", "pipe", "workshop")
     ]
     for arguments, folder in commands:
         _run(arguments, folder, environ)

@@ -20,6 +20,7 @@ import attrs
 
 from dialkey import EndpointAddr, EndpointId, Router
 from dialkey.errors import DialkeyError
+from dialkey_blobs import TargetExists
 from dialkey_chat.files import Files, in_order, open_files
 from dialkey_chat.history import ALPN, History, ask_history
 from dialkey_chat.messages import Bye, File, Hello, Letter, pack, write_letter
@@ -69,7 +70,7 @@ class Settings:
     """
 
     name: str = attrs.field(default="guest", converter=clean_name)
-    downloads: Path = Path("chat-downloads")
+    downloads: Path = attrs.field(default=Path("chat-downloads"), converter=Path)
     heartbeat_s: float = 10.0
     history_patience_s: float = 5.0
 
@@ -369,8 +370,14 @@ class Chat:
                 self.remark(f"file {number}: {100 * done // max(done, total, 1)} %")
 
         self.remark(f"file {number}: fetching {file.name}")
-        for path in await self._files.fetch(file, providers, folder, progress):
-            self.remark(f"file {number}: saved {clean_text(str(path), 500)}")
+        try:
+            paths = await self._files.fetch(file, providers, folder, progress)
+        except TargetExists as error:
+            path = clean_text(str(error.path), 500)
+            self.remark(f"{path} exists already; /get {number} FOLDER puts it elsewhere")
+            return
+        for each in paths:
+            self.remark(f"file {number}: saved {clean_text(str(each), 500)}")
 
     # --- inside ---------------------------------------------------------------------------------
 
