@@ -7,12 +7,15 @@ import contextlib
 
 import pytest
 
+from dialkey import Endpoint, hookimpl
 from dialkey.identity import RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
     AllowList,
     Everyone,
     HomeRelayChanged,
     RelayConfig,
+    RelayConnected,
+    RelayDisconnected,
     RelayOptions,
     RelayServer,
     RelayTransport,
@@ -250,3 +253,25 @@ async def test_the_state_of_the_home_relay_can_be_watched() -> None:
         assert seen.index((True, ClientState.CONNECTED)) < seen.index((True, ClientState.WAITING))
     async with asyncio.timeout(10):
         await watching
+
+
+async def test_plugins_of_an_endpoint_hear_of_its_relays() -> None:
+    class Diary:
+        def __init__(self):
+            self.events = []
+
+        @hookimpl
+        def dialkey_events(self, event):
+            self.events.append(event)
+
+    diary = Diary()
+    relay = RelayServer([Everyone()], OPEN)
+    await relay.start()
+    url = RelayUrl(relay.url)
+    async with Endpoint.bind(relays=[url], plugins=[diary], transports=()) as endpoint:
+        await endpoint.online()
+        assert diary.events == [HomeRelayChanged(url, None), RelayConnected(url, True)]
+        await relay.close()
+        await eventually(lambda: isinstance(diary.events[-1], RelayDisconnected))
+        assert diary.events[-1].is_home
+        assert endpoint.addr().relay_urls == ()
