@@ -69,6 +69,7 @@ class PathPair(Pair):
             self.by_address[way.server] = way
         first = self.ways[0]
         self.client.c.remote = first.server
+        self.client.address, self.server.address = first.client, first.server
 
     # --- the network ----------------------------------------------------------------------------
 

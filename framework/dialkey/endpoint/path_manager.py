@@ -33,6 +33,8 @@ QUARANTINE_FORGET_S: Final = 120.0
 MAX_DIRECT_ATTEMPTS: Final = 4
 """Direct paths being validated at a time; of eight paths some must be left for relays."""
 VALIDATION_TIMEOUT_S: Final = 5.0
+RELAY_VALIDATION_TIMEOUT_S: Final = 10.0
+"""Longer, because we may have to connect to the relay first."""
 MAX_RECORDS: Final = 64
 """Addresses remembered beyond those that are known and in use."""
 RELAY_IDLE_TIMEOUT_S: Final = 30.0
@@ -192,18 +194,20 @@ class PathManager:
         for path in self._open_paths():
             if path is selected:
                 continue
-            if kind_of(path.remote) == "relay":
-                others = [p for p in self._open_paths() if p.validated and p.id > path.id]
-                if any(p.remote == path.remote for p in others):
-                    multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
-                continue
+            is_relay = kind_of(path.remote) == "relay"
+            needless = not is_relay and self._has_good_direct()
             if not path.validated:
-                challenge = path.challenge
-                started = challenge.started_at if challenge is not None else now
-                if now - started >= VALIDATION_TIMEOUT_S or self._has_good_direct():
+                deadline = _validation_deadline(path)
+                if needless or (deadline is not None and now >= deadline):
                     multipath.give_up(self._core, path, now)
-            elif self._has_good_direct() and not path.suspect:
+            elif (needless and not path.suspect) or self._has_newer_twin(path):
                 multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
+
+    def _has_newer_twin(self, path: Path) -> bool:
+        return any(
+            other.validated and other.id > path.id and other.remote == path.remote
+            for other in self._open_paths()
+        )
 
     def _record(self, address: PathAddress) -> _Record:
         record = self._records.get(address)
@@ -223,12 +227,22 @@ class PathManager:
                 at = min(at, record.usable_at)
             elif address not in taken and self._core.is_client and record.next_try > now:
                 at = min(at, record.next_try)
-        for path in self._open_paths():
-            if not path.validated and path.challenge is not None:
-                at = min(at, path.challenge.started_at + VALIDATION_TIMEOUT_S)
+        for path in self._open_paths() if self._core.is_client else ():
+            deadline = _validation_deadline(path)
+            if deadline is not None and deadline > now:
+                at = min(at, deadline)
         if len(self._core.paths) == 1 and not self._known:
             return
         if self._timer is not None:
             self._timer.cancel()
         delay = max(0.01, at - now)
         self._timer = asyncio.get_running_loop().call_later(delay, self.update)
+
+
+def _validation_deadline(path: Path) -> float | None:
+    """Return when an attempt has had its time; None if the path is none."""
+    if path.validated or path.challenge is None:
+        return None
+    is_relay = kind_of(path.remote) == "relay"
+    patience_s = RELAY_VALIDATION_TIMEOUT_S if is_relay else VALIDATION_TIMEOUT_S
+    return path.challenge.started_at + patience_s

@@ -218,6 +218,7 @@ def _retire(c: Connection, path: Path, forget_at: float) -> None:
     state = c.multipath
     assert state is not None
     path.abandoned = True
+    path.parked = False
     path.forget_at = forget_at
     state.abandoned.add(path.id)
     path.challenge = None

@@ -327,6 +327,74 @@ async def test_a_path_that_the_peer_gave_up_without_being_heard() -> None:
         assert selected(here) == THERE
 
 
+# --- the first flight ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["nothing gets out", "nothing comes back"])
+@pytest.mark.parametrize("relayed", [True, False])
+def test_the_first_flight_takes_every_known_way(up: bool, relayed: bool) -> None:
+    """One of them carries nothing in one direction; the dial does not wait for it."""
+
+    @virtual
+    async def scenario() -> None:
+        world = World(1, relayed=relayed)
+        world.net.one_way(*((HERE, THERE) if up else (THERE, HERE))).down()
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        async with joined(world) as (here, there):
+            assert loop.time() - begin < 0.2
+            assert selected(here) != THERE
+            await talk(here, 1)
+            await talk(there, 1)
+            assert there.stats().received_bytes > 1000
+
+    scenario()
+
+
+@virtual
+async def test_nobody_looks_at_paths_without_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that takes long is not looked at again and again, on either side."""
+    counts = {True: 0, False: 0}
+    update = path_manager.PathManager.update
+
+    def counted(manager: path_manager.PathManager) -> None:
+        counts[manager._core.is_client] += 1
+        update(manager)
+
+    monkeypatch.setattr(path_manager.PathManager, "update", counted)
+    world = World(1, relayed=True)
+    async with joined(world):
+        await asyncio.sleep(5)
+        world.second.down()
+        await asyncio.sleep(35)
+        world.net.one_way(ViaRelay("alice"), RELAY).up()  # type: ignore[arg-type]
+        await asyncio.sleep(120)
+        assert max(counts.values()) < 100, counts
+
+
+@virtual
+async def test_a_relay_path_may_be_silent_for_longer() -> None:
+    world = World(1, relayed=True)
+    async with joined(world) as (here, there):
+        await asyncio.sleep(5)
+        world.second.down()
+        await asyncio.sleep(24)
+        assert [path.kind for path in here.paths()] == ["direct", "relay"]
+        await asyncio.sleep(7)
+        for side in (here, there):
+            usable = [path.kind for path in side.paths() if path.state != "validating"]
+            assert usable == ["direct"]
+        # Attempts are made at longer and longer intervals, and cost little.
+        up = world.net.one_way(ViaRelay("alice"), RELAY)  # type: ignore[arg-type]
+        before = up.sent
+        await asyncio.sleep(600)
+        assert 10 < up.sent - before < 250
+        world.second.up()
+        await asyncio.sleep(71)
+        for side in (here, there):
+            assert [path.kind for path in side.paths()] == ["direct", "relay"]
+
+
 # --- a client that only receives ----------------------------------------------------------------------
 
 

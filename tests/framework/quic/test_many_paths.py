@@ -9,6 +9,7 @@ from quic_paths import PathPair, Way, footprint
 from dialkey.quic import codes, events, multipath, outbound
 from dialkey.quic.connection import State
 from dialkey.quic.path import MAX_PENDING_RESPONSES
+from dialkey.quic.received import ReceivedPackets
 from dialkey.testing import Conditions
 
 KIB = 1024
@@ -229,6 +230,31 @@ def test_an_attempt_that_was_given_up_is_answered_late() -> None:
     pair.run(lambda: path.validated and pair.server.c.paths[1].validated, seconds=10)
 
 
+def test_a_parked_attempt_that_the_peer_abandons_is_over() -> None:
+    """Its late packets change nothing any more, and wake nobody up."""
+    pair = PathPair(FAST, FAST)
+    pair.connect()
+    pair.settle()
+    pair.ways[1].cut(up=False)
+    path = pair.open_path(pair.ways[1])
+    assert path is not None
+    pair.settle(1)
+    multipath.give_up(pair.client.c, path, pair.now)
+    late = outbound.seal_packet(
+        pair.server.c,
+        pair.server.c.paths[1],
+        bytes((codes.PING,)),
+        outbound._cid(pair.server.c.paths[1]) or b"",
+    )
+    assert pair.abandon(pair.server, 1, codes.PATH_UNSTABLE_OR_POOR)
+    pair.settle(0.1)
+    assert path.abandoned
+    pair.deliver(pair.client, pair.ways[1].server, [late])
+    pair.settle(10)
+    assert 1 not in pair.client.c.paths
+    assert pair.open_path(pair.ways[1]) is not None
+
+
 def test_an_attempt_that_was_given_up_leaves_its_id_and_its_packet_numbers() -> None:
     """Another way, the same path id: under the same keys no packet number may come again."""
     pair = PathPair(FAST, FAST, FAST)
@@ -317,6 +343,49 @@ def test_no_path_is_left_and_none_is_opened() -> None:
         reason = side.close_reason
         assert reason is not None
         assert (reason.cause, reason.error_code) == ("no path", codes.NO_VIABLE_PATH)
+
+
+def test_only_the_client_opens_paths_and_only_after_the_handshake() -> None:
+    pair = PathPair(FAST, FAST)
+    assert pair.open_path(pair.ways[1]) is None
+    pair.connect()
+    pair.settle()
+    assert multipath.open_path(pair.server.c, pair.ways[1].client, pair.now) is None
+    assert pair.open_path(pair.ways[1]) is not None
+
+
+def test_frames_as_the_wire_reference_writes_them() -> None:
+    """PATH_ACK of path 1 for packets 0 to 9, and two more (wire/quic.md section 3.2)."""
+    pair = PathPair(FAST, FAST).with_paths()
+    core = pair.client.c
+    first = core.paths[0]
+    assert multipath.encode(
+        core, (codes.PATH_ABANDON, 0, codes.PATH_UNSTABLE_OR_POOR)
+    ) == bytes.fromhex("7e75007e76")
+    first.id, first.status_sequence = 3, 1
+    assert multipath.encode(core, (codes.PATH_STATUS_AVAILABLE, first, 1)) == bytes.fromhex(
+        "7e770301"
+    )
+    second = core.paths[1]
+    second.received = ReceivedPackets()
+    for number in range(10):
+        second.received.add(number)
+    second.largest_received_time = pair.now
+    assert outbound._write_acks(core, [second], pair.now) == [bytes.fromhex("3e0109000009")]
+
+
+def test_acknowledgements_of_one_path_may_come_on_another() -> None:
+    pair = PathPair(FAST, FAST).with_paths()
+    pair.select(1, pair.client)
+    pair.ways[1].cut(up=False)
+    stream = pair.client.must_open(uni=True)
+    pair.client.write(stream, b"answered on path 0", finish=True)
+    pair.run(lambda: stream in pair.server.ended, seconds=1)
+    largest = pair.server.c.paths[1].received.largest
+    pair.server.inject(frame(codes.PATH_ACK, 1, largest, 0, 0, 0))
+    second = pair.client.c.paths[1]
+    assert second.recovery.largest_acked == largest
+    assert not second.suspect
 
 
 def test_no_data_goes_where_nobody_has_answered() -> None:
