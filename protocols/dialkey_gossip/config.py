@@ -97,7 +97,7 @@ class BroadcastConfig:
 
     eager_limit: int = 4
     eager_floor: int = 3
-    concurrency_s: float = 0.3
+    concurrency_s: float = 0.2
     graft_timeout_s: float = 0.08
     graft_timeout_max_s: float = 0.5
     graft_retry_s: float = 0.04

@@ -323,10 +323,12 @@ class Broadcast:
         announcers = missing.announcers
         peer = min(announcers, key=lambda peer: announcers[peer])
         if round_ - announcers[peer] < config.optimization_hops:
-            # The first one announced has the fastest way; it must not be a descendant of ours.
+            # The first one announced has the fastest way; it must not be a descendant of ours. A
+            # message that had to be asked for says nothing about the tree: it fell into the gap of
+            # a change, and changing again because of that would go on forever.
             peer = next(iter(announcers))
             is_faster = now - missing.since >= config.optimization_lead_s
-            if not is_faster or announcers[peer] >= round_:
+            if not is_faster or missing.asked or announcers[peer] >= round_:
                 return
         if peer not in self.eager:
             self._make_eager(peer)

@@ -285,6 +285,16 @@ def test_a_faster_way_is_taken() -> None:
     assert optimized(5, 4, lead_s=0.03) == []
 
 
+def test_a_message_that_was_asked_for_changes_no_tree() -> None:
+    spread = Spreader(1, 2, 3).make_lazy(2, 3)
+    spread.hear(2, ihave(b"x", 1))
+    spread.hear(3, ihave(b"x", 1))
+    spread.run_for(0.1)
+    assert spread.taken() == [(peer(2), Graft(message_id(b"x"), 1))]
+    sent = spread.hear(1, gossip(b"x", 4))
+    assert not [each for each in sent if isinstance(each[1], Graft | Prune)]
+
+
 def test_only_the_lowest_of_several_messages_cuts_links() -> None:
     contents = sorted((b"%d" % n for n in range(3)), key=message_id)
     spread = Spreader(1, 2, 3)
