@@ -282,6 +282,24 @@ async def test_the_wheel_opens_a_second_path_and_keys_change_from_both_sides() -
         assert not ours.is_closed
 
 
+@pytest.mark.slow
+async def test_traffic_with_updates_and_changing_paths_when_the_wheel_dialled() -> None:
+    loop = asyncio.get_running_loop()
+    async with dialled() as (theirs, _, ours):
+        ours.path_manager = None
+        turn, own, ends_at = 0, 0, loop.time() + TRAFFIC_S / 2
+        while loop.time() < ends_at:
+            multipath.select(ours.core, usable(ours)[("relay", "direct")[turn % 2]])
+            await asked(ours, theirs, 200_000)
+            if turn % 3 == 0:
+                own += ours.request_key_update()
+            turn += 1
+        print(f"{turn} echoes, {updates(ours)} key updates ({own} ours) in {TRAFFIC_S / 2:.0f} s")
+        assert own > 3
+        assert set(usable(ours)) == {"direct", "relay"}
+        assert not ours.is_closed
+
+
 @pytest.mark.parametrize("kind", ["direct", "relay"])
 async def test_we_abandon_a_path_that_the_wheel_opened(kind: str) -> None:
     async with dialled() as (theirs, endpoint, ours):

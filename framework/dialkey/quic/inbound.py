@@ -267,7 +267,7 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
         # Only a server that has confirmed can answer 1-RTT packets (RFC 9001 section 4.1.2).
         c.handshake_confirmed()
     if path.recovery.on_ack(ranges, delay_s, now):
-        multipath.answered(c, path)
+        multipath.answered(c, path, now)
         if path.recovery.eliciting_in_flight:
             path.waiting_since = now
         if c.qlog is not None:

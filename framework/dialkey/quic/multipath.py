@@ -305,9 +305,13 @@ def timer(path: Path) -> float:
     return at if suspect_at is None else min(at, suspect_at)
 
 
-def answered(c: Connection, path: Path) -> None:
-    """Note that what was sent on a path was acknowledged: only that proves that it carries."""
+def answered(c: Connection, path: Path, now: float) -> None:
+    """Note that what was sent on a path was acknowledged: only that proves that it carries.
+
+    iroh acknowledges on another path, so nothing else may ever arrive on this one.
+    """
     path.waiting_since = None
+    path.last_received = now
     if path.suspect:
         path.suspect = False
         c.events.append(events.PathRecovered(path.id))

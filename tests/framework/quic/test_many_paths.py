@@ -431,6 +431,20 @@ def test_a_silent_path_is_abandoned_and_the_other_stays() -> None:
     transfer((pair.client, 100 * KIB), (pair.server, 100 * KIB))
 
 
+def test_a_path_whose_acknowledgements_come_on_another_is_not_silent() -> None:
+    """As iroh does: it answers on its best path, and sends nothing on this one."""
+    pair = PathPair(FAST, FAST).with_paths()
+    pair.select(0)
+    pair.ways[1].cut(up=False)
+    for _ in range(60):
+        pair.settle(1)
+        largest = pair.server.c.paths[1].received.largest
+        pair.server.inject(frame(codes.PATH_ACK, 1, largest, 0, 0, 0))
+    path = pair.client.c.paths[1]
+    assert not path.abandoned
+    assert not path.suspect
+
+
 def test_every_path_is_kept_alive() -> None:
     pair = PathPair(FAST, FAST, FAST).with_paths()
     pair.settle(120)
