@@ -49,16 +49,17 @@ def main(name: str, source: str, result: str, *files: str) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     for path in files:
         load_jobs(Path(path))
-    try:
-        with (
-            _Watched(source, channel) as watched,
-            io.BufferedReader(watched, BUFFER_BYTES) as reader,
-            open(result, "xb") as writer,
-        ):
+    with (
+        channel,
+        _Watched(source, channel) as watched,
+        io.BufferedReader(watched, BUFFER_BYTES) as reader,
+        open(result, "xb") as writer,
+    ):
+        try:
             JOBS[name](cast("BinaryIO", reader), writer)
-    except JobError as error:
-        reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
-        print("failed", reason, file=channel, flush=True)
+        except JobError as error:
+            reason = " ".join(str(error).split())[:MAX_REASON_CHARS]
+            print("failed", reason, file=channel)
     return 0
 
 

@@ -182,9 +182,10 @@ class _Client:
                 raise InvalidInput(f"two results would be {target}", hint="run them separately")
             if target.exists() and not self._overwrite:
                 raise InvalidInput(f"there is {target} already", hint="--overwrite replaces it")
-        for file, target in zip(files, targets, strict=True):
-            tag = await self._site.blobs.add_path(file, ImportMode.REFERENCE)
-            status = await self._site.blobs.store.status(tag.hash)
+        store = self._site.blobs.store
+        tags = await store.add_paths(files, ImportMode.REFERENCE)
+        statuses = await store.statuses([tag.hash for tag in tags])
+        for file, target, tag, status in zip(files, targets, tags, statuses, strict=True):
             task = Task(uuid4(), job, file.name, status.size or 0)
             self._inputs[task] = _Input(tag, target)
         return list(self._inputs)

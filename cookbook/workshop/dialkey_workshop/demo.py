@@ -45,7 +45,18 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
             output.remark(f"   {endpoint_id}")
         output.remark(f"3. A client, with yet another key, gives them {JOB} for each text:")
         client = await stack.enter_async_context(
-            _process("run", JOB, *map(str, inputs), "-t", ticket, "-o", str(folder), *LOOPBACK)
+            _process(
+                "run",
+                JOB,
+                *map(str, inputs),
+                "-t",
+                ticket,
+                "-o",
+                str(folder),
+                "--patience",
+                "3",
+                *LOOPBACK,
+            )
         )
         results = await _follow(output, client, workers)
         if await client.wait() != 0:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import attrs
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from dialkey import Endpoint
 
 __all__ = ["Grants", "Site", "open_site"]
+
+GRACE_S: Final = 1.0
+"""For last answers to arrive. Jobs have had their time before, see `Worker.leave`; the dead get none."""
 
 
 class Grants:
@@ -130,7 +133,7 @@ async def open_site(endpoint: Endpoint) -> AsyncIterator[Site]:
         folder = Path(name)
         async with (
             Blobs.persistent(folder / "blobs", authorize=grants.authorize) as blobs,
-            Router(endpoint) as router,
+            Router(endpoint, grace_s=GRACE_S) as router,
         ):
             gossip = Gossip()
             router.add(blobs)

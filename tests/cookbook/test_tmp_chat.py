@@ -1,0 +1,204 @@
+"""``dialkey chat`` in processes of its own: in lines, and on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chat_app import TIMEOUT_S, PlainChat, TerminalChat
+
+
+class Rooms:
+    """Starts chats, each in a folder of its own, and ends them after the test."""
+
+    def __init__(
+        self, environment: dict[str, str], folder: Path, stack: contextlib.ExitStack
+    ) -> None:
+        self.environment = environment
+        self.folder = folder
+        self._stack = stack
+
+    def create(self, name: str, *arguments: str) -> tuple[PlainChat, str]:
+        chat = self._plain(name, "create", "--name", name, "--room", "tea", *arguments)
+        return chat, chat.expect("^room[a-z2-7]+$")
+
+    def join(self, name: str, ticket: str, *arguments: str) -> PlainChat:
+        return self._plain(name, "join", ticket, "--name", name, *arguments)
+
+    def on_terminal(self, name: str, *arguments: str) -> TerminalChat:
+        chat = TerminalChat(self.environment, self.folder / name, *arguments, "--name", name)
+        self._stack.callback(chat.close)
+        return chat
+
+    def _plain(self, name: str, *arguments: str) -> PlainChat:
+        chat = PlainChat(self.environment, self.folder / name, *arguments)
+        self._stack.callback(chat.close)
+        return chat
+
+
+@pytest.fixture
+def rooms(environment: dict[str, str], tmp_path: Path) -> Iterator[Rooms]:
+    with contextlib.ExitStack() as stack:
+        yield Rooms(environment, tmp_path, stack)
+
+
+def number_of(offer: str) -> str:
+    found = re.search(r"/get (\d+)", offer)
+    assert found is not None
+    return found[1]
+
+
+def test_three_chat_drop_a_file_and_one_is_killed(rooms: Rooms) -> None:
+    import time;t0=time.time()
+    alice, ticket = rooms.create("alice"); print(round(time.time()-t0,1), """alice, ticket = rooms.create("alice")"""[:60])
+    alice.type("nobody has heard this yet"); print(round(time.time()-t0,1), """alice.type("nobody has heard this yet")"""[:60])
+    bob = rooms.join("bob", ticket); print(round(time.time()-t0,1), """bob = rooms.join("bob", ticket)"""[:60])
+    bob.expect(r"alice \([0-9a-f]{10}\) is here"); print(round(time.time()-t0,1), """bob.expect(r"alice \([0-9a-f]{10}\) is here")"""[:60])
+    alice.expect(r"bob \([0-9a-f]{10}\) is here"); print(round(time.time()-t0,1), """alice.expect(r"bob \([0-9a-f]{10}\) is here")"""[:60])
+    # What was said before is told by a peer.
+    bob.expect(r"\d\d:\d\d alice \([0-9a-f]{10}\): nobody has heard this yet"); print(round(time.time()-t0,1), """bob.expect(r"\d\d:\d\d alice \([0-9a-f]{10}\): nobody has heard this yet")"""[:60])
+    bob.type("good evening"); print(round(time.time()-t0,1), """bob.type("good evening")"""[:60])
+    alice.expect(r"bob \(.*\): good evening"); print(round(time.time()-t0,1), """alice.expect(r"bob \(.*\): good evening")"""[:60])
+
+    carol = rooms.join("carol", ticket); print(round(time.time()-t0,1), """carol = rooms.join("carol", ticket)"""[:60])
+    for chat, others in ((alice, "bob carol"), (bob, "alice carol"), (carol, "alice bob")):
+        for other in others.split():
+            chat.expect(rf"{other} \(.*\) is here")
+    carol.expect("nobody has heard this yet"); print(round(time.time()-t0,1), """carol.expect("nobody has heard this yet")"""[:60])
+    carol.expect("good evening"); print(round(time.time()-t0,1), """carol.expect("good evening")"""[:60])
+    carol.type("hello all"); print(round(time.time()-t0,1), """carol.type("hello all")"""[:60])
+    for chat in (alice, bob):
+        chat.expect(r"carol \(.*\): hello all"); print(round(time.time()-t0,1), """chat.expect(r"carol \(.*\): hello all")"""[:60])
+    bob.type("/who"); print(round(time.time()-t0,1), """bob.type("/who")"""[:60])
+    bob.expect("that is you"); print(round(time.time()-t0,1), """bob.expect("that is you")"""[:60])
+    bob.expect(r"^- carol \("); print(round(time.time()-t0,1), """bob.expect(r"^- carol \(")"""[:60])
+
+    # A file: offered where it is, fetched by two, verified, and not fetched over what is there.
+    data = os.urandom(1_500_000)
+    (alice.folder / "holiday map.pdf").write_bytes(data)
+    alice.type("/send holiday map.pdf"); print(round(time.time()-t0,1), """alice.type("/send holiday map.pdf")"""[:60])
+    for chat in (bob, carol):
+        offer = chat.expect(r"alice \(.*\) offers holiday map.pdf, 1.5 MB: /get \d")
+        chat.type(f"/get {number_of(offer)}"); print(round(time.time()-t0,1), """chat.type(f"/get {number_of(offer)}")"""[:60])
+        chat.expect("saved .*holiday map.pdf"); print(round(time.time()-t0,1), """chat.expect("saved .*holiday map.pdf")"""[:60])
+        got = (chat.folder / "chat-downloads" / "holiday map.pdf").read_bytes()
+        assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
+    bob.type(f"/get {number_of(offer)}"); print(round(time.time()-t0,1), """bob.type(f"/get {number_of(offer)}")"""[:60])
+    bob.expect("exists already; /get 1 FOLDER puts it elsewhere"); print(round(time.time()-t0,1), """bob.expect("exists already; /get 1 FOLDER puts it elsewhere")"""[:60])
+    bob.type(f"/get {number_of(offer)} 'other place'"); print(round(time.time()-t0,1), """bob.type(f"/get {number_of(offer)} 'other place'")"""[:60])
+    bob.expect("saved .*other place"); print(round(time.time()-t0,1), """bob.expect("saved .*other place")"""[:60])
+    assert (bob.folder / "other place" / "holiday map.pdf").read_bytes() == data
+
+    # The one who opened the room dies. The others are told by nobody, and go on.
+    alice.process.kill(); print(round(time.time()-t0,1), """alice.process.kill()"""[:60])
+    for chat in (bob, carol):
+        chat.expect(r"alice \(.*\) is gone"); print(round(time.time()-t0,1), """chat.expect(r"alice \(.*\) is gone")"""[:60])
+    bob.type("still here?"); print(round(time.time()-t0,1), """bob.type("still here?")"""[:60])
+    carol.expect(r"bob \(.*\): still here\?"); print(round(time.time()-t0,1), """carol.expect(r"bob \(.*\): still here\?")"""[:60])
+
+    # Her ticket is dead, a fresh one is not; and those who have fetched the file offer it, too.
+    bob.type("/ticket"); print(round(time.time()-t0,1), """bob.type("/ticket")"""[:60])
+    fresh = bob.expect("^- room").removeprefix("- ")
+    dave = rooms.join("dave", fresh); print(round(time.time()-t0,1), """dave = rooms.join("dave", fresh)"""[:60])
+    bob.expect(r"dave \(.*\) is here"); print(round(time.time()-t0,1), """bob.expect(r"dave \(.*\) is here")"""[:60])
+    dave.expect("nobody has heard this yet"); print(round(time.time()-t0,1), """dave.expect("nobody has heard this yet")"""[:60])
+    dave.expect("still here"); print(round(time.time()-t0,1), """dave.expect("still here")"""[:60])
+    dave.type("/get " + number_of(dave.expect("offers holiday map.pdf"))); print(round(time.time()-t0,1), """dave.type("/get " + number_of(dave.expect("offers holiday map.pdf")))"""[:60])
+    dave.expect("saved .*holiday map.pdf"); print(round(time.time()-t0,1), """dave.expect("saved .*holiday map.pdf")"""[:60])
+    assert (dave.folder / "chat-downloads" / "holiday map.pdf").read_bytes() == data
+
+    # Leaving: by a command, by the end of input, by Ctrl-C.
+    dave.type("/quit"); print(round(time.time()-t0,1), """dave.type("/quit")"""[:60])
+    assert dave.ended() == 0; print(round(time.time()-t0,1), """assert dave.ended() == 0"""[:60])
+    bob.expect(r"dave \(.*\) has left"); print(round(time.time()-t0,1), """bob.expect(r"dave \(.*\) has left")"""[:60])
+    assert carol.stop(signal.SIGINT) == 130; print(round(time.time()-t0,1), """assert carol.stop(signal.SIGINT) == 130"""[:60])
+    bob.expect(r"carol \(.*\) has left"); print(round(time.time()-t0,1), """bob.expect(r"carol \(.*\) has left")"""[:60])
+    bob.process.stdin.close()  # type: ignore[union-attr]; print(round(time.time()-t0,1), """bob.process.stdin.close()  # type: ignore[union-attr]"""[:60])
+    assert bob.ended() == 0; print(round(time.time()-t0,1), """assert bob.ended() == 0"""[:60])
+    for chat in (bob, carol, dave):
+        assert "Traceback" not in chat.text()
+        assert not list((chat.folder / "chat-downloads").glob(".*")), "the store is left behind"
+
+
+def test_what_a_script_says_is_heard_although_it_ends_at_once(rooms: Rooms) -> None:
+    alice, ticket = rooms.create("alice")
+    done = subprocess.run(
+        [sys.executable, "-m", "dialkey", "chat", "join", ticket, "--name", "builder"],
+        input="the build is done\n",
+        env=rooms.environment,
+        cwd=rooms.folder,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    alice.expect(r"builder \(.*\): the build is done")
+    assert not (rooms.folder / "chat-downloads").exists()
+
+
+def test_the_screen(rooms: Rooms) -> None:
+    alice, ticket = rooms.create("alice")
+    alice.type("said before \x1b]52;c;aGFjaw==\x07\x1b[31mred [bold]brackets[/bold]")
+    bob = rooms.on_terminal("bob", "join", ticket)
+    bob.expect(r"tea: 2 here")
+    bob.expect(r"\u2502 alice [0-9a-f]{10}")
+    bob.expect(r"\u2502 bob [0-9a-f]{10}")
+    # What others write moves no cursor, sets no clipboard, and is no markup.
+    bob.expect(r"alice [0-9a-f]{10} said before \]52;c;aGFjaw==\[31mred \[bold\]brackets\[/bold\]")
+    assert b"\x1b]52" not in bob.raw
+
+    bob.press("hello from a screen\r")
+    alice.expect(r"bob \(.*\): hello from a screen")
+    bob.expect(r"\d\d:\d\d bob [0-9a-f]{10} hello from a screen")
+    bob.press("/nick robert\r")
+    alice.expect(r"bob is robert \(.*\) now")
+    bob.expect(r"\u2502 robert [0-9a-f]{10}")
+    bob.press("/ticket\r")
+    bob.expect("room[a-z2-7]{40}")
+    assert b"\x1b]52;c;" in bob.raw, "our own ticket goes to the clipboard"
+
+    bob.press("\x03")
+    assert bob.ended() == 0
+    alice.expect(r"robert \(.*\) has left")
+    check_restored(bob)
+
+
+@pytest.mark.parametrize("how", ["/quit", "SIGTERM"])
+def test_a_terminal_is_as_it_was(rooms: Rooms, how: str) -> None:
+    alice = rooms.on_terminal("alice", "create", "--room", "tea")
+    alice.expect("tea: 1 here")
+    alice.expect("/help helps")
+    if how == "SIGTERM":
+        alice.process.send_signal(signal.SIGTERM)
+        assert alice.ended() == 143
+    else:
+        alice.press("/quit\r")
+        assert alice.ended() == 0
+    check_restored(alice)
+
+
+def check_restored(chat: TerminalChat) -> None:
+    assert chat.modes() == chat.modes_before
+    text = chat.raw.decode()
+    for on, off in (
+        ("\x1b[?1049h", "\x1b[?1049l"),  # the other screen
+        ("\x1b[?25l", "\x1b[?25h"),  # no cursor
+        ("\x1b[?1003h", "\x1b[?1003l"),  # the mouse
+        ("\x1b[?2004h", "\x1b[?2004l"),  # bracketed paste
+    ):
+        assert text.rfind(off) > text.rfind(on), f"{on!r} is still on"
+    assert "Traceback" not in text
+
+
+def test_wrong_use(rooms: Rooms) -> None:
+    alice = rooms.join("alice", "roomabc")
+    assert alice.ended() == 2
+    alice.expect("the ticket cannot be read|the ticket is incomplete")
