@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -90,11 +89,6 @@ class PlainChat(_Watched):
         """Say or do something."""
         assert self.process.stdin is not None
         self.process.stdin.write(line.encode() + b"\n")
-
-    def stop(self, signal_number: int = signal.SIGINT) -> int:
-        """Send a signal; return the exit code."""
-        self.process.send_signal(signal_number)
-        return self.ended()
 
     def ended(self) -> int:
         """Wait for the end; return the exit code."""

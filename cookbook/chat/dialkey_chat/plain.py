@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
+import os
 import threading
 from collections.abc import AsyncIterator
 from typing import Final
@@ -17,6 +17,8 @@ __all__ = ["run_plain"]
 DELIVERY_S: Final = 10.0
 """At the end of input, what was said gets so long to reach somebody."""
 
+STDIN: Final = 0
+MAX_LINE_BYTES: Final = 65_536
 MAX_LINES: Final = 100
 """Read ahead of what was dealt with; a file as input waits."""
 
@@ -43,21 +45,35 @@ async def _show(chat: Chat) -> None:
 
 
 async def _lines() -> AsyncIterator[str]:
-    """Yield lines of standard input, read by a thread: files cannot be polled, and a terminal's
-    blocking mode belongs to the shell, too. As a daemon it keeps no process from ending."""
+    """Yield the lines of standard input.
+
+    A thread reads it: files cannot be polled, and a terminal's blocking mode belongs to the shell,
+    too. It is a daemon, so that it keeps no process from ending while it waits for a key.
+    """
     loop = asyncio.get_running_loop()
-    lines: asyncio.Queue[str | None] = asyncio.Queue()
-    room = threading.Semaphore(MAX_LINES)
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+    places = threading.Semaphore(MAX_LINES)
+
+    def put(line: bytes | None) -> None:
+        places.acquire()
+        loop.call_soon_threadsafe(lines.put_nowait, line)
 
     def read() -> None:
+        # Not `sys.stdin`: Python ends badly while a thread waits within it.
+        rest = b""
         # The loop is closed when the process is about to end.
         with contextlib.suppress(RuntimeError):
-            for raw in sys.stdin.buffer:
-                room.acquire()
-                loop.call_soon_threadsafe(lines.put_nowait, raw.decode(errors="replace"))
-            loop.call_soon_threadsafe(lines.put_nowait, None)
+            while data := os.read(STDIN, 65_536):
+                *whole, rest = (rest + data).split(b"\n")
+                for line in whole:
+                    put(line)
+                if len(rest) > MAX_LINE_BYTES:
+                    put(rest)
+                    rest = b""
+            put(rest)
+            put(None)
 
     threading.Thread(target=read, name="dialkey-chat-stdin", daemon=True).start()
     while (line := await lines.get()) is not None:
-        yield line
-        room.release()
+        yield line.decode(errors="replace")
+        places.release()

@@ -51,6 +51,7 @@ HELLO_GAP_S: Final = 0.2
 OUTBOX_LETTERS: Final = 100
 TICKET_PEERS: Final = 3
 MAX_TRANSFERS: Final = 4
+MAX_PROVIDERS: Final = 16
 REPORT_INTERVAL_S: Final = 1.0
 FALLBACK_PEERS: Final = 3
 """Members who are asked for history when the neighbour that we wanted to ask fails."""
@@ -330,8 +331,17 @@ class Chat:
         person = self.room.person(peer)
         if person is not None:
             return person.addr
-        neighbors = self._topic.ticket(len(self._topic.neighbors())).peers
-        return next((addr for addr in neighbors if addr.id == peer), None)
+        return next((addr for addr in self._neighbors() if addr.id == peer), None)
+
+    def _neighbors(self) -> list[EndpointAddr]:
+        ticket = self._topic.ticket(len(self._topic.neighbors()))
+        return [addr for addr in ticket.peers if addr.id != self.id]
+
+    def _others(self) -> list[EndpointAddr]:
+        """List where others are. We may have neighbours whose hello has not come yet."""
+        known = {addr.id: addr for addr in self._neighbors()}
+        known |= {person.id: person.addr for person in self.room.people}
+        return list(known.values())[:MAX_PROVIDERS]
 
     # --- files ----------------------------------------------------------------------------------
 
@@ -357,9 +367,7 @@ class Chat:
     async def _get(self, number: int, letter: Letter, file: File, folder: Path | None) -> None:
         author = self.room.person(letter.author)
         providers = in_order(
-            author.addr if author is not None else None,
-            file.ticket.addr,
-            [person.addr for person in self.room.people],
+            author.addr if author is not None else None, file.ticket.addr, self._others()
         )
         reported_at = self._now()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import contextlib
 import logging
@@ -33,6 +34,10 @@ async def run_ui(chat: Chat) -> None:
     app = ChatApp(chat)
     with _log_to(chat):
         await app.run_async()
+    # Textual takes a cancellation for the wish to leave, and says nothing of it.
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
     if app.return_code:
         raise RuntimeError("the screen failed; the reason stands above")
 
