@@ -12,22 +12,26 @@ messages travel along a tree that builds and repairs itself (PlumTree)::
                 print(event.content)
 
 The machines are without I/O: `dialkey_gossip.node` is their front, `dialkey_gossip.simulation` runs
-swarms of them on virtual time.
+swarms of them on virtual time. The names below are imported when first used.
 """
 
 from __future__ import annotations
 
-from dialkey_gossip.config import BroadcastConfig, GossipConfig, MembershipConfig
-from dialkey_gossip.errors import MessageTooLarge, NoNeighbors, TopicLeft
-from dialkey_gossip.events import Event, Joined, Lagged, NeighborDown, NeighborUp, Received
-from dialkey_gossip.framing import ALPN
-from dialkey_gossip.gossip import Gossip, GossipStats
-from dialkey_gossip.ids import TopicId
-from dialkey_gossip.links import LinkStats
-from dialkey_gossip.plumtree import BroadcastStats
-from dialkey_gossip.signing import Signing
-from dialkey_gossip.tickets import TopicTicket
-from dialkey_gossip.topic import Topic
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dialkey_gossip.config import BroadcastConfig, GossipConfig, MembershipConfig
+    from dialkey_gossip.errors import MessageTooLarge, NoNeighbors, TopicLeft
+    from dialkey_gossip.events import Event, Joined, Lagged, NeighborDown, NeighborUp, Received
+    from dialkey_gossip.framing import ALPN
+    from dialkey_gossip.gossip import Gossip, GossipStats
+    from dialkey_gossip.ids import TopicId
+    from dialkey_gossip.links import LinkStats
+    from dialkey_gossip.plumtree import BroadcastStats
+    from dialkey_gossip.signing import Signing
+    from dialkey_gossip.tickets import TopicTicket
+    from dialkey_gossip.topic import Topic
 
 __all__ = [
     "ALPN",
@@ -52,3 +56,31 @@ __all__ = [
     "TopicLeft",
     "TopicTicket",
 ]
+
+_HOMES = {
+    "config": ("BroadcastConfig", "GossipConfig", "MembershipConfig"),
+    "errors": ("MessageTooLarge", "NoNeighbors", "TopicLeft"),
+    "events": ("Event", "Joined", "Lagged", "NeighborDown", "NeighborUp", "Received"),
+    "framing": ("ALPN",),
+    "gossip": ("Gossip", "GossipStats"),
+    "ids": ("TopicId",),
+    "links": ("LinkStats",),
+    "plumtree": ("BroadcastStats",),
+    "signing": ("Signing",),
+    "tickets": ("TopicTicket",),
+    "topic": ("Topic",),
+}
+_MODULES = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

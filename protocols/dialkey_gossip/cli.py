@@ -1,0 +1,61 @@
+"""``dialkey gossip``: its arguments. What it does is in `dialkey_gossip.commands`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dialkey.cli import (
+    BindOption,
+    CommandLine,
+    JsonOption,
+    Options,
+    Output,
+    PresetOption,
+    RelayOption,
+    SecretKeyOption,
+    run,
+)
+
+
+def add_commands(cli: CommandLine) -> None:
+    """Add the command ``gossip``."""
+    cli.command()(gossip)
+
+
+def gossip(
+    topic: Annotated[
+        str,
+        typer.Argument(
+            metavar="TOPIC", help="A topic ticket, 64 hex digits, or any name that all agree on."
+        ),
+    ],
+    peer: Annotated[
+        list[str] | None,
+        typer.Option("--peer", metavar="TICKET|ID", help="A member; may be given several times."),
+    ] = None,
+    send: Annotated[
+        str | None, typer.Option("--send", metavar="TEXT", help="Publish this, and end.")
+    ] = None,
+    signed: Annotated[
+        bool, typer.Option("--signed", help="In a topic where messages are signed.")
+    ] = False,
+    json: JsonOption = False,
+    secret_key: SecretKeyOption = None,
+    preset: PresetOption = None,
+    bind: BindOption = None,
+    relay: RelayOption = None,
+) -> None:
+    """Join a topic: print a ticket, then what others publish; publish lines of standard input."""
+    options = Options(
+        json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
+    )
+    output = Output(json=json)
+
+    async def work() -> None:
+        from dialkey_gossip import commands
+
+        await commands.talk(output, options, topic, peer or [], text=send, is_signed=signed)
+
+    run(output, work)

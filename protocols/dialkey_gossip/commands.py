@@ -1,0 +1,137 @@
+"""What ``dialkey gossip`` does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from dialkey import Router
+from dialkey.cli import Options, Output
+from dialkey.errors import InvalidInput
+from dialkey_gossip.errors import MessageTooLarge, NoNeighbors
+from dialkey_gossip.events import Lagged, NeighborDown, NeighborUp, Received
+from dialkey_gossip.gossip import Gossip
+from dialkey_gossip.ids import TopicId
+from dialkey_gossip.signing import Signing
+from dialkey_gossip.tickets import TopicTicket
+from dialkey_gossip.topic import Topic
+
+__all__ = ["talk"]
+
+JOIN_TIMEOUT_S: Final = 30.0
+_READ_BYTES: Final = 65_536
+_MAX_LINE_BYTES: Final = 1 << 20
+_LINES_AHEAD: Final = 256
+
+
+async def talk(
+    output: Output,
+    options: Options,
+    topic: str,
+    peers: Sequence[str],
+    *,
+    text: str | None,
+    is_signed: bool,
+) -> None:
+    """Be in a topic until cancelled, or until `text` is published if there is one.
+
+    Raises:
+        DialkeyError: the topic or a peer cannot be parsed, or nobody took the text.
+    """
+    named = _named(topic)
+    signing = Signing() if is_signed else None
+    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+        await options.until_online(endpoint, output)
+        gossip = router.add(Gossip())
+        async with await gossip.join(named, peers, signing=signing) as handle:
+            if text is not None:
+                await handle.joined(timeout=JOIN_TIMEOUT_S)
+                await handle.broadcast(text.encode())
+                output.result("sent", None, topic=str(handle.id), text=text)
+                return
+            ticket = str(handle.ticket())
+            output.result("ready", ticket, ticket=ticket, topic=str(handle.id))
+            output.remark("Lines that you type go to the topic; Ctrl-C leaves it.")
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_show(output, handle))
+                group.create_task(_publish(output, handle))
+
+
+def _named(text: str) -> TopicId | TopicTicket:
+    text = text.strip()
+    if text.startswith(TopicTicket.KIND) and re.fullmatch(r"[a-z2-7]{40,}", text):
+        return TopicTicket.parse(text)
+    if re.fullmatch(r"[0-9a-f]{64}", text):
+        return TopicId.parse(text)
+    if not text:
+        raise InvalidInput("the name of the topic is empty")
+    return TopicId.from_name(text)
+
+
+async def _show(output: Output, topic: Topic) -> None:
+    async for event in topic:
+        if isinstance(event, Received):
+            text = event.content.decode("utf-8", "replace")
+            author = event.author or event.delivered_from
+            output.result(
+                "received",
+                f"{author.short()}: {_printable(text)}",
+                text=text,
+                delivered_from=str(event.delivered_from),
+                hops=event.hops,
+                author=None if event.author is None else str(event.author),
+            )
+        elif isinstance(event, NeighborUp | NeighborDown):
+            output.remark(f"{len(topic.neighbors())} neighbours")
+        elif isinstance(event, Lagged):
+            output.remark(f"{event.missed} events were missed")
+
+
+def _printable(text: str) -> str:
+    """Escape what could do something else to a terminal than to be read."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+async def _publish(output: Output, topic: Topic) -> None:
+    async for line in _lines():
+        try:
+            if line and not await topic.broadcast(line):
+                output.remark("not sent: the same was published within 90 seconds")
+        except (MessageTooLarge, NoNeighbors) as error:
+            output.remark(f"not sent: {error.message}")
+
+
+async def _lines() -> AsyncIterator[bytes]:
+    """Give the lines of standard input.
+
+    Not every standard input can be waited for by an event loop, so a thread reads it. The thread
+    ends with the program, which must not wait for a line that never comes.
+    """
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[bytes | None] = asyncio.Queue()
+    room = threading.Semaphore(_LINES_AHEAD)
+    threading.Thread(target=_read_lines, args=(loop, lines, room), daemon=True).start()
+    while (line := await lines.get()) is not None:
+        room.release()
+        yield line
+
+
+def _read_lines(
+    loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes | None], room: threading.Semaphore
+) -> None:
+    buffer = b""
+    try:
+        source = sys.stdin.fileno()
+        while len(buffer) < _MAX_LINE_BYTES and (data := os.read(source, _READ_BYTES)):
+            *complete, buffer = (buffer + data).split(b"\n")
+            for line in complete:
+                room.acquire()
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+        loop.call_soon_threadsafe(lines.put_nowait, None)
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        return  # there is no standard input, or the program ends
