@@ -35,10 +35,10 @@ class Peer:
         self.process.stdin.close()
         try:
             async with asyncio.timeout(10):
-                await self.process.wait()
+                await self.process.communicate()
         except TimeoutError:
             self.process.kill()
-            await self.process.wait()
+            await self.process.communicate()
 
 
 @pytest.fixture

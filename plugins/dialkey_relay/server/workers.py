@@ -364,13 +364,23 @@ def _worker(plan: WorkerPlan, sockets: dict[int, socket.socket], pipe: Connectio
         asyncio.run(_work(plan, sockets, pipe))
 
 
+def _parent_is_gone(pipe: Connection, task: asyncio.Task[None]) -> None:
+    asyncio.get_running_loop().remove_reader(pipe.fileno())
+    logger.error("the process that started this one is gone")
+    task.cancel()
+
+
 async def _work(plan: WorkerPlan, sockets: dict[int, socket.socket], pipe: Connection) -> None:
     from dialkey.hooks import Plugins
     from dialkey_relay.server.running import serve
 
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    # The parent says nothing: the pipe is readable when it is gone. Without it nobody could end us,
+    # and the next relay would have to share the port with us.
+    loop.add_reader(pipe.fileno(), _parent_is_gone, pipe, task)
     plugins = Plugins()
     try:
         # None is skipped: it could be the one that keeps strangers out.

@@ -153,7 +153,8 @@ async def test_the_program_serves_and_takes_leave(tmp_path) -> None:
         assert (await client.receive()).content == b"hello"
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(30):
-            assert await process.wait() == 143
+            await process.communicate()
+            assert process.returncode == 143
             async for status in client.watch():
                 if status.error is not None:
                     break

@@ -50,7 +50,8 @@ async def start(tmp_path):
     for process in processes:
         if process.returncode is None:
             process.kill()
-        await process.wait()
+        # Not only its end, but that of its pipes.
+        await process.communicate()
 
 
 def free_port():
@@ -119,3 +120,22 @@ async def test_an_address_that_is_taken_is_told(start) -> None:
         assert "cannot listen" in line["message"]
         async with asyncio.timeout(30):
             assert await process.wait() != 0
+
+
+async def test_processes_do_not_outlive_their_parent(start) -> None:
+    """Else they would keep the port, and nobody would end them."""
+    process, hello = await start(
+        'access = "everyone"\nhttp_bind_addr = "127.0.0.1:0"\nworkers = 2\n'
+        'enable_metrics = false\nlimits.accept_per_address_limit = "unlimited"\n'
+    )
+    (url,) = hello["urls"]
+    async with RelayClient(url, SecretKey(b"\x01" * 32), dialer=Dialer(proxy="")) as client:
+        await client.connected()
+        process.kill()
+        async with asyncio.timeout(30):
+            async for status in client.watch():
+                if status.error is not None:
+                    break
+            # All of them hold the other end.
+            assert (await process.stderr.read()).count(b"is gone") == 2
+        assert "restart" in str(status.error)
