@@ -24,7 +24,7 @@ from typing import Final
 
 import attrs
 
-from dialkey.errors import DialkeyError, LocalError
+from dialkey.errors import DialkeyError, LocalError, NetworkError
 from dialkey.identity import EndpointId, RelayUrl, SecretKey
 from dialkey_relay.client.backoff import Backoff
 from dialkey_relay.client.dial import Dialer, Target
@@ -331,9 +331,7 @@ class RelayClient:
             try:
                 link = await self._dial()
             except DialkeyError as error:
-                # One line for an outage, not one for each of its attempts.
-                level = logging.INFO if self._status.attempts == 1 else logging.DEBUG
-                logger.log(level, "relay %s: %s", self.url, error)
+                self._log_failure(error)
                 self._set(attrs.evolve(self._status, state=ClientState.WAITING, error=error))
                 await self._pause(self._backoff.failed())
                 continue
@@ -350,6 +348,15 @@ class RelayClient:
                 )
             )
             await self._pause(self._delay_after(link))
+
+    def _log_failure(self, error: DialkeyError) -> None:
+        # One line for an outage, not one for each of its attempts; and to be offline is no fault,
+        # while a wrong token or a wrong URL waits for somebody to mend it.
+        level = logging.DEBUG
+        if type(error) is not type(self._status.error) or self._status.attempts == 1:
+            is_away = isinstance(error, NetworkError)
+            level = logging.INFO if is_away else logging.WARNING
+        logger.log(level, "relay %s: %s", self.url, error)
 
     def _delay_after(self, link: Link) -> float:
         restarting, self._restarting = self._restarting, None

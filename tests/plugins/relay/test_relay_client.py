@@ -170,11 +170,15 @@ async def test_an_announced_restart_is_waited_for() -> None:
             assert a.status.attempts == 0
 
 
-async def test_denials_are_reported_and_retried() -> None:
+async def test_denials_are_reported_and_retried(caplog) -> None:
     rule = AllowList([])
     async with RelayServer([rule], OPEN) as relay, client(relay, A) as a:
         status = await until(a, lambda status: isinstance(status.error, RelayDenied))
         assert status.error.reason == "not authorized"
+        await until(a, lambda status: status.attempts >= 3)
+        # Somebody has to mend that, and is told once.
+        (warning,) = [each for each in caplog.records if each.levelno >= logging.WARNING]
+        assert "not authorized" in warning.getMessage()
         rule.endpoint_ids = frozenset({A.id})
         await until(a, lambda status: status.connects == 1)
 
@@ -194,12 +198,15 @@ async def test_a_server_that_is_no_relay() -> None:
     server.close()
 
 
-async def test_nobody_there() -> None:
+async def test_nobody_there(caplog) -> None:
     async with client("http://127.0.0.1:1/") as a:
         status = await until(a, lambda status: status.error is not None)
         assert isinstance(status.error, RelayUnreachable)
         assert "127.0.0.1 port 1" in str(status.error)
         a.network_changed()
+        await until(a, lambda status: status.attempts >= 3)
+        # To be offline is nothing to warn about.
+        assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
 
 async def test_a_relay_that_accepts_and_says_nothing(monkeypatch) -> None:
