@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
-import hashlib
 import json
 import os
 import random
@@ -21,7 +20,8 @@ from uuid import UUID, uuid4
 import attrs
 import pytest
 from dialkey_workshop.announcements import Bye, Here, encode
-from dialkey_workshop.client import Completed, Failed, HandedOver, Limits, run
+from dialkey_workshop.client import Completed, Event, Failed, HandedOver, Limits, run
+from dialkey_workshop.errors import NoWorkers
 from dialkey_workshop.jobs import load_jobs
 from dialkey_workshop.service import JobFailed, Order, Report, Step, Workshop
 from dialkey_workshop.site import Site, open_site
@@ -29,7 +29,7 @@ from dialkey_workshop.worker import Terms, Worker, announce
 
 import dialkey_rpc as rpc
 from dialkey import Endpoint, EndpointAddr, SecretKey
-from dialkey.errors import StreamReset
+from dialkey.errors import InvalidInput, StreamReset
 from dialkey_blobs import ALPN, BlobFormat, BlobTicket, GetRequest, HashAndFormat
 from dialkey_gossip import TopicId, TopicTicket
 
@@ -194,75 +194,52 @@ def test_three_workers_ten_inputs_and_one_worker_dies_at_work(shop: Shop) -> Non
     assert all(each["worker"] != doomed["worker"] for each in done)
 
 
-def test_jobs_that_fail_and_those_that_are_useful(shop: Shop) -> None:
-    worker = shop.open()
-    first, second = shop.input("first", text("first", 200_000)), shop.input("second", b"")
-    client = shop.run("gz", first, second)
-    assert client.ends() == 0
-    assert gzip.decompress((shop.folder / "first.gz").read_bytes()) == first.read_bytes()
-    assert gzip.decompress((shop.folder / "second.gz").read_bytes()) == b""
-
-    # A result is not replaced unasked, and nothing is done for one that could not be written.
-    again = shop.run("gz", first)
-    assert again.ends() == 2
-    assert not again.all("assigned")
-
-    failing = shop.run("refuse", first)
-    assert failing.ends() == 7
-    assert failing.all("failed")[0]["reason"] == "no fir today"
-    assert not (shop.folder / "first.refuse").exists()
-
-    worker.popen.send_signal(signal.SIGINT)
-    assert worker.ends() == 130
-    assert [each["what"] for each in worker.all("job") if each["job"] == "gz"].count("done") == 2
-
-
-def test_who_is_not_on_the_list_is_refused(shop: Shop) -> None:
+def test_who_may_come_and_ctrl_c_at_either_side(shop: Shop) -> None:
     key = shop.folder / "key"
     friend = SecretKey.generate()
     friend.save(key)
-    shop.open("--allow", str(friend.id))
-    path = shop.input("secret", b"not for everybody")
-    stranger = shop.run("sha256", path, "--wait", "0.5")
+    worker = shop.open("--slots", "1", "--allow", str(friend.id))
+    stranger = shop.run("gz", shop.input("theirs", b"theirs"), "--wait", "0.5")
     assert stranger.ends() == 6
     assert "--allow" in str(stranger.all("error")[0]["message"])
-    welcome = shop.run("sha256", path, "--secret-key", str(key))
-    assert welcome.ends() == 0
-    expected = hashlib.sha256(b"not for everybody").hexdigest() + "\n"
-    assert (shop.folder / "secret.sha256").read_text() == expected
+    assert not stranger.all("working")
 
-
-def test_ctrl_c_at_the_client_stops_the_job_and_the_worker_goes_on(shop: Shop) -> None:
-    worker = shop.open("--slots", "1")
-    client = shop.run("hold", shop.input("mine", text("mine", 100_000)))
+    client = shop.run("hold", shop.input("mine", text("mine", 100_000)), "--secret-key", key)
     pid = shop.held("mine")
     client.popen.send_signal(signal.SIGINT)
     assert client.ends() == 130
     worker.next("job", what="cancelled")
     until_gone(pid)
+
     # The only slot is free again.
-    other = shop.run("sha256", shop.input("yours", b"yours"))
-    assert other.ends() == 0
+    data = text("more", 200_000)
+    more = shop.run("gz", shop.input("more", data), shop.input("none", b""), "--secret-key", key)
+    assert more.ends() == 0
+    assert gzip.decompress((shop.folder / "more.gz").read_bytes()) == data
+    assert gzip.decompress((shop.folder / "none.gz").read_bytes()) == b""
+    worker.popen.send_signal(signal.SIGINT)
+    assert worker.ends() == 130
+    assert [each["what"] for each in worker.all("job")].count("done") == 2
 
 
-@pytest.mark.parametrize("grace", ["30", "0"], ids=["finishes", "hands back"])
-def test_a_worker_that_leaves(shop: Shop, grace: str) -> None:
-    leaving = shop.open("--grace", grace)
+def test_workers_that_leave_hand_back_or_finish(shop: Shop) -> None:
+    hasty = shop.open("--grace", "0")
     client = shop.run("hold", shop.input("last", text("last", 100_000)))
     pid = shop.held("last")
-    staying = shop.work()
-    staying.next("ready")
-    leaving.popen.send_signal(signal.SIGTERM)
-    if grace == "0":
-        handed_over = client.next("handed_over")
-        assert "leaving" in str(handed_over["reason"])
-        until_gone(pid)
-        Path(shop.folder / f"last.{pid}.pid").unlink()
-        shop.held("last")
+    patient = shop.work("--grace", "30")
+    patient.next("ready")
+    hasty.popen.send_signal(signal.SIGTERM)
+    assert "leaving" in str(client.next("handed_over")["reason"])
+    until_gone(pid)
+    Path(shop.folder / f"last.{pid}.pid").unlink()
+
+    shop.held("last")
+    patient.popen.send_signal(signal.SIGTERM)
+    assert hasty.ends() == 143
     (shop.folder / "go").touch()
     assert client.ends() == 0
+    assert patient.ends() == 143
     assert len(client.all("done")) == 1
-    assert leaving.ends() == 143
     assert (shop.folder / "last.hold").read_bytes() == b"held " + text("last", 100_000)
 
 
@@ -390,7 +367,7 @@ async def test_orders_that_are_not_taken(place: Place) -> None:
 
 async def test_how_a_job_can_fail(place: Place) -> None:
     with pytest.raises(JobFailed) as failed:
-        await to_result(place.proxy.run(await place.order("refuse", b"abcdef")))
+        await to_result(place.proxy.run(await place.order("choosy", b"abc")))
     assert failed.value.reason == "no abc today"
     with pytest.raises(rpc.InternalError):
         await to_result(place.proxy.run(await place.order("crash", b"")))
@@ -414,6 +391,52 @@ async def test_a_result_is_for_the_caller_alone_and_gives_nothing_else(place: Pl
                         with pytest.raises(StreamReset):
                             await site.blobs.get(connection, request)
             await place.client.blobs.download(BlobTicket(place.site.endpoint.addr(), content.hash))
+
+
+async def test_what_has_no_result_does_not_hold_up_the_rest(place: Place, tmp_path: Path) -> None:
+    files = [tmp_path / "abc", tmp_path / "xyz"]
+    for file in files:
+        file.write_text(file.name)
+    topic = TopicId(os.urandom(32))
+    events: list[Event] = []
+    async with (
+        await place.site.join(topic) as at_worker,
+        await place.client.join(TopicTicket(topic, [place.site.endpoint.addr()])) as at_client,
+    ):
+        announcing = asyncio.create_task(announce(at_worker, place.worker, place.changed))
+        await at_client.joined()
+
+        async def do(job: str, *files: Path, **options: bool) -> None:
+            await run(place.client, at_client, job, files, tmp_path, events.append, **options)
+
+        await do("choosy", *files)
+        assert [event.reason for event in events if isinstance(event, Failed)] == ["no abc today"]
+        assert [event.path.name for event in events if isinstance(event, Completed)] == [
+            "xyz.choosy"
+        ]
+
+        # Nothing is replaced unasked, and nothing is done for a result that could not be written.
+        events.clear()
+        with pytest.raises(InvalidInput, match="already"):
+            await do("choosy", files[1])
+        with pytest.raises(InvalidInput, match="two results"):
+            await do("sha256", files[0], files[0])
+        with pytest.raises(InvalidInput, match="no name"):
+            await do("../sha256", files[0])
+        assert events == []
+        await do("choosy", files[1], overwrite=True)
+        with pytest.raises(NoWorkers):
+            await run(
+                place.client,
+                at_client,
+                "nothing",
+                files,
+                tmp_path,
+                events.append,
+                limits=Limits(wait_s=0.2),
+            )
+        announcing.cancel()
+        await asyncio.wait({announcing})
 
 
 # --- hostile members of the workshop --------------------------------------------------------------

@@ -21,9 +21,10 @@ def hold(source, result):
 
 
 @job
-def refuse(source, result):
-    """Cannot be done."""
-    raise JobError(f"no {source.read(3).decode()} today")
+def choosy(source, result):
+    """Can be done with some inputs."""
+    if source.read() == b"abc":
+        raise JobError("no abc today")
 
 
 @job

@@ -39,8 +39,8 @@ async def run_job(
         JobError: the job cannot be done with this input.
         JobCrashed: its process failed.
     """
-    # Ctrl-C at the terminal is for the worker, which then gives its jobs the time to end. Without
-    # -P, a file in the current folder could stand in for a module.
+    # A session of its own, because Ctrl-C at the terminal is for the worker, which then gives its
+    # jobs the time to end. It finds the modules that we find; with -P, none in the current folder.
     command = [sys.executable, "-P", "-m", "dialkey_workshop.child", name, str(source), str(result)]
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -48,6 +48,7 @@ async def run_job(
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
         assert process.stdout is not None
