@@ -134,7 +134,9 @@ class Page:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_examples_run(page: Path, tmp_path: Path) -> None:
+def test_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ROOT / "cookbook" in page.parents:
+        monkeypatch.syspath_prepend(page.parent)  # an app's page may import the app
     with contextlib.ExitStack() as stack:
         runner = Page(tmp_path, stack)
         for example in examples_of(page):
