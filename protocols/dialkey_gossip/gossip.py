@@ -202,14 +202,16 @@ class Gossip:
             A handle. A topic can be joined several times; handles share their neighbours.
 
         Raises:
-            InvalidInput: the topic or a peer cannot be parsed, or the topic is held with other
-                settings for signatures.
+            InvalidInput: the topic or a peer cannot be parsed, the topic is held with other settings
+                for signatures, or the capacity is below 1.
             LocalError: gossip serves no endpoint yet.
             EndpointClosed: gossip was shut down.
         """
         self._check_open()
         id, named = parse_topic(topic)
         peers = [*named, *(parse_remote(remote) for remote in bootstrap)]
+        if capacity < 1:
+            raise InvalidInput(f"a handle holds at least one event, not {capacity}")
         membership = self._memberships.get(id)
         opener: Opener | None = None
         if membership is None:

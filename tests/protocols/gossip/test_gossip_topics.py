@@ -76,6 +76,8 @@ async def test_what_is_no_topic() -> None:
             await gossip.join(5)  # type: ignore[arg-type]
         with pytest.raises(InvalidInput):
             await gossip.join(TOPIC, ["nonsense"])
+        with pytest.raises(InvalidInput, match="at least one event"):
+            await gossip.join(TOPIC, capacity=0)
         assert gossip.topics() == ()
 
 
