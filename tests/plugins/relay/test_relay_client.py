@@ -372,6 +372,39 @@ async def test_a_grant_is_renewed_before_it_ends_without_a_gap(monkeypatch, capl
         assert [each for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
+async def test_a_token_that_cannot_be_renewed_leaves_the_connection_alone(
+    monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(client_module, "MIN_REFRESH_S", 0.02)
+    monkeypatch.setattr(client_module, "DRAIN_S", 0.02)
+    asked = []
+
+    async def fetch():
+        asked.append(1)
+        if len(asked) == 2:
+            raise OSError("the app's server is away")
+        if len(asked) == 3:
+            return "one that the relay refuses"
+        used_up_s = 9 if len(asked) == 1 else 0
+        return str(Grant.issue(ISSUER, A.id, now=time.time() - used_up_s, lifetime_s=12))
+
+    rule = GrantRule(GrantVerifier([ISSUER.id]), time.time)
+    async with RelayServer([rule], OPEN) as relay, client(relay, A, token=fetch) as a:
+        await a.connected()
+        seen = set()
+        async with asyncio.timeout(10):
+            async for status in a.watch():
+                seen.add((status.state, status.connects))
+                if status.connects == 2:
+                    break
+        assert seen == {(ClientState.CONNECTED, 1), (ClientState.CONNECTED, 2)}
+        assert len(asked) == 4
+        assert caplog.text.count("the new token did not work") == 2
+        assert relay.hub.counters.clients_denied == 1
+        assert a.send(A.id, b"still here")
+        assert (await a.receive()).content == b"still here"
+
+
 @pytest.mark.parametrize("bad", ["", "two\r\nlines", "ä", 7])
 async def test_a_token_that_no_header_can_carry_is_told(bad) -> None:
     tokens = [bad, "s"]
