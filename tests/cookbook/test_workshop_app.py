@@ -32,6 +32,7 @@ from dialkey import Endpoint, EndpointAddr, SecretKey
 from dialkey.errors import InvalidInput, StreamReset
 from dialkey_blobs import ALPN, BlobFormat, BlobTicket, GetRequest, HashAndFormat
 from dialkey_gossip import TopicId, TopicTicket
+from dialkey_relay import Everyone, Relay, RelayServer
 
 JOBS = Path(__file__).with_name("workshop_jobs.py")
 DIALKEY = [sys.executable, "-m", "dialkey"]
@@ -519,6 +520,61 @@ async def test_liars_and_noise_cost_time_and_no_more(kind: str, tmp_path: Path) 
     assert not any(isinstance(event, Failed) for event in events)
     assert lies.asked >= 1
     assert worker.active == 0
+
+
+@pytest.mark.parametrize("says", ["no\x1b[2Jthing\n" + "x" * 9999])
+async def test_what_strangers_say_does_nothing_to_a_terminal(says: str, tmp_path: Path) -> None:
+    class Rude(Liar):
+        async def run(self, order: Order) -> AsyncGenerator[Report, None]:
+            yield Report(Step.WORKING)
+            raise JobFailed(says)
+
+    (tmp_path / "input").write_bytes(b"")
+    topic = TopicId(os.urandom(32))
+    events: list[Event] = []
+    async with a_site() as rude, a_site() as client:
+        rude.router.add(rpc.Rpc(Rude(""), Workshop))
+        async with (
+            await rude.join(topic) as at_rude,
+            await client.join(TopicTicket(topic, [rude.endpoint.addr()])) as at_client,
+        ):
+            announcing = asyncio.create_task(
+                announce(at_rude, Worker(rude, Terms()), asyncio.Event())
+            )
+            await run(client, at_client, "gz", [tmp_path / "input"], tmp_path, events.append)
+            announcing.cancel()
+            await asyncio.wait({announcing})
+    [reason] = [event.reason for event in events if isinstance(event, Failed)]
+    assert reason.isprintable()
+    assert len(reason) < 1000
+
+
+async def test_everything_goes_over_a_relay_where_there_is_no_other_way(tmp_path: Path) -> None:
+    path = tmp_path / "input"
+    path.write_bytes(text("relayed", 200_000))
+    events: list[Event] = []
+    async with RelayServer([Everyone()]) as server, contextlib.AsyncExitStack() as sites:
+        endpoints = [
+            await sites.enter_async_context(
+                Endpoint.bind(plugins=[Relay(server.url)], transports=[], entry_points=False)
+            )
+            for _ in range(2)
+        ]
+        here, there = [await sites.enter_async_context(open_site(each)) for each in endpoints]
+        for endpoint in endpoints:
+            await endpoint.online()
+        worker = Worker(here, Terms())
+        here.router.add(rpc.Rpc(worker, Workshop))
+        topic = TopicId(os.urandom(32))
+        async with (
+            await here.join(topic) as at_here,
+            await there.join(TopicTicket(topic, [here.endpoint.addr()])) as at_there,
+        ):
+            announcing = asyncio.create_task(announce(at_here, worker, asyncio.Event()))
+            await run(there, at_there, "gz", [path], tmp_path, events.append)
+            announcing.cancel()
+            await asyncio.wait({announcing})
+    assert gzip.decompress((tmp_path / "input.gz").read_bytes()) == path.read_bytes()
 
 
 def test_only_public_names_are_used() -> None:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Container, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, TypeAlias
 from uuid import uuid4
 
 import attrs
@@ -27,6 +27,11 @@ from dialkey_workshop.site import Site
 
 __all__ = ["Assigned", "Completed", "Event", "Failed", "HandedOver", "Limits", "Progressed", "run"]
 __all__ += ["watch"]
+
+GC_INTERVAL_S: Final = 10.0
+"""Results that stand in their files need not be in the store as well."""
+
+MAX_REASON_CHARS: Final = 300
 
 logger = logging.getLogger("dialkey.workshop")
 
@@ -201,7 +206,10 @@ class _Client:
 
         try:
             async with asyncio.TaskGroup() as group:
-                watching = group.create_task(watch(topic, board, heard))
+                aside = [
+                    group.create_task(watch(topic, board, heard)),
+                    group.create_task(self._site.blobs.store.collect_garbage_every(GC_INTERVAL_S)),
+                ]
                 while not schedule.is_over:
                     now = loop.time()
                     schedule.expired(board.expire(now))
@@ -213,7 +221,8 @@ class _Client:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout_at(schedule.deadline(now)):
                             await self._changed.wait()
-                watching.cancel()
+                for each in aside:
+                    each.cancel()
         except BaseExceptionGroup as group_error:
             raise _first(group_error) from None
 
@@ -244,17 +253,17 @@ class _Client:
             await self._work(assignment)
         except JobFailed as error:
             schedule.finished(assignment)
-            self._tell(Failed(task, worker, error.reason))
+            self._tell(Failed(task, worker, _plain(error.reason)))
         except rpc.PermissionDenied as error:
             schedule.barred(assignment)
-            self._tell(HandedOver(task, worker, error.message))
+            self._tell(HandedOver(task, worker, _plain(error.message)))
         except (rpc.ResourceExhausted, rpc.Unavailable) as error:
             schedule.busy(assignment, now())
-            self._tell(HandedOver(task, worker, error.message))
+            self._tell(HandedOver(task, worker, _plain(error.message)))
         except StorageError:
             raise  # ours; no other worker can help
         except (DialkeyError, TimeoutError) as error:
-            reason = str(error) or "it has gone silent"
+            reason = _plain(str(error)) or "it has gone silent"
             if schedule.broke(assignment, now()):
                 self._tell(HandedOver(task, worker, reason))
             else:
@@ -320,3 +329,8 @@ def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+def _plain(text: str) -> str:
+    """Make what a stranger says fit for a terminal."""
+    return "".join(each if each.isprintable() else " " for each in text[:MAX_REASON_CHARS])

@@ -131,7 +131,8 @@ class Worker:
         finally:
             work.followers -= 1
             if not work.followers:
-                work.task.cancel()
+                if not work.released.is_set():
+                    work.task.cancel()
                 await asyncio.wait({work.task})
 
     async def release(self, order_id: UUID) -> None:
@@ -275,6 +276,7 @@ async def announce(topic: Topic, worker: Worker, changed: asyncio.Event) -> None
                     await changed.wait()
     finally:
         answering.cancel()
+        await asyncio.wait({answering})
         await _say(topic, Bye(max(at_ms + 1, time.time_ns() // 1_000_000)))
 
 
