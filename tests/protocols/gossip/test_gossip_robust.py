@@ -206,6 +206,33 @@ async def test_both_ends_are_somewhere_else_and_are_found_by_a_lookup() -> None:
 
 
 @virtual
+async def test_a_member_that_moves_stays_a_neighbour() -> None:
+    async with joined(3, network()) as (swarm, topics):
+        await asyncio.sleep(5)
+        before = [topic.neighbors() for topic in topics]
+        swarm.members[1].transport.move_to(address(101), announce=True)  # type: ignore[union-attr]
+        for number in range(4):
+            publisher = topics[number % 3]
+            content = b"on the move %d" % number
+            await publisher.broadcast(content)
+            await everybody_has([each for each in topics if each is not publisher], content)
+            await asyncio.sleep(10)
+        assert [topic.neighbors() for topic in topics] == before
+
+
+@virtual
+async def test_two_that_move_at_once_meet_again_through_a_third() -> None:
+    async with joined(3, network()) as (swarm, topics):
+        await asyncio.sleep(5)
+        for number, member in ((101, swarm.members[1]), (102, swarm.members[2])):
+            member.transport.move_to(address(number), announce=True)  # type: ignore[union-attr]
+        await asyncio.sleep(120)
+        assert all(len(topic.neighbors()) == 2 for topic in topics)
+        await topics[1].broadcast(b"new addresses")
+        await everybody_has([topics[0], topics[2]], b"new addresses")
+
+
+@virtual
 async def test_a_machine_that_slept_looks_for_its_swarm_at_once() -> None:
     offset = 0.0
 
