@@ -156,7 +156,11 @@ class Blobs:
             await self.store.close()
 
     async def __aenter__(self) -> Blobs:
-        await self.store.ready()
+        try:
+            await self.store.ready()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
