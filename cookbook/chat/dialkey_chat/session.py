@@ -92,19 +92,28 @@ async def open_chat(
     """
     settings = settings if settings is not None else Settings()
     room = Room(endpoint.id, place.topic, place.name)
-    async with open_files(settings.downloads) as files, Router(endpoint, grace_s=GRACE_S) as router:
-        router.add(files.blobs)
-        gossip = router.add(Gossip())
-        router.accept(ALPN, History(room))
+    try:
         async with (
-            await gossip.join(place.members, signing=Signing()) as topic,
-            asyncio.TaskGroup() as tasks,
+            open_files(settings.downloads) as files,
+            Router(endpoint, grace_s=GRACE_S) as router,
         ):
-            chat = Chat(endpoint, room, topic, files, settings, tasks)
-            try:
-                yield chat
-            finally:
-                await chat.leave()
+            router.add(files.blobs)
+            gossip = router.add(Gossip())
+            router.accept(ALPN, History(room))
+            async with (
+                await gossip.join(place.members, signing=Signing()) as topic,
+                asyncio.TaskGroup() as tasks,
+            ):
+                chat = Chat(endpoint, room, topic, files, settings, tasks)
+                try:
+                    yield chat
+                finally:
+                    await chat.leave()
+    except BaseExceptionGroup as group:
+        # The task group wraps what is raised in it, also what the caller raises.
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
 
 
 class Chat:
