@@ -8,6 +8,7 @@ from dialkey.endpoint.endpoint import Endpoint
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
 from dialkey.endpoint.paths import (
     ConnectionStats,
+    NetworkChanged,
     PathClosed,
     PathDemoted,
     PathEvent,
@@ -29,6 +30,7 @@ __all__ = [
     "EndOfStream",
     "Endpoint",
     "Incoming",
+    "NetworkChanged",
     "PathClosed",
     "PathDemoted",
     "PathEvent",

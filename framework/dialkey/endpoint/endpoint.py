@@ -18,6 +18,7 @@ from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
+from dialkey.endpoint.paths import NetworkChanged
 from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError, PluginError, Refused
 from dialkey.hooks import Answer, Plugins
@@ -440,6 +441,7 @@ class Endpoint:
             if connection.path_manager is not None:
                 connection.path_manager.network_changed()
             self.flush_soon(connection)
+        self.plugins.emit(NetworkChanged())
 
     # --- dialling -------------------------------------------------------------------------------
 

@@ -189,3 +189,11 @@ def kind_of(remote: PathAddress) -> str:
         return "direct"
     kind = getattr(remote, "path_kind", "custom")
     return kind if isinstance(kind, str) else "custom"
+
+
+@attrs.frozen
+class NetworkChanged:
+    """This machine's network may have changed: look again at what depends on it.
+
+    Plugins get it by the hook `dialkey_events`.
+    """

@@ -26,7 +26,7 @@ from endpoints import (
 )
 from quic_pair import Pair
 
-from dialkey import Endpoint, EndpointAddr, SecretKey, hookimpl
+from dialkey import Endpoint, EndpointAddr, NetworkChanged, SecretKey, hookimpl
 from dialkey.endpoint import paths as endpoint_paths
 from dialkey.errors import (
     BindError,
@@ -461,7 +461,15 @@ async def test_a_client_that_says_its_network_changed() -> None:
         await asyncio.sleep(0.2)
         assert there.paths()[0].remote == address_of("elsewhere"), "without a word from the app"
         await stream(there, here)
+        heard: list[object] = []
+
+        class Listener:
+            def dialkey_events(self, event: object) -> None:
+                heard.append(event)
+
+        here.endpoint.plugins.register(Listener())
         here.endpoint.network_changed()
+        assert NetworkChanged() in heard
         await asyncio.sleep(1)
         assert not here.is_closed
 
