@@ -35,6 +35,8 @@ MAX_DIRECT_ATTEMPTS: Final = 4
 VALIDATION_TIMEOUT_S: Final = 5.0
 RELAY_VALIDATION_TIMEOUT_S: Final = 10.0
 """Longer, because we may have to connect to the relay first."""
+SETTLE_S: Final = 3.0
+"""A path works for so long before another is given up for it: the peer proves it in its own time."""
 MAX_RECORDS: Final = 64
 """Addresses remembered beyond those that are known and in use."""
 RELAY_IDLE_TIMEOUT_S: Final = 30.0
@@ -64,6 +66,7 @@ class PathManager:
         self._fallback = DirectFirst()
         self._records: dict[PathAddress, _Record] = {}
         self._known: dict[PathAddress, None] = {}
+        self._validated_at: dict[int, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def add_addresses(self, addresses: list[PathAddress]) -> None:
@@ -95,6 +98,10 @@ class PathManager:
         path = self._core.paths.get(path_id)
         if path is not None:
             self._record(path.remote).attempts = 0
+            self._validated_at = {
+                id: at for id, at in self._validated_at.items() if id in self._core.paths
+            }
+            self._validated_at[path_id] = self._endpoint.now()
         self.update()
 
     def network_changed(self) -> None:
@@ -200,14 +207,21 @@ class PathManager:
                 deadline = _validation_deadline(path)
                 if needless or (deadline is not None and now >= deadline):
                     multipath.give_up(self._core, path, now)
-            elif (needless and not path.suspect) or self._has_newer_twin(path):
+            elif needless and not path.suspect:
+                assert selected is not None
+                if self._is_settled(selected, now):
+                    multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
+            elif self._has_newer_twin(path, now):
                 multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
 
-    def _has_newer_twin(self, path: Path) -> bool:
+    def _has_newer_twin(self, path: Path, now: float) -> bool:
         return any(
-            other.validated and other.id > path.id and other.remote == path.remote
+            other.id > path.id and other.remote == path.remote and self._is_settled(other, now)
             for other in self._open_paths()
         )
+
+    def _is_settled(self, path: Path, now: float) -> bool:
+        return path.validated and now >= self._validated_at.get(path.id, 0.0) + SETTLE_S
 
     def _record(self, address: PathAddress) -> _Record:
         record = self._records.get(address)
@@ -231,6 +245,9 @@ class PathManager:
             deadline = _validation_deadline(path)
             if deadline is not None and deadline > now:
                 at = min(at, deadline)
+            settled_at = self._validated_at.get(path.id, 0.0) + SETTLE_S
+            if settled_at > now:
+                at = min(at, settled_at)
         if len(self._core.paths) == 1 and not self._known:
             return
         if self._timer is not None:

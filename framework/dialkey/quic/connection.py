@@ -305,6 +305,8 @@ class Connection(StreamTable):
             selected = self.selected_path
             if selected is not None and not selected.may_carry_data:
                 selected = None
+            if selected is not None and self.multipath is not None:
+                multipath.use(self, selected)
             for path in self.paths.values():
                 outbound.flush_path(self, path, path is selected, now, send, scratch)
 

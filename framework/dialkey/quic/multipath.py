@@ -92,6 +92,7 @@ class Multipath:
         next_id: the next id to open; only a client opens.
         abandoned: ids that are over, for late frames about them.
         selected_id: the path that carries data, chosen by the owner; None for the default.
+        in_use_id: the path that carried data at last.
         ends_at: when the connection ends, because no path is left; None while there is one.
     """
 
@@ -99,6 +100,7 @@ class Multipath:
         "_blocked_at",
         "abandoned",
         "ends_at",
+        "in_use_id",
         "local_max",
         "next_id",
         "peer_max",
@@ -111,6 +113,7 @@ class Multipath:
         self.next_id = 1
         self.abandoned = IdRanges()
         self.selected_id: int | None = None
+        self.in_use_id = 0
         self.ends_at: float | None = None
         self._blocked_at = -1
 
@@ -274,6 +277,11 @@ def _forget_cids(c: Connection, path_id: int) -> None:
 def on_timer(c: Connection, path: Path, now: float) -> None:
     """Forget a path that has drained; suspect, then abandon one that is silent."""
     at = path.suspect_at
+    if at is not None and not path.doubted and now >= path.doubt_at:
+        path.doubted = True
+        if not path.recovery.pto_count:
+            # One lost packet must not cost a path.
+            path.probes_pending = max(path.probes_pending, 1)
     if at is not None and now >= at:
         path.suspect = True
         c.events.append(events.PathSuspected(path.id))
@@ -302,7 +310,9 @@ def timer(path: Path) -> float:
         return float("inf")
     at = path.last_received + _idle_period(path)
     suspect_at = path.suspect_at
-    return at if suspect_at is None else min(at, suspect_at)
+    if suspect_at is None:
+        return at
+    return min(at, suspect_at if path.doubted else path.doubt_at)
 
 
 def answered(c: Connection, path: Path, now: float) -> None:
@@ -311,6 +321,7 @@ def answered(c: Connection, path: Path, now: float) -> None:
     iroh acknowledges on another path, so nothing else may ever arrive on this one.
     """
     path.waiting_since = None
+    path.doubted = False
     path.last_received = now
     if path.suspect:
         path.suspect = False
@@ -329,10 +340,7 @@ def select(c: Connection, path_id: int) -> None:
     state = c.multipath
     if state is None or path_id not in c.paths:
         return
-    previous = c.selected_path
     state.selected_id = path_id
-    if previous is None or previous.id != path_id:
-        _leave_suspects(c)
     for path in c.paths.values():
         available = path.id == path_id
         if path.abandoned or (path.available == available and path.status_sequence):
@@ -341,6 +349,15 @@ def select(c: Connection, path_id: int) -> None:
         path.status_sequence += 1
         kind = codes.PATH_STATUS_AVAILABLE if available else codes.PATH_STATUS_BACKUP
         c.control.append((kind, path, path.status_sequence))
+
+
+def use(c: Connection, path: Path) -> None:
+    """Note which path carries data from now on, whoever decided it."""
+    state = c.multipath
+    assert state is not None
+    if state.in_use_id != path.id:
+        state.in_use_id = path.id
+        _leave_suspects(c)
 
 
 def _leave_suspects(c: Connection) -> None:

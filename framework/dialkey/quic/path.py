@@ -191,6 +191,7 @@ class Path:
         replaced: whether the peer may use another path id for this one, which is over.
         waiting_since: when something was sent that must be acknowledged, and nothing was since.
         is_receiving: whether the last thing to happen was that a client received stream data.
+        doubted: whether that has lasted half as long, and a probe was sent to make sure.
         suspect: whether that has lasted so long that the path is probably dead.
         idle_timeout_s: how long the path may be silent while there are others.
         available, status_sequence: what we last told the peer of our use of it.
@@ -206,6 +207,7 @@ class Path:
         "bytes_sent",
         "challenge",
         "cids",
+        "doubted",
         "forget_at",
         "id",
         "idle_timeout_s",
@@ -260,6 +262,7 @@ class Path:
         self.replaced = False
         self.peer_abandoned = False
         self.parked = False
+        self.doubted = False
         self.suspect = False
         self.is_receiving = False
         self.waiting_since: float | None = None
@@ -312,8 +315,17 @@ class Path:
         if not self.validated and self.previous_remote is None:
             # It never worked: there is nothing to be left.
             return None
-        patience = 3 * (self.recovery.srtt + self.recovery.max_ack_delay)
-        return self.waiting_since + max(SUSPECT_AFTER_S, patience)
+        return self.waiting_since + self._patience_s
+
+    @property
+    def doubt_at(self) -> float:
+        """When to ask again on a path of which an acknowledgement is awaited."""
+        assert self.waiting_since is not None
+        return self.waiting_since + self._patience_s / 2
+
+    @property
+    def _patience_s(self) -> float:
+        return max(SUSPECT_AFTER_S, 3 * (self.recovery.srtt + self.recovery.max_ack_delay))
 
     def ping_at(self, keep_alive_s: float) -> float:
         """Return when to ask whether the path still works.

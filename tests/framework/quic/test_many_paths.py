@@ -107,6 +107,45 @@ def test_one_direction_of_the_path_in_use_goes_dark(direction: str, sender: str)
     moving.check()
 
 
+def test_one_lost_packet_makes_no_path_suspect() -> None:
+    """A new path whose timeout is still long: it is asked once more before it is left."""
+    pair = PathPair(FAST, Conditions(delay_s=0.15)).with_paths()
+    pair.select(1)
+    pair.settle(10)
+    second = pair.client.c.paths[1]
+    second.recovery.variance = second.recovery.srtt
+    begin = pair.now
+    pair.drop = lambda datagram: datagram.sender == "client" and datagram.time == begin
+    pair.client.send_datagram(b"lost")
+    pair.settle(3)
+    assert not pair.client.seen(events.PathSuspected)
+
+
+def test_what_was_sent_on_a_suspect_path_for_want_of_another_is_sent_again() -> None:
+    pair = PathPair(FAST, FAST).with_paths()
+    pair.chooses = False
+    pair.select(0)
+    pair.ways[0].cut()
+    pair.ways[1].cut()
+    pair.client.send_datagram(b"?")
+    pair.settle(2)
+    core = pair.client.c
+    core.paths[1].ping_pending = True
+    pair.wants_flush(pair.client)
+    pair.settle(2)
+    assert all(path.suspect for path in core.paths.values())
+    stream = pair.client.must_open(uni=True)
+    pair.client.write(stream, bytes(20 * KIB), finish=True)
+    pair.flush()
+    assert core.paths[0].recovery.cc.in_flight > 10 * KIB
+    # No choice is made: the path that answers again is used by itself.
+    multipath_state = core.multipath
+    assert multipath_state is not None
+    multipath_state.selected_id = None
+    pair.ways[1].mend()
+    pair.run(lambda: stream in pair.server.ended, seconds=3)
+
+
 def test_while_a_rebound_path_is_proved_again_another_carries_the_data() -> None:
     pair = PathPair(Conditions(delay_s=0.1), FAST).with_paths()
     pair.select(0)
