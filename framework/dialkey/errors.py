@@ -30,7 +30,8 @@ phase* it happened, because that decides what was lost::
         ├── ResolveError               no address is known for this endpoint id
         ├── DialError                  no address answered; `attempts` says what happened at each
         │   └── DialTimeout
-        └── ConnectionLost             an established connection went silent
+        ├── ConnectionLost             an established connection went silent
+        └── Offline                    no relay let us in, so that others could reach us
 
 Each class carries a stable `code` (for programs and logs; it never changes meaning), the endpoint id
 that it is about where there is one, and a hint that says what to do.
@@ -62,6 +63,7 @@ __all__ = [
     "LimitExceeded",
     "LocalError",
     "NetworkError",
+    "Offline",
     "PluginError",
     "ProtocolViolation",
     "Refused",
@@ -294,6 +296,12 @@ class DialError(NetworkError):
 
 class DialTimeout(DialError):
     code = "network.dial.timeout"
+
+
+class Offline(NetworkError):
+    """No relay has let us in, so nobody can reach us through one; the message says why not."""
+
+    code = "network.offline"
 
 
 class ConnectionLost(NetworkError):

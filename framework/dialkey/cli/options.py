@@ -104,12 +104,11 @@ class Options:
 
         After some seconds it says so and goes on: direct addresses may do, and the relay may come.
         """
-        import asyncio
+        from dialkey.errors import Offline
 
         if not self.relays:
             return
         try:
-            async with asyncio.timeout(ONLINE_TIMEOUT_S):
-                await endpoint.online()
-        except TimeoutError:
-            output.remark(f"No answer yet from {' or '.join(self.relays)}; going on without.")
+            await endpoint.online(ONLINE_TIMEOUT_S)
+        except Offline as error:
+            output.remark(f"{error.message}; going on without.")

@@ -20,7 +20,7 @@ from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
 from dialkey.endpoint.paths import NetworkChanged
 from dialkey.endpoint.selection import DirectFirst, PathSelector
-from dialkey.errors import EndpointClosed, InvalidInput, LocalError, PluginError, Refused
+from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Offline, PluginError, Refused
 from dialkey.hooks import Answer, Plugins
 from dialkey.identity import (
     EndpointAddr,
@@ -365,29 +365,43 @@ class Endpoint:
             addrs.extend(transport.local_addrs())
         return EndpointAddr(self._id, addrs)
 
-    async def online(self) -> EndpointAddr:
+    async def online(self, timeout: float | None = None) -> EndpointAddr:
         """Wait until others reach us from anywhere: through a relay. Return our address then.
 
-        Waits for as long as no relay lets us in; set a deadline with `asyncio.timeout`.
+        Args:
+            timeout: seconds; by default this waits for as long as no relay lets us in. The endpoint
+                goes on trying in any case.
 
         Raises:
+            Offline: time is up; the message says what keeps us out of each relay.
             LocalError: nothing that could make us reachable was configured.
             EndpointClosed: the endpoint was closed.
         """
         self._check_open()
-        waits = [
-            asyncio.ensure_future(transport.online())
+        ways = [
+            transport
             for transport in self._transports
             if isinstance(transport, RendezvousTransport) and transport.has_rendezvous
         ]
+        waits = [asyncio.ensure_future(transport.online()) for transport in ways]
         if not waits:
             raise LocalError(
                 "this endpoint has no relay to be reached through",
                 hint="pass Endpoint.bind(relays=[…])",
             )
+        until = None if timeout is None else self.now() + timeout
         try:
             while waits:
-                done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                left = None if until is None else max(0.0, until - self.now())
+                done, _ = await asyncio.wait(
+                    waits, timeout=left, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    reasons = [reason for way in ways for reason in way.offline_reasons()]
+                    raise Offline(
+                        f"no relay let us in within {timeout:g} s: {'; '.join(reasons)}",
+                        hint="the endpoint goes on trying",
+                    )
                 if any(each.exception() is None for each in done):
                     return self.addr()
                 waits = [each for each in waits if each not in done]

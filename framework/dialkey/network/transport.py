@@ -104,6 +104,9 @@ class RendezvousTransport(Protocol):
     @property
     def has_rendezvous(self) -> bool: ...
 
+    def offline_reasons(self) -> list[str]:
+        """Say for each server what keeps us from it now."""
+
     async def online(self) -> object:
         """Wait until others can reach us by it.
 

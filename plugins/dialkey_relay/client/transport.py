@@ -262,6 +262,18 @@ class RelayTransport:
         """Whether any relay is configured that could become home."""
         return bool(self._configs)
 
+    def offline_reasons(self) -> list[str]:
+        """Say for each relay that may become home what keeps us from it now."""
+        reasons = []
+        for url in self._configs:
+            client = self._clients.get(url)
+            if client is None:
+                reasons.append(f"{url}: no answer")
+            elif not client.is_connected:
+                error = client.status.error
+                reasons.append(f"{url}: {error if error is not None else 'still connecting'}")
+        return reasons
+
     async def online(self) -> RelayUrl:
         """Wait until others can reach us through a relay; return which.
 

@@ -13,6 +13,7 @@ from dialkey.errors import (
     EndpointClosed,
     InvalidAddress,
     LocalError,
+    Offline,
     PluginError,
     ResolveError,
 )
@@ -122,6 +123,8 @@ async def test_online_can_be_cancelled_and_ends_with_the_endpoint() -> None:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await endpoint.online()
+        with pytest.raises(Offline, match=r"within 0.05 s: http://127\.0\.0\.1:1/: "):
+            await endpoint.online(0.05)
         waiting = asyncio.create_task(endpoint.online())
         await asyncio.sleep(0)
         await endpoint.close()
@@ -129,6 +132,18 @@ async def test_online_can_be_cancelled_and_ends_with_the_endpoint() -> None:
             await waiting
     with pytest.raises(EndpointClosed):
         await endpoint.online()
+
+
+async def test_who_is_kept_out_is_told_why() -> None:
+    async with (
+        RelayServer([SharedTokens(["sesame"])], OPEN) as server,
+        Endpoint.bind(relays=[server.url], bind="127.0.0.1:0") as endpoint,
+    ):
+        async for home in relay_of(endpoint).watch_home():
+            if home.status.error is not None:
+                break
+        with pytest.raises(Offline, match="wants a token"):
+            await endpoint.online(0)
 
 
 async def test_without_relays() -> None:
