@@ -52,6 +52,9 @@ _SLEEP_S: Final = 5.0
 
 _WATCH_S: Final = 2.0
 
+_SESSION_STEP_S: Final = 0.002
+"""Sessions of signed messages are named by milliseconds."""
+
 logger = logging.getLogger("dialkey.gossip")
 
 
@@ -116,6 +119,7 @@ class Gossip:
         self._own_addr: EndpointAddr | None = None
         self._own_addr_at = float("-inf")
         self._shutting_down: asyncio.Task[None] | None = None
+        self._session_at = 0.0
 
     def __repr__(self) -> str:
         return f"<Gossip with {len(self._memberships)} topics>"
@@ -238,7 +242,9 @@ class Gossip:
             return Terms(limit, None)
         assert self._endpoint is not None
         key = signing.secret_key if signing.secret_key is not None else self._endpoint.secret_key
-        signer = Signer(key, topic, self._clock())
+        # Each session has to be later than the one before, also after a clock was set back.
+        self._session_at = max(self._clock(), self._session_at + _SESSION_STEP_S)
+        signer = Signer(key, topic, self._session_at)
         return Terms(limit - ENVELOPE_OVERHEAD_BYTES, lambda data: signer.seal(data, self._clock()))
 
     def _ask(

@@ -126,6 +126,24 @@ async def test_replays_and_forgeries() -> None:
 
 
 @virtual
+async def test_who_leaves_and_comes_back_is_heard() -> None:
+    """Also within the millisecond, and after its clock was set back."""
+    offset = 0.0
+    async with Swarm(network(), clock=lambda: clock() + offset) as swarm:
+        alice, bob = await signed(swarm, 2)
+        await bob.broadcast(b"before")
+        assert await contents(alice, 1) == [b"before"]
+        for change in (0.0, -60.0):
+            offset += change
+            await bob.leave()
+            peers = [swarm.members[0].endpoint.addr()]
+            bob = await swarm.members[1].gossip.join(TOPIC, peers, signing=Signing())
+            await bob.joined(timeout=10)
+            await bob.broadcast(b"after")
+            assert await contents(alice, 1) == [b"after"]
+
+
+@virtual
 async def test_handles_of_one_topic_agree_on_signatures() -> None:
     async with Swarm(network(), clock=clock) as swarm:
         gossip = (await swarm.add()).gossip
