@@ -26,6 +26,7 @@ def test_every_hook_of_the_design_is_specified_and_says_its_contract() -> None:
         "dialkey_address_lookups",
         "dialkey_protocols",
         "dialkey_path_selector",
+        "dialkey_relays",
         "dialkey_before_connect",
         "dialkey_before_accept",
         "dialkey_after_handshake",

@@ -138,7 +138,8 @@ async def test_an_address_for_which_there_is_no_transport() -> None:
             await alice.connect(
                 EndpointAddr(STRANGER, [*unusable, address_of("nobody")]), ALPN, timeout=3
             )
-        assert sum("no transport" in attempt for attempt in timeout.value.attempts) == 2
+        attempts = "\n".join(timeout.value.attempts)
+        assert attempts.count("no transport") == attempts.count("bind with relays=()") == 1
         # It does not stand in the way of those that work.
         await alice.connect(EndpointAddr(bob.id, [*unusable, *bob.addr().addrs]), ALPN)
 
