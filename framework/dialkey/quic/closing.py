@@ -39,7 +39,8 @@ def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
         if path is not None:
             packet = outbound.build_close(c, path, answer)
             c.close_datagrams.append((path.remote, packet))
-    pto = max((path.recovery.pto for path in c.paths.values()), default=0.0)
+    # A path that was never answered knows no round trip, only a cautious guess at one.
+    pto = max((path.recovery.pto for path in c.paths.values() if path.validated), default=0.0)
     pto = pto or 3 * c.config.initial_rtt_s
     c.events.append(events.Closed(reason))
     c.handshake = None

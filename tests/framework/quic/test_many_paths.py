@@ -76,6 +76,19 @@ def test_each_path_measures_its_own_round_trip() -> None:
     assert len(windows) == 2, "each path has a window of its own"
 
 
+def test_an_attempt_that_nobody_answers_does_not_prolong_the_end() -> None:
+    pair = PathPair(FAST, FAST)
+    pair.connect()
+    pair.settle(1)
+    pair.ways[1].cut()
+    assert pair.open_path(pair.ways[1]) is not None
+    pair.settle(0.1)
+    assert len(pair.client.c.paths) == 2
+    pair.client.c.close(0, b"", pair.now)
+    assert pair.client.c.gone_at is not None
+    assert pair.client.c.gone_at - pair.now < 1.0
+
+
 def test_what_arrived_on_a_path_that_is_over_is_acknowledged_on_another() -> None:
     pair = PathPair(FAST, FAST).with_paths()
     late = pair.client.c.paths[1]
