@@ -38,8 +38,11 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
         ready = await _until(opener, "ready")
         ticket = ready["ticket"]
         workers = {ready["endpoint_id"]: opener}
-        for _ in range(2):
-            worker = await stack.enter_async_context(_process("work", "-t", ticket, *LOOPBACK))
+        joining = [
+            await stack.enter_async_context(_process("work", "-t", ticket, *LOOPBACK))
+            for _ in range(2)
+        ]
+        for worker in joining:
             workers[(await _until(worker, "ready"))["endpoint_id"]] = worker
         for endpoint_id in workers:
             output.remark(f"   {endpoint_id}")
@@ -61,6 +64,9 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
         results = await _follow(output, client, workers)
         if await client.wait() != 0:
             raise LocalError("the client failed")
+        for worker in workers.values():
+            if worker.returncode is None:
+                worker.terminate()
         wrong = await asyncio.to_thread(_count_wrong, inputs, results)
         if wrong:
             raise LocalError(f"{wrong} results are missing or wrong")
@@ -105,7 +111,7 @@ async def _process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]
     finally:
         if process.returncode is None:
             process.terminate()
-            await process.communicate()
+        await process.communicate()
 
 
 async def _events(process: asyncio.subprocess.Process) -> AsyncIterator[Mapping[str, Any]]:
