@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 
 from dialkey.identity import SecretKey
-from dialkey.quic import codes, events, outbound, stateless
+from dialkey.quic import bursts, codes, events, outbound, stateless
 from dialkey.quic.connection import Config, Connection, State
 from dialkey.quic.events import CloseReason
 from dialkey.quic.path import Address, Path
@@ -78,7 +78,7 @@ class Side:
         self.reset_codes: dict[int, int] = {}
         self.datagrams: list[bytes] = []
         self.reset_tokens: set[bytes] = set()
-        self.scratch = outbound.Scratch()
+        self.scratch = bursts.Scratch()
 
     # --- what an application does ---------------------------------------------------------------
 

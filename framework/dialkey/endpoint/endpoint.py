@@ -36,9 +36,9 @@ from dialkey.identity import (
 from dialkey.network.transport import PathAddress, RendezvousTransport, Transport
 from dialkey.network.udp import UdpTransport
 from dialkey.presets import Preset, minimal
+from dialkey.quic.bursts import Scratch
 from dialkey.quic.connection import Config
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
-from dialkey.quic.outbound import Scratch
 from dialkey.quic.qlog import Qlog
 
 logger = logging.getLogger("dialkey.endpoint")

@@ -20,7 +20,8 @@ from collections import deque
 
 from dialkey import limits
 from dialkey.identity import EndpointId
-from dialkey.quic import closing, codes, events, inbound, multipath, opening, outbound, timing
+from dialkey.quic import closing, codes, events, fate, inbound, multipath, opening, outbound, timing
+from dialkey.quic.bursts import Scratch
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Config, Send, State
 from dialkey.quic.events import CloseReason, Event
@@ -286,7 +287,7 @@ class Connection(StreamTable):
 
     # --- datagrams out --------------------------------------------------------------------------
 
-    def flush(self, now: float, send: Send, scratch: outbound.Scratch) -> None:
+    def flush(self, now: float, send: Send, scratch: Scratch) -> None:
         """Hand everything that may leave now to `send`."""
         if self.state is State.GONE:
             return
@@ -484,7 +485,7 @@ class Connection(StreamTable):
     # --- the fate of what was sent --------------------------------------------------------------
 
     def _on_acked(self, path: Path, record: Sent) -> None:
-        outbound.on_acked(self, path, record)
+        fate.on_acked(self, path, record)
 
     def _on_lost(self, path: Path, record: Sent) -> None:
-        outbound.on_lost(self, path, record)
+        fate.on_lost(self, path, record)

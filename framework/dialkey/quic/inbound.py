@@ -2,7 +2,7 @@
 
 Packets come in batches, as the kernel hands them over. Header protection is removed for a whole batch
 by one call of the cipher; then each packet is opened and its frames applied, STREAM frames first among
-the tests because nearly all frames are that.
+the tests because nearly all frames are that. Frames about streams: `inbound_streams`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from cryptography.exceptions import InvalidTag
 from dialkey import limits
 from dialkey.quic import codes, events, multipath
 from dialkey.quic.codes import CID_LENGTH, TransportError
+from dialkey.quic.inbound_streams import (
+    on_blocked,
+    on_datagram,
+    on_max_data,
+    on_max_stream_data,
+    on_max_streams,
+    on_reset_stream,
+    on_stop_sending,
+    on_stream,
+)
 from dialkey.quic.keys import KeyUpdateRefused
 from dialkey.quic.path import MAX_PENDING_RESPONSES, Address, Path, PeerCid
-from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 from dialkey.quic.wire import VARINT_MAX, read_ack_body, read_bytes, read_varint
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
-    from dialkey.quic.stream_table import StreamLimits
 
 _NUMBER_AT = 1 + CID_LENGTH
 _SAMPLE_AT = _NUMBER_AT + 4
@@ -204,7 +212,7 @@ def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now:
                     raise TransportError(codes.FRAME_ENCODING_ERROR, "cut off", codes.STREAM)
             else:
                 stop = end
-            _on_stream(c, stream_id, offset, plain[pos:stop], bool(frame & 1))
+            on_stream(c, stream_id, offset, plain[pos:stop], bool(frame & 1))
             pos = stop
         elif frame == codes.PADDING:
             pos = end - len(plain[pos:].lstrip(b"\0"))
@@ -272,186 +280,6 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
             path.waiting_since = now
         if c.qlog is not None:
             c.qlog.metrics(path)
-    return pos
-
-
-# --- streams ------------------------------------------------------------------------------------
-
-
-def _on_stream(c: Connection, stream_id: int, offset: int, data: bytes, fin: bool) -> None:
-    half = c.recv_halves.get(stream_id)
-    if half is None:
-        half = _find_recv(c, stream_id, codes.STREAM)
-        if half is None:
-            return
-    if offset + len(data) > VARINT_MAX:
-        raise TransportError(codes.FRAME_ENCODING_ERROR, "offset too large", codes.STREAM)
-    gained = half.on_data(offset, data, fin)
-    if gained:
-        _count_received(c, half, gained)
-    if half.watched and half.readable:
-        half.watched = False
-        c.events.append(events.Readable(half))
-    elif half.discarding and half.finished:
-        c.forget_recv(half)
-
-
-def _count_received(c: Connection, half: RecvHalf, gained: int) -> None:
-    c.data_received += gained
-    if c.data_received > c.max_data:
-        raise TransportError(codes.FLOW_CONTROL_ERROR, "over the connection's limit", codes.STREAM)
-    if half.discarding:
-        c.credit(gained)
-
-
-def _find_recv(c: Connection, stream_id: int, frame: int) -> RecvHalf | None:
-    """Return the receiving half of a stream, opened now if it is new; None if it is over."""
-    if is_client_initiated(stream_id) == c.is_client:
-        kind = c.uni if is_unidirectional(stream_id) else c.bidi
-        if is_unidirectional(stream_id):
-            raise TransportError(codes.STREAM_STATE_ERROR, "data on a stream of ours", frame)
-        if stream_id >= kind.next_local:
-            raise TransportError(codes.STREAM_STATE_ERROR, "a stream never opened", frame)
-        return None
-    _accept_up_to(c, stream_id, frame)
-    return c.recv_halves.get(stream_id)
-
-
-def _find_send(c: Connection, stream_id: int, frame: int) -> SendHalf | None:
-    """Return the sending half of a stream; None if it is over."""
-    half = c.send_halves.get(stream_id)
-    if half is not None:
-        return half
-    if is_client_initiated(stream_id) == c.is_client:
-        kind = c.uni if is_unidirectional(stream_id) else c.bidi
-        if stream_id >= kind.next_local:
-            raise TransportError(codes.STREAM_STATE_ERROR, "a stream never opened", frame)
-        return None
-    if is_unidirectional(stream_id):
-        raise TransportError(codes.STREAM_STATE_ERROR, "the peer's own direction", frame)
-    _accept_up_to(c, stream_id, frame)
-    return c.send_halves.get(stream_id)
-
-
-def _accept_up_to(c: Connection, stream_id: int, frame: int) -> None:
-    """Open the peer's streams up to this one: lower ones are opened with it (RFC 9000 section 3.2)."""
-    unidirectional = is_unidirectional(stream_id)
-    kind: StreamLimits = c.uni if unidirectional else c.bidi
-    index = stream_id >> 2
-    if index < kind.accepted:
-        return
-    if index >= kind.allowed:
-        raise TransportError(codes.STREAM_LIMIT_ERROR, "too many streams", frame)
-    for i in range(kind.accepted, index + 1):
-        each = i << 2 | (stream_id & 3)
-        recv = c.recv_halves[each] = RecvHalf(each, c.config.stream_window)
-        send = None
-        if not unidirectional:
-            limit = c.peer_parameters.initial_max_stream_data_bidi_local
-            send = c.send_halves[each] = SendHalf(each, limit)
-        c.events.append(events.StreamOpened(send, recv))
-    kind.accepted = index + 1
-
-
-def _on_reset_stream(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    stream_id, pos = read_varint(data, pos)
-    code, pos = read_varint(data, pos)
-    final_size, pos = read_varint(data, pos)
-    half = c.recv_halves.get(stream_id) or _find_recv(c, stream_id, frame)
-    if half is None:
-        return pos
-    unread = half.received - half.consumed
-    was_discarding = half.discarding
-    gained = half.on_reset(code, final_size)
-    if gained:
-        _count_received(c, half, gained)
-    if half.reset_code is not None and not was_discarding:
-        # What arrived unread will not be read.
-        c.credit(unread)
-        half.consumed = half.received
-    if half.watched:
-        half.watched = False
-        c.events.append(events.Readable(half))
-    if half.finished:
-        c.forget_recv(half)
-    return pos
-
-
-def _on_stop_sending(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    stream_id, pos = read_varint(data, pos)
-    code, pos = read_varint(data, pos)
-    half = _find_send(c, stream_id, frame)
-    if half is not None and half.stopped_code is None and not half.closed:
-        half.on_stopped(code)
-        c.wake(half)
-        if half.watched:
-            half.watched = False
-            c.events.append(events.Writable(half))
-    return pos
-
-
-def _on_max_stream_data(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    stream_id, pos = read_varint(data, pos)
-    limit, pos = read_varint(data, pos)
-    half = _find_send(c, stream_id, frame)
-    if half is not None and limit > half.limit:
-        half.limit = limit
-        c.wake(half)
-    return pos
-
-
-def _on_max_data(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    limit, pos = read_varint(data, pos)
-    if limit > c.peer_max_data:
-        c.peer_max_data = limit
-        waiting, c.waiting_for_data_limit = c.waiting_for_data_limit, []
-        for half in waiting:
-            c.wake(half)
-    return pos
-
-
-def _on_max_streams(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    limit, pos = read_varint(data, pos)
-    if limit > codes.MAX_STREAM_COUNT:
-        raise TransportError(codes.FRAME_ENCODING_ERROR, "too many streams", frame)
-    unidirectional = frame == codes.MAX_STREAMS_UNI
-    kind = c.uni if unidirectional else c.bidi
-    if limit > kind.peer_allows:
-        kind.peer_allows = limit
-        c.events.append(events.StreamsAvailable(unidirectional))
-    return pos
-
-
-def _on_blocked(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    """Read past a ..._BLOCKED frame: limits rise by consumption, not on request."""
-    if frame == codes.STREAM_DATA_BLOCKED:
-        stream_id, pos = read_varint(data, pos)
-        if stream_id not in c.recv_halves:
-            _find_recv(c, stream_id, frame)
-    _, pos = read_varint(data, pos)
-    return pos
-
-
-def _on_datagram(
-    c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
-) -> int:
-    length = len(data) - pos
-    if frame == codes.DATAGRAM_WITH_LENGTH:
-        length, pos = read_varint(data, pos)
-    payload, pos = read_bytes(data, pos, length)
-    c.events.append(events.DatagramReceived(payload))
     return pos
 
 
@@ -633,18 +461,18 @@ _PROBING = frozenset(
     }
 )
 _HANDLERS = {
-    codes.RESET_STREAM: _on_reset_stream,
-    codes.STOP_SENDING: _on_stop_sending,
+    codes.RESET_STREAM: on_reset_stream,
+    codes.STOP_SENDING: on_stop_sending,
     codes.CRYPTO: _on_crypto,
     codes.NEW_TOKEN: _on_new_token,
-    codes.MAX_DATA: _on_max_data,
-    codes.MAX_STREAM_DATA: _on_max_stream_data,
-    codes.MAX_STREAMS_BIDI: _on_max_streams,
-    codes.MAX_STREAMS_UNI: _on_max_streams,
-    codes.DATA_BLOCKED: _on_blocked,
-    codes.STREAM_DATA_BLOCKED: _on_blocked,
-    codes.STREAMS_BLOCKED_BIDI: _on_blocked,
-    codes.STREAMS_BLOCKED_UNI: _on_blocked,
+    codes.MAX_DATA: on_max_data,
+    codes.MAX_STREAM_DATA: on_max_stream_data,
+    codes.MAX_STREAMS_BIDI: on_max_streams,
+    codes.MAX_STREAMS_UNI: on_max_streams,
+    codes.DATA_BLOCKED: on_blocked,
+    codes.STREAM_DATA_BLOCKED: on_blocked,
+    codes.STREAMS_BLOCKED_BIDI: on_blocked,
+    codes.STREAMS_BLOCKED_UNI: on_blocked,
     codes.NEW_CONNECTION_ID: _on_new_connection_id,
     codes.RETIRE_CONNECTION_ID: _on_retire_connection_id,
     codes.PATH_ABANDON: _on_path_abandon,
@@ -660,6 +488,6 @@ _HANDLERS = {
     codes.CONNECTION_CLOSE: _on_close,
     codes.APPLICATION_CLOSE: _on_close,
     codes.HANDSHAKE_DONE: _on_handshake_done,
-    codes.DATAGRAM: _on_datagram,
-    codes.DATAGRAM_WITH_LENGTH: _on_datagram,
+    codes.DATAGRAM: on_datagram,
+    codes.DATAGRAM_WITH_LENGTH: on_datagram,
 }

@@ -1,22 +1,22 @@
 """Building 1-RTT packets: acknowledgements, control frames, stream data, probes.
 
 Two shapes of packet. A *lone* packet holds whatever is due: an acknowledgement, control frames, pieces
-of several streams. A *burst* is a run of full packets with consecutive pieces of one stream, sealed
-into one buffer and masked with one call of the cipher; the kernel cuts it apart (GSO). Bulk data goes
-in bursts, everything else in lone packets.
+of several streams; it is made here. A *burst* is a run of full packets with consecutive pieces of one
+stream (`bursts`); the kernel cuts it apart (GSO). Bulk data goes in bursts, everything else in lone
+packets. Whose turn it is: `turns`. What becomes of it: `fate`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from dialkey.quic import codes, events, multipath
+from dialkey.quic import codes, multipath
+from dialkey.quic.bursts import SHORT_NUMBER_RANGE, Scratch, count_sent, try_burst
 from dialkey.quic.codes import CID_LENGTH
 from dialkey.quic.keys import TAG_LENGTH
 from dialkey.quic.mtu import BASE_BYTES
 from dialkey.quic.recovery import Frame, Sent
-from dialkey.quic.streams import Bytes, SendHalf
+from dialkey.quic.turns import next_half, rotate, take
 from dialkey.quic.wire import encode_ack_body, encode_connection_close, varint
 
 if TYPE_CHECKING:
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from dialkey.quic.events import CloseReason
     from dialkey.quic.path import Address, Path
 
-MAX_BURST: Final = 44
-"""Packets in one burst: as many 1452-byte ones as fit the 64 KiB that one system call may carry."""
-SCRATCH_BYTES: Final = 65_535
 _MIN_PAYLOAD: Final = 4
 """Shorter payloads are padded, so that the header-protection sample exists (RFC 9001 5.4.2)."""
 _SMALLEST_PROBE: Final = 64
@@ -36,33 +33,9 @@ _MAX_STREAM_HEAD: Final = 1 + 8 + 8 + 2
 PACKET_OVERHEAD: Final = 1 + CID_LENGTH + 4 + TAG_LENGTH
 _ROOM_LEFT: Final = 128
 """A lone packet with more room than this left took everything: no frame but a datagram is larger."""
-_SHORT_NUMBER_RANGE: Final = 1 << 14
 _ACK_ONLY_PING_EVERY: Final = 24
 """So many acknowledgement-only packets with gaps, and one asks to be acknowledged itself: then the
 ranges that the peer knows of can be forgotten."""
-
-
-class Scratch:
-    """The buffer in which bursts are sealed; one serves all connections of a thread."""
-
-    __slots__ = ("_slots", "buffer", "view")
-
-    def __init__(self) -> None:
-        self.buffer = bytearray(SCRATCH_BYTES)
-        self.view = memoryview(self.buffer)
-        self._slots: dict[int, list[memoryview]] = {}
-
-    def slots(self, size: int) -> list[memoryview]:
-        """Return where the protected part of each packet of `size` bytes stands."""
-        slots = self._slots.get(size)
-        if slots is None:
-            if len(self._slots) > 16:
-                self._slots.clear()
-            count = min(MAX_BURST, SCRATCH_BYTES // size)
-            head = 1 + CID_LENGTH + 2
-            slots = [self.view[i * size + head : (i + 1) * size] for i in range(count)]
-            self._slots[size] = slots
-        return slots
 
 
 # --- lone packets -------------------------------------------------------------------------------
@@ -74,7 +47,7 @@ def seal_packet(c: Connection, path: Path, payload: bytes, cid: bytes) -> bytes:
     assert protection is not None
     number = path.next_number
     path.next_number = number + 1
-    wide = number - path.recovery.largest_acked > _SHORT_NUMBER_RANGE
+    wide = number - path.recovery.largest_acked > SHORT_NUMBER_RANGE
     length = 4 if wide else 2
     first = 0x40 | protection.send_phase << 2 | (length - 1)
     number_bytes = (number & ((1 << 8 * length) - 1)).to_bytes(length, "big")
@@ -137,16 +110,16 @@ def flush_path(
             path.validated or path.amplification_room() >= size
         )
         may_send_data = (room >= size and not paced) or may_probe
-        half = _next_half(c) if may_send_data and carries_data else None
+        half = next_half(c) if may_send_data and carries_data else None
         if half is not None and not may_probe:
-            used = _try_burst(c, path, half, cid, room, now, send, scratch)
+            used = try_burst(c, path, half, cid, room, now, send, scratch)
             if used:
                 allowance -= used
                 recovery.pacer.spend(used)
                 continue
         used = _send_lone(c, path, cid, size, may_send_data, carries_data, now, send)
         if not used:
-            if paced and carries_data and (_next_half(c) is not None or c.control):
+            if paced and carries_data and (next_half(c) is not None or c.control):
                 c.pace(recovery.pacer.next_time(now, rate))
             break
         allowance -= used
@@ -164,21 +137,12 @@ def _emit(
     record = Sent(path.next_number - 1, path.next_number, now, len(packet), len(packet))
     record.frames = frames
     path.recovery.on_sent(record, now)
-    _count(c, path, len(packet), 1, now)
+    count_sent(c, path, len(packet), 1, now)
     c.sent_eliciting(now)
     path.last_activity = now
     if path.waiting_since is None:
         path.waiting_since = now
     send(path.remote, packet, len(packet))
-
-
-def _count(c: Connection, path: Path, size: int, packets: int, now: float) -> None:
-    c.bytes_sent += size
-    path.bytes_sent += size
-    protection = c.protection
-    assert protection is not None
-    if protection.count_sealed(packets):
-        c.update_keys(now)
 
 
 def _acks_due(c: Connection, path: Path, carries_data: bool, now: float) -> list[Path]:
@@ -263,7 +227,7 @@ def _send_lone(
         each.ack_at = None
     packet = seal_packet(c, path, b"".join(parts), cid)
     if not frames:
-        _count(c, path, len(packet), 1, now)
+        count_sent(c, path, len(packet), 1, now)
         send(path.remote, packet, len(packet))
         # Acknowledgements alone are not paced and end the loop: nothing else was due.
         return 0
@@ -379,7 +343,7 @@ def _add_streams(
     c: Connection, parts: list[bytes], frames: list[Frame], used: int, budget: int
 ) -> int:
     while budget - used > _MAX_STREAM_HEAD:
-        half = _next_half(c)
+        half = next_half(c)
         if half is None:
             break
         if half.reset_pending:
@@ -394,7 +358,7 @@ def _add_streams(
             frames.append(frame)
             used += len(data)
         else:
-            offset, piece, fin = _take(c, half, budget - used - _MAX_STREAM_HEAD)
+            offset, piece, fin = take(c, half, budget - used - _MAX_STREAM_HEAD)
             kind = codes.STREAM | 0x02 | (0x04 if offset else 0) | (0x01 if fin else 0)
             head = bytes((kind,)) + varint(half.id)
             if offset:
@@ -404,194 +368,7 @@ def _add_streams(
             parts.append(bytes(piece))
             frames.append((codes.STREAM, half, offset, piece, fin))
             used += len(head) + len(piece)
-        _rotate(c, half)
-    return used
-
-
-# --- choosing what to send ----------------------------------------------------------------------
-
-
-def _next_half(c: Connection) -> SendHalf | None:
-    """Return the half whose turn it is and that can send, without removing it from its queue."""
-    for priority, queue in c.ready.items():
-        while queue:
-            half = queue[0]
-            if half.wants_to_send and half.priority == priority:
-                if (
-                    half.reset_pending
-                    or half.retransmit
-                    or not half.queued
-                    or c.data_sent < c.peer_max_data
-                ):
-                    return half
-                queue.popleft()
-                half.in_queue = False
-                c.waiting_for_data_limit.append(half)
-                continue
-            queue.popleft()
-            half.in_queue = False
-            c.wake(half)
-    if c.ready and not any(c.ready.values()):
-        c.ready.clear()
-    return None
-
-
-def _rotate(c: Connection, half: SendHalf) -> None:
-    """Let the next stream of the same priority have its turn."""
-    queue: deque[SendHalf] = c.ready[half.priority]
-    if queue and queue[0] is half:
-        queue.popleft()
-        if half.wants_to_send:
-            queue.append(half)
-        else:
-            half.in_queue = False
-
-
-def _take(c: Connection, half: SendHalf, want: int) -> tuple[int, Bytes, bool]:
-    """Take the next piece of a stream: (offset, data, whether it is the last)."""
-    if half.retransmit:
-        offset, data, fin = half.retransmit.popleft()
-        if len(data) > want:
-            rest = memoryview(data)[want:]
-            half.retransmit.appendleft((offset + want, rest, fin))
-            data, fin = memoryview(data)[:want], False
-        half.retransmit_bytes -= len(data)
-        return offset, data, fin
-    offset = half.offset
-    data = b""
-    if half.queued:
-        allowed = min(want, half.limit - offset, c.peer_max_data - c.data_sent)
-        data = half.take(allowed)
-        half.offset = offset + len(data)
-        c.data_sent += len(data)
-    fin = half.fin and not half.queued
-    if fin:
-        half.fin_sent = True
-    if half.watched and half.queued <= half.low_water:
-        half.watched = False
-        c.events.append(events.Writable(half))
-    return offset, data, fin
-
-
-# --- bursts -------------------------------------------------------------------------------------
-
-
-def _try_burst(
-    c: Connection,
-    path: Path,
-    half: SendHalf,
-    cid: bytes,
-    room: int,
-    now: float,
-    send: Send,
-    scratch: Scratch,
-) -> int:
-    """Send a burst of one stream, if it has at least two full packets waiting; return its bytes."""
-    size = path.mtu.current
-    if half.reset_code is not None or c.control:
-        return 0
-    offset = half.retransmit[0][0] if half.retransmit else half.offset
-    # One width of offset for the whole burst, so that all packets hold equally much.
-    wide = offset + SCRATCH_BYTES >= 1 << 30
-    head = bytes((codes.STREAM | 0x04,)) + varint(half.id)
-    per_packet = size - 1 - CID_LENGTH - 2 - TAG_LENGTH - len(head) - (8 if wide else 4)
-    if half.retransmit:
-        waiting = len(half.retransmit[0][1])
-    else:
-        waiting = min(half.queued, half.limit - offset, c.peer_max_data - c.data_sent)
-    if waiting < 2 * per_packet:
-        return 0
-    slots = scratch.slots(size)
-    if path.next_number - path.recovery.largest_acked > _SHORT_NUMBER_RANGE:
-        return 0
-    # Whole packets only: a remainder goes into a lone packet, together with other frames.
-    count = min(waiting // per_packet, len(slots), room // size)
-    if count < 2:
-        return 0
-    offset, data, fin = _take(c, half, count * per_packet)
-    if fin:
-        # The last piece fills its packet exactly; the end of the stream follows on its own.
-        fin = False
-        if half.fin_sent:
-            half.fin_sent = False
-    count = -(-len(data) // per_packet)
-    number = path.next_number
-    used = _seal_burst(c, path, scratch, slots, cid, head, offset, data, per_packet, wide)
-    record = Sent(number, number + count, now, size, used)
-    record.stream = half
-    record.offset = offset
-    record.room = per_packet
-    record.data = data
-    if c.qlog is not None:
-        c.qlog.burst_sent(path, record)
-    path.recovery.on_sent(record, now)
-    _count(c, path, used, count, now)
-    c.sent_eliciting(now)
-    path.last_activity = now
-    if path.waiting_since is None:
-        path.waiting_since = now
-    send(path.remote, scratch.view[:used], size)
-    _rotate(c, half)
-    return used
-
-
-def _seal_burst(
-    c: Connection,
-    path: Path,
-    scratch: Scratch,
-    slots: list[memoryview],
-    cid: bytes,
-    head: bytes,
-    offset: int,
-    data: Bytes,
-    per_packet: int,
-    wide: bool,
-) -> int:
-    """Seal `data` into consecutive packets in the scratch buffer; return the bytes used."""
-    protection = c.protection
-    assert protection is not None
-    size = path.mtu.current
-    key = protection.send
-    encrypt_into = key.encrypt_into
-    base = key.iv ^ path.id << 64
-    first = 0x41 | protection.send_phase << 2
-    aad_head = bytes((first,)) + cid
-    number = start_number = path.next_number
-    width, flag = (8, 0xC000000000000000) if wide else (4, 0x80000000)
-    at = 0
-    total = len(data)
-    for slot in slots:
-        piece = head + ((offset + at) | flag).to_bytes(width, "big") + data[at : at + per_packet]
-        if len(piece) + TAG_LENGTH < len(slot):
-            slot = slot[: len(piece) + TAG_LENGTH]
-        encrypt_into(
-            (base ^ number).to_bytes(12, "big"),
-            piece,
-            aad_head + (number & 0xFFFF).to_bytes(2, "big"),
-            slot,
-        )
-        number += 1
-        at += per_packet
-        if at >= total:
-            break
-    count = number - start_number
-    path.next_number = number
-    used = (count - 1) * size + 1 + CID_LENGTH + 2 + len(slot)
-    # Header protection by columns: the same byte of every packet in one strided assignment.
-    masks = protection.send_header.masks(b"".join([s[2:18] for s in slots[:count]]))
-    out = scratch.buffer
-    last = (count - 1) * size + 1
-    out[0:last:size] = bytes([first ^ (m & 0x1F) for m in masks[0::16]])
-    for i in range(CID_LENGTH):
-        out[1 + i : last + 1 + i : size] = bytes((cid[i],)) * count
-    numbers = range(start_number, number)
-    high, low = 1 + CID_LENGTH, 2 + CID_LENGTH
-    out[high : last + high : size] = bytes(
-        [(n >> 8 & 0xFF) ^ m for n, m in zip(numbers, masks[1::16], strict=True)]
-    )
-    out[low : last + low : size] = bytes(
-        [(n & 0xFF) ^ m for n, m in zip(numbers, masks[2::16], strict=True)]
-    )
+        rotate(c, half)
     return used
 
 
@@ -614,7 +391,7 @@ def _send_mtu_probe(c: Connection, path: Path, cid: bytes, now: float, send: Sen
     record.frames = []
     record.probe_size = size
     path.recovery.on_sent(record, now)
-    _count(c, path, len(packet), 1, now)
+    count_sent(c, path, len(packet), 1, now)
     send(path.remote, packet, len(packet))
 
 
@@ -657,84 +434,3 @@ def _send_challenge(c: Connection, path: Path, cid: bytes, now: float, send: Sen
         return
     packet = seal_packet(c, path, frame, cid)
     _emit(c, path, packet, [(codes.PATH_CHALLENGE,)], now, send)
-
-
-# --- the fate of what was sent ------------------------------------------------------------------
-
-
-def on_acked(c: Connection, path: Path, record: Sent) -> None:
-    """Note that a record has arrived."""
-    if record.size > BASE_BYTES:
-        path.mtu.on_large_acked(record.time)
-    stream = record.stream
-    if stream is not None:
-        _stream_acked(c, stream, len(record.data), record.fin)
-        return
-    if record.probe_size:
-        if path.mtu.on_probe_acked(record.probe_size):
-            path.recovery.cc.set_max_datagram(path.mtu.current)
-        return
-    for frame in record.frames or ():
-        kind = frame[0]
-        if kind == codes.STREAM:
-            _stream_acked(c, frame[1], len(frame[3]), frame[4])
-        elif kind == codes.RESET_STREAM:
-            half = frame[1]
-            half.on_reset_acked()
-            _send_closed(c, half)
-        elif kind == codes.ACK:
-            frame[1].received.forget_below(frame[2])
-
-
-def _stream_acked(c: Connection, half: SendHalf, length: int, fin: bool) -> None:
-    half.on_acked(length, fin)
-    if half.closed:
-        _send_closed(c, half)
-    elif half.watched and half.all_delivered:
-        half.watched = False
-        c.events.append(events.Writable(half))
-
-
-def _send_closed(c: Connection, half: SendHalf) -> None:
-    if half.watched:
-        half.watched = False
-        c.events.append(events.Writable(half))
-    c.forget_send(half)
-
-
-def on_lost(c: Connection, path: Path, record: Sent) -> None:
-    """Queue again what a lost record carried and what still matters."""
-    if c.qlog is not None:
-        c.qlog.packets_lost(path, record)
-    stream = record.stream
-    if stream is not None:
-        stream.on_lost(record.offset, record.data, record.fin)
-        c.wake(stream)
-        _maybe_shrink(path, record)
-        return
-    if record.probe_size:
-        path.mtu.on_probe_lost(record.probe_size)
-        return
-    _maybe_shrink(path, record)
-    for frame in record.frames or ():
-        kind = frame[0]
-        if kind == codes.STREAM:
-            _, half, offset, data, fin = frame
-            half.on_lost(offset, data, fin)
-            c.wake(half)
-        elif kind == codes.RESET_STREAM:
-            lost_half = frame[1]
-            lost_half.reset_pending = True
-            c.wake(lost_half)
-        elif kind not in _NEVER_AGAIN:
-            c.control.append(frame)
-
-
-_NEVER_AGAIN = frozenset(
-    {codes.PING, codes.ACK, codes.DATAGRAM, codes.PATH_CHALLENGE, codes.PATH_RESPONSE}
-)
-
-
-def _maybe_shrink(path: Path, record: Sent) -> None:
-    if record.size > BASE_BYTES and path.mtu.on_large_lost(record.time):
-        path.recovery.cc.set_max_datagram(path.mtu.current)
