@@ -223,23 +223,28 @@ def test_who_may_come_and_ctrl_c_at_either_side(shop: Shop) -> None:
     assert [each["what"] for each in worker.all("job")].count("done") == 2
 
 
-def test_workers_that_leave_hand_back_or_finish(shop: Shop) -> None:
-    hasty = shop.open("--grace", "0")
+def test_workers_that_leave_finish_or_hand_back(shop: Shop) -> None:
+    workers = {}
+    for worker in (shop.open("--grace", "30"), shop.work("--grace", "30")):
+        ready = worker.events[0] if worker.events else worker.next("ready")
+        workers[ready["endpoint_id"]] = worker
     client = shop.run("hold", shop.input("last", text("last", 100_000)))
+    first = workers.pop(client.next("assigned")["worker"])
+    [second] = workers.values()
     pid = shop.held("last")
-    patient = shop.work("--grace", "30")
-    patient.next("ready")
-    hasty.popen.send_signal(signal.SIGTERM)
+    first.popen.send_signal(signal.SIGTERM)
+    assert first.next("leaving")["active"] == 1
+    first.popen.send_signal(signal.SIGTERM)  # and now at once
     assert "leaving" in str(client.next("handed_over")["reason"])
     until_gone(pid)
-    Path(shop.folder / f"last.{pid}.pid").unlink()
+    (shop.folder / f"last.{pid}.pid").unlink()
 
     shop.held("last")
-    patient.popen.send_signal(signal.SIGTERM)
-    assert hasty.ends() == 143
+    second.popen.send_signal(signal.SIGTERM)
+    second.next("leaving")
     (shop.folder / "go").touch()
     assert client.ends() == 0
-    assert patient.ends() == 143
+    assert [worker.ends() for worker in (first, second)] == [143, 143]
     assert len(client.all("done")) == 1
     assert (shop.folder / "last.hold").read_bytes() == b"held " + text("last", 100_000)
 

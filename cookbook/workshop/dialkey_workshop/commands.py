@@ -78,6 +78,7 @@ async def work(
             finally:
                 announcing.cancel()
                 await asyncio.wait({announcing})
+                output.result("leaving", None, active=worker.active)
                 if worker.active:
                     output.remark(f"Finishing {worker.active} jobs; Ctrl-C again leaves at once.")
                 await worker.leave(grace_s)
