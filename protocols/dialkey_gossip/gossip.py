@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey import hookimpl
+from dialkey import NetworkChanged, hookimpl
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, EndpointId, Remote, parse_remote
 from dialkey_gossip.actions import Action, Delivered, Learned, PeerDown, PeerUp, Release, Send, Tell
@@ -142,6 +142,13 @@ class Gossip:
     async def dialkey_endpoint_closing(self, endpoint: Endpoint) -> None:
         """Say goodbye before the connections are closed."""
         await self.shutdown()
+
+    @hookimpl
+    def dialkey_events(self, event: object) -> None:
+        """Look for lost peers when the network has changed."""
+        is_open = self._endpoint is not None and self._shutting_down is None
+        if is_open and isinstance(event, NetworkChanged):
+            self.network_changed()
 
     async def accept(self, connection: Connection) -> None:
         """Serve a connection that a peer made to us."""
@@ -279,7 +286,7 @@ class Gossip:
     def network_changed(self) -> None:
         """Try lost and unreachable peers again soon.
 
-        Called by itself when the machine has slept. Call it beside `Endpoint.network_changed`.
+        Called by itself when the machine has slept, and by `Endpoint.network_changed`.
         """
         self._check_open()
         self._act(self._node.hurry(self._now()))

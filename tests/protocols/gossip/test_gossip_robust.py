@@ -185,6 +185,20 @@ async def test_the_whole_network_goes_and_comes_back() -> None:
 
 
 @virtual
+async def test_a_member_whose_network_is_back_says_so_to_its_endpoint() -> None:
+    async with joined(3, network()) as (swarm, topics):
+        lost, others = swarm.members[2], swarm.members[:2]
+        cut(swarm, [lost], others)
+        await asyncio.sleep(600)
+        assert topics[2].neighbors() == ()
+        cut(swarm, [lost], others, is_up=True)
+        lost.endpoint.network_changed()
+        started = now()
+        await topics[2].joined(timeout=30)
+        assert now() - started <= 5
+
+
+@virtual
 async def test_both_ends_are_somewhere_else_and_are_found_by_a_lookup() -> None:
     directory = Directory()
     async with Swarm(network()) as swarm:
