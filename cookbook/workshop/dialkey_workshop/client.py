@@ -181,10 +181,12 @@ class _Client:
         """Put the inputs into the store, as references to the files."""
         if not JOB_NAME.fullmatch(job):
             raise InvalidInput(f"{job!r} is no name of a job")
-        targets = [folder / f"{file.name}.{job}" for file in files]
-        for target in targets:
-            if targets.count(target) > 1:
+        targets: dict[Path, None] = {}
+        for file in files:
+            target = folder / f"{file.name}.{job}"
+            if target in targets:
                 raise InvalidInput(f"two results would be {target}", hint="run them separately")
+            targets[target] = None
             if target.exists() and not self._overwrite:
                 raise InvalidInput(f"there is {target} already", hint="--overwrite replaces it")
         store = self._site.blobs.store

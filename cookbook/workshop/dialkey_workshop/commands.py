@@ -109,6 +109,8 @@ async def list_workers(
                     await enough.wait()
         finally:
             watching.cancel()
+    if not board.workers:
+        output.remark("Nobody was heard.")
     for here in board.workers:
         output.result(
             "worker",
