@@ -132,7 +132,7 @@ def test_what_a_script_says_is_heard_although_it_ends_at_once(rooms: Rooms) -> N
     alice, ticket = rooms.create("alice")
     done = subprocess.run(
         [sys.executable, "-m", "dialkey", "chat", "join", ticket, "--name", "builder"],
-        input="the build is done\n",
+        input="".join(f"line {number}\n" for number in range(8)) + "the build is done",
         env=rooms.environment,
         cwd=rooms.folder,
         capture_output=True,
@@ -140,6 +140,8 @@ def test_what_a_script_says_is_heard_although_it_ends_at_once(rooms: Rooms) -> N
         timeout=TIMEOUT_S,
     )
     assert done.returncode == 0, done.stderr
+    for number in range(8):
+        alice.expect(rf"builder \(.*\): line {number}$")
     alice.expect(r"builder \(.*\): the build is done")
     assert not (rooms.folder / "chat-downloads").exists()
 
@@ -165,19 +167,27 @@ def test_the_screen(rooms: Rooms) -> None:
     bob.expect("room[a-z2-7]{40}")
     assert b"\x1b]52;c;" in bob.raw, "our own ticket goes to the clipboard"
 
+    bob.resize(28, 60)
+    bob.press("a narrow window\r")
+    screen = bob.expect(r"\n (narrow )?window ")
+    rows = screen.partition("\u258a")[0].splitlines()
+    left = " ".join(row.partition("\u2502")[0].strip() for row in rows)
+    assert "hello from a screen" in left, screen
+    assert left.count("a narrow window") == 1, screen
+
     bob.press("\x03")
     assert bob.ended() == 0
     alice.expect(r"robert \(.*\) has left")
     check_restored(bob)
 
 
-@pytest.mark.parametrize("how", ["/quit", "SIGTERM"])
+@pytest.mark.parametrize("how", ["/quit", "SIGHUP"])
 def test_a_terminal_is_as_it_was(rooms: Rooms, how: str) -> None:
     alice = rooms.on_terminal("alice", "create", "--room", "tea")
     alice.expect("tea: 1 here")
     alice.expect("/help helps")
-    if how == "SIGTERM":
-        alice.process.send_signal(signal.SIGTERM)
+    if how == "SIGHUP":
+        alice.process.send_signal(signal.SIGHUP)
         assert alice.ended() == 143
     else:
         alice.press("/quit\r")

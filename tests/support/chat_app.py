@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -116,7 +117,7 @@ class TerminalChat(_Watched):
         self._screen = pyte.Screen(COLUMNS, ROWS)
         self._stream = pyte.ByteStream(self._screen)
         self._master, self._slave = os.openpty()
-        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
+        self._set_size(ROWS, COLUMNS)
         self.modes_before = termios.tcgetattr(self._slave)
         self.process = subprocess.Popen(
             command(*arguments),
@@ -153,6 +154,16 @@ class TerminalChat(_Watched):
             return text if re.search(pattern, text) else None
 
         return self._wait(found, pattern)
+
+    def resize(self, rows: int, columns: int) -> None:
+        """Change the size of the window."""
+        with self._grown:
+            self._screen.resize(rows, columns)
+        self._set_size(rows, columns)
+        self.process.send_signal(signal.SIGWINCH)
+
+    def _set_size(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self._slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def press(self, keys: str) -> None:
         """Press keys, in the characters that a terminal sends for them."""

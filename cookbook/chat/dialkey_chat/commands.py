@@ -16,7 +16,7 @@ from dialkey.errors import DialkeyError
 from dialkey_chat.room import Arrived, Departed, Notice, Remark, Renamed, Written
 from dialkey_chat.session import Chat
 
-__all__ = ["HELP", "describe", "label", "perform"]
+__all__ = ["HELP", "clock", "describe", "label", "perform"]
 
 HELP: Final = """\
 /who            who is here
@@ -102,11 +102,18 @@ def label(name: str, id: EndpointId) -> str:
     return f"{name} ({id.short()})"
 
 
+def clock(at_ms: int) -> str:
+    """Give the time of day here, with the date if it was another day."""
+    then, now = time.localtime(at_ms / 1000), time.localtime()
+    is_today = then[:3] == now[:3]
+    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", then)
+
+
 def describe(notice: Notice) -> str:
     """Say in a line what has happened."""
     match notice:
         case Written(letter=letter):
-            when = time.strftime("%H:%M", time.localtime(letter.at_ms / 1000))
+            when = clock(letter.at_ms)
             who = label(letter.name, letter.author)
             if isinstance(letter.body, str):
                 return f"{when} {who}: {letter.body}"

@@ -11,6 +11,7 @@ from typing import Final
 
 from dialkey_chat.commands import describe, perform
 from dialkey_chat.session import Chat
+from dialkey_gossip import NoNeighbors
 
 __all__ = ["run_plain"]
 
@@ -24,19 +25,31 @@ MAX_LINES: Final = 100
 
 
 async def run_plain(chat: Chat) -> None:
-    """Do what standard input says, and write what happens, until ``/quit`` or the end of input."""
+    """Do what standard input says, and write what happens, until ``/quit`` or the end of input.
+
+    Raises:
+        NoNeighbors: the input is at its end, and nobody was there to hear all of it.
+    """
     showing = asyncio.create_task(_show(chat))
     try:
         async for line in _lines():
             if not perform(chat, line):
                 break
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DELIVERY_S):
-                await chat.delivered()
+            await chat.space()
+        else:
+            await _deliver(chat)
         await chat.leave()
         await showing
     finally:
         showing.cancel()
+
+
+async def _deliver(chat: Chat) -> None:
+    try:
+        async with asyncio.timeout(DELIVERY_S):
+            await chat.delivered()
+    except TimeoutError:
+        raise NoNeighbors("nobody was there to hear what was said") from None
 
 
 async def _show(chat: Chat) -> None:

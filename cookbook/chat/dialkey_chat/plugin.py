@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -110,6 +112,7 @@ async def _chat(
     from dialkey_chat.commands import label
     from dialkey_chat.session import Settings, open_chat
 
+    _leave_with_the_terminal()
     settings = Settings(name=name, downloads=downloads, heartbeat_s=heartbeat_s)
     async with await options.open_endpoint() as endpoint:
         await options.until_online(endpoint, output)
@@ -129,3 +132,13 @@ async def _chat(
                 from dialkey_chat.ui import run_ui
 
                 await run_ui(chat)
+
+
+def _leave_with_the_terminal() -> None:
+    """Say goodbye also when the window is closed."""
+    import asyncio
+
+    with contextlib.suppress(NotImplementedError):  # event loops of Windows
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, signal.raise_signal, signal.SIGTERM
+        )

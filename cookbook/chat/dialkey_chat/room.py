@@ -47,7 +47,7 @@ class RoomLimits:
         letter_bytes: and at most so many bytes of them.
         files: offers that can be fetched by their number.
         skew_ms: letters from further in the future are refused.
-        burst: letters that an author may write within `burst_s`; further ones are ignored.
+        burst: messages of an author that are heard within `burst_s`; further ones are ignored.
         burst_s: see there.
     """
 
@@ -56,7 +56,7 @@ class RoomLimits:
     letter_bytes: int = 512 << 10
     files: int = 100
     skew_ms: int = 600_000
-    burst: int = 60
+    burst: int = 200
     burst_s: float = 10.0
 
 
@@ -186,6 +186,9 @@ class Room:
         """Take what `author` has published; return what it changes."""
         if author == self.me:
             return []
+        if self._is_burst(author, now):
+            self.ignored += 1
+            return []
         try:
             message = unpack(self.topic, author, data)
         except WireError:
@@ -197,9 +200,6 @@ class Room:
             case Bye():
                 return self._bye(author, message)
             case Letter():
-                if self._is_burst(author, now):
-                    self.ignored += 1
-                    return []
                 return self.add(message, wall_ms)
 
     def add(self, letter: Letter, wall_ms: int, *, is_history: bool = False) -> list[Notice]:

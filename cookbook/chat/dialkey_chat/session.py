@@ -49,6 +49,9 @@ HELLO_GAP_S: Final = 0.2
 """News about ourselves within this time are told together."""
 
 OUTBOX_LETTERS: Final = 100
+PACE_S: Final = 0.1
+"""Between letters, when there are several: slower than what others ignore, see `RoomLimits.burst`."""
+
 TICKET_PEERS: Final = 3
 MAX_TRANSFERS: Final = 4
 MAX_PROVIDERS: Final = 16
@@ -145,6 +148,8 @@ class Chat:
         self._posted = asyncio.Event()
         self._delivered = asyncio.Event()
         self._delivered.set()
+        self._has_space = asyncio.Event()
+        self._has_space.set()
         self._to_ask: deque[EndpointId] = deque()
         self._asking = asyncio.Event()
         for work in (
@@ -208,6 +213,10 @@ class Chat:
             folder = folder.expanduser() if folder is not None else None
             self._transfer(self._get(number, *offer, folder))
 
+    async def space(self) -> None:
+        """Wait while much of what was said is still to be sent; for those who say more than people."""
+        await self._has_space.wait()
+
     async def delivered(self) -> None:
         """Wait until everything that we wrote has gone to somebody."""
         await self._delivered.wait()
@@ -230,10 +239,12 @@ class Chat:
             self._endpoint.secret_key, self.room.topic, self._name, body, self._now_ms()
         )
         self.notices.put(self.room.add(letter, letter.at_ms))
-        # What nobody is there to hear is not lost: those who come ask for history.
-        while len(self._outbox) >= OUTBOX_LETTERS:
-            self._outbox.popleft()
         self._outbox.append(letter)
+        if len(self._outbox) > OUTBOX_LETTERS:
+            # What nobody is there to hear is not lost: those who come ask for history.
+            self._outbox.popleft()
+        if len(self._outbox) >= OUTBOX_LETTERS // 2:
+            self._has_space.clear()
         self._delivered.clear()
         self._posted.set()
 
@@ -244,6 +255,11 @@ class Chat:
                 letter = self._outbox.popleft()
                 if not await self._publish(pack(letter)):
                     self._outbox.appendleft(letter)
+                    continue
+                if len(self._outbox) < OUTBOX_LETTERS // 2:
+                    self._has_space.set()
+                if self._outbox:
+                    await asyncio.sleep(PACE_S)
             self._delivered.set()
             self._posted.clear()
             await self._posted.wait()

@@ -15,11 +15,12 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
+from textual.events import Resize
 from textual.widgets import Input, RichLog, Static
 
 from dialkey import EndpointId
 from dialkey.cli import format_bytes
-from dialkey_chat.commands import describe, perform
+from dialkey_chat.commands import clock, describe, perform
 from dialkey_chat.room import Notice, Written
 from dialkey_chat.session import Chat
 
@@ -51,6 +52,40 @@ class _Line:
     text: Text = attrs.field(order=False)
 
 
+class Lines(RichLog):
+    """What was written and what happened, by time; wrapped anew when its width changes."""
+
+    def __init__(self, id: str) -> None:
+        # Never with markup: brackets that others write are no styles of ours.
+        super().__init__(wrap=True, min_width=1, markup=False, max_lines=MAX_LINES, id=id)
+        self._shown: list[_Line] = []
+        self._count = 0
+        self._width = 0
+
+    def add(self, at_ms: int, text: Text) -> None:
+        """Put a line where it belongs."""
+        self._count += 1
+        line = _Line(at_ms, self._count, text)
+        is_last = not self._shown or self._shown[-1] < line
+        bisect.insort(self._shown, line)
+        del self._shown[:-MAX_LINES]
+        if is_last:
+            self.write(text)
+        else:
+            self._redraw()
+
+    def on_resize(self, event: Resize) -> None:
+        """Wrap the lines anew, after the log itself has learnt its size."""
+        if event.size.width != self._width:
+            self._width = event.size.width
+            self.call_next(self._redraw)
+
+    def _redraw(self) -> None:
+        self.clear()
+        for line in self._shown:
+            self.write(line.text)
+
+
 class ChatApp(App[None]):
     """Who is here on the right, what was written on the left, what you type below."""
 
@@ -59,8 +94,8 @@ class ChatApp(App[None]):
     CSS = """
     #title { height: 1; background: $primary; color: $text; padding: 0 1; text-style: bold; }
     #room { height: 1fr; }
-    #lines { width: 1fr; padding: 0 1; scrollbar-size-vertical: 1; }
-    #people { width: 26; padding: 0 1; border-left: solid $primary; overflow-y: auto; }
+    #lines { width: 1fr; padding: 0 1; scrollbar-size-vertical: 1; overflow-x: hidden; }
+    #people { width: 26; height: 100%; max-width: 40%; padding: 0 1; border-left: solid $primary; }
     #entry { height: 3; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -72,15 +107,12 @@ class ChatApp(App[None]):
     def __init__(self, chat: Chat) -> None:
         super().__init__()
         self._chat = chat
-        self._shown: list[_Line] = []
-        self._count = 0
 
     def compose(self) -> ComposeResult:
         """Lay it out."""
         yield Static(id="title", markup=False)
         with Horizontal(id="room"):
-            # Never with markup: brackets that others write are no styles of ours.
-            yield RichLog(id="lines", wrap=True, markup=False, highlight=False, max_lines=MAX_LINES)
+            yield Lines("lines")
             yield Static(id="people", markup=False)
         yield Input(id="entry", placeholder="say something, or /help", max_length=3_000)
 
@@ -96,10 +128,6 @@ class ChatApp(App[None]):
             self._show_people()
         self.exit()
 
-    def on_resize(self) -> None:
-        """Wrap the lines anew."""
-        self._redraw()
-
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Do what was typed."""
         line, event.input.value = event.value, ""
@@ -111,28 +139,14 @@ class ChatApp(App[None]):
 
     def action_page(self, direction: int) -> None:
         """Scroll."""
-        lines = self.query_one(RichLog)
+        lines = self.query_one(Lines)
         lines.scroll_page_up() if direction < 0 else lines.scroll_page_down()
 
     # --- showing --------------------------------------------------------------------------------
 
     def _show(self, notice: Notice) -> None:
         at_ms = notice.letter.at_ms if isinstance(notice, Written) else time.time_ns() // 1_000_000
-        self._count += 1
-        line = _Line(at_ms, self._count, _styled(notice))
-        is_last = not self._shown or self._shown[-1] < line
-        bisect.insort(self._shown, line)
-        del self._shown[:-MAX_LINES]
-        if is_last:
-            self.query_one(RichLog).write(line.text)
-        else:
-            self._redraw()
-
-    def _redraw(self) -> None:
-        lines = self.query_one(RichLog)
-        lines.clear()
-        for line in self._shown:
-            lines.write(line.text)
+        self.query_one(Lines).add(at_ms, _styled(notice))
 
     def _show_people(self) -> None:
         chat = self._chat
@@ -148,7 +162,7 @@ def _styled(notice: Notice) -> Text:
     if not isinstance(notice, Written):
         return Text(describe(notice), style="dim")
     letter = notice.letter
-    text = Text(time.strftime("%H:%M ", time.localtime(letter.at_ms / 1000)), style="dim")
+    text = Text(f"{clock(letter.at_ms)} ", style="dim")
     text.append(letter.name, style=f"bold {_colour(letter.author)}")
     text.append(f" {letter.author.short()}", style="dim")
     if isinstance(letter.body, str):
