@@ -17,7 +17,7 @@ from endpoints import ALPN, connect, virtual
 from two_ways import HERE, THERE, World
 
 from dialkey import Connection
-from dialkey.testing import Conditions
+from dialkey.testing import Conditions, Link
 
 
 async def longest_gap(
@@ -114,3 +114,49 @@ def _histogram(gaps: Sequence[float]) -> str:
         sum(low < gap <= high for gap in gaps) for low, high in itertools.pairwise([0, *steps])
     ]
     return ", ".join(f"<={high:g} s: {n}" for high, n in zip(steps, counts, strict=True) if n)
+
+
+@pytest.mark.parametrize("relayed", [True, False], ids=["with a relay", "two addresses"])
+@pytest.mark.parametrize("seed", range(3))
+def test_ways_come_and_go_and_data_flows(seed: int, relayed: bool) -> None:
+    """One of two ways works at any time, the other is dark in one direction or both, or bad."""
+
+    @virtual
+    async def scenario() -> None:
+        world = World(seed, relayed=relayed, delay_s=0.02)
+        rng = random.Random(seed)
+        async with (
+            world.bind(HERE, "alice") as alice,
+            world.bind(THERE, "bob", alpns=[ALPN]) as bob,
+        ):
+            here, there = await connect(alice, bob)
+            await asyncio.sleep(5)
+
+            async def disturb() -> None:
+                while True:
+                    bad, good = rng.sample([world.first, world.second], 2)
+                    good.up()
+                    good.set(Conditions(delay_s=0.02))
+                    # The good one first: both are never bad for longer than it takes to notice.
+                    await asyncio.sleep(3)
+                    conditions = Conditions(delay_s=rng.choice([0.02, 0.2]), loss=rng.random() / 4)
+                    bad.set(conditions)
+                    rng.choice([bad, *(Link(each) for each in bad._channels)]).down()
+                    await asyncio.sleep(rng.random() * 20)
+
+            disturbing = asyncio.create_task(disturb())
+            gaps = await asyncio.gather(
+                longest_gap(here, there, 150.0, 0.1), longest_gap(there, here, 150.0, 0.1)
+            )
+            disturbing.cancel()
+            await asyncio.wait([disturbing])
+            print(f"longest time without data: {gaps[0]:.2f} s up, {gaps[1]:.2f} s down")
+            assert max(gaps) < 6
+            for side in (here, there):
+                assert not side.is_closed
+                core = side.core
+                assert core.multipath is not None
+                assert len(core.paths) <= 10
+                assert len(core.multipath.abandoned) <= 9
+
+    scenario()
