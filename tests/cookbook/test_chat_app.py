@@ -157,6 +157,7 @@ def test_the_screen(rooms: Rooms) -> None:
     bob.expect(r"alice [0-9a-f]{10} said before \]52;c;aGFjaw==\[31mred \[bold\]brackets\[/bold\]")
     assert b"\x1b]52" not in bob.raw
 
+    alice.expect(r"bob \(.*\) is here")
     bob.press("hello from a screen\r")
     alice.expect(r"bob \(.*\): hello from a screen")
     bob.expect(r"\d\d:\d\d bob [0-9a-f]{10} hello from a screen")
