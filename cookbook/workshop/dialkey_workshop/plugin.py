@@ -46,6 +46,7 @@ JobsOption = Annotated[
         "--jobs",
         metavar="FILE",
         exists=True,
+        dir_okay=False,
         resolve_path=True,
         help="A Python file with further jobs.",
     ),
