@@ -26,7 +26,7 @@ from dialkey_relay.server.server import RelayOptions, RelayServer
 pytestmark = pytest.mark.interop
 
 ALPN = "dialkey-test/1"
-TRAFFIC_S = 20.0
+TRAFFIC_S = 8.0
 """Raise it for minutes of traffic; nothing in the test depends on it."""
 
 
