@@ -226,6 +226,14 @@ async def test_a_folder_and_files_that_are_not_there(tmp_path: Path) -> None:
         await bob.reads("/slash")
 
 
+async def test_a_ticket_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dialkey_chat.session.PATIENCE_S", 0.05)
+    nobody = EndpointAddr(SecretKey(bytes(32)).id, [IpAddr.parse("127.0.0.1:1")])
+    place = attrs.evolve(new_room(), peers=(nobody,))
+    async with member("alice", tmp_path, place) as alice:
+        await alice.is_told("nobody of those in the ticket answers yet")
+
+
 # --- strangers ------------------------------------------------------------------------------------
 
 

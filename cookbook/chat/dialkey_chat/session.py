@@ -52,6 +52,9 @@ OUTBOX_LETTERS: Final = 100
 PACE_S: Final = 0.1
 """Between letters, when there are several: slower than what others ignore, see `RoomLimits.burst`."""
 
+PATIENCE_S: Final = 5.0
+"""When somebody who waits for the others is told that they do not answer."""
+
 TICKET_PEERS: Final = 3
 MAX_TRANSFERS: Final = 4
 MAX_PROVIDERS: Final = 16
@@ -107,7 +110,9 @@ async def open_chat(
                 await gossip.join(place.members, signing=Signing()) as topic,
                 asyncio.TaskGroup() as tasks,
             ):
-                chat = Chat(endpoint, room, topic, files, settings, tasks)
+                chat = Chat(
+                    endpoint, room, topic, files, settings, tasks, is_joining=bool(place.peers)
+                )
                 try:
                     yield chat
                 finally:
@@ -130,6 +135,8 @@ class Chat:
         files: Files,
         settings: Settings,
         tasks: asyncio.TaskGroup,
+        *,
+        is_joining: bool,
     ) -> None:
         self.room = room
         self.notices = Notices()
@@ -152,14 +159,10 @@ class Chat:
         self._has_space.set()
         self._to_ask: deque[EndpointId] = deque()
         self._asking = asyncio.Event()
-        for work in (
-            self._listen(),
-            self._announce(),
-            self._deliver(),
-            self._expire(),
-            self._ask(),
-        ):
-            self._spawn(work)
+        for work in (self._listen, self._announce, self._deliver, self._expire, self._ask):
+            self._spawn(work())
+        if is_joining:
+            self._spawn(self._tell_if_alone())
 
     # --- who and where --------------------------------------------------------------------------
 
@@ -308,6 +311,13 @@ class Chat:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.heartbeat_s):
                     await self._news.wait()
+
+    async def _tell_if_alone(self) -> None:
+        """Say so when none of those in the ticket can be reached; trying goes on."""
+        try:
+            await self._topic.joined(PATIENCE_S)
+        except NoNeighbors:
+            self.remark("nobody of those in the ticket answers yet; trying goes on")
 
     async def _expire(self) -> None:
         step_s = min(1.0, self._settings.heartbeat_s / 2)
