@@ -86,9 +86,10 @@ class Shop:
         self._processes: list[subprocess.Popen[str]] = []
         self.ticket = ""
 
-    def start(self, *arguments: str) -> Process:
+    def start(self, *arguments: str, address: str = "127.0.0.1:0") -> Process:
+        bind = ["--bind", address] if address else []
         popen = subprocess.Popen(
-            [*DIALKEY, "workshop", *arguments, "--json", "--bind", "127.0.0.1:0"],
+            [*DIALKEY, "workshop", *arguments, "--json", *bind],
             env=self._environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -137,6 +138,18 @@ def shop(environment: dict[str, str], tmp_path: Path) -> Iterator[Shop]:
     shop = Shop(environment, tmp_path)
     try:
         yield shop
+    finally:
+        shop.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def demo(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Shop, Process]]:
+    """Start the demo; it mostly waits, so it may do so beside the other tests."""
+    shop = Shop(environment, tmp_path_factory.mktemp("demo"))
+    try:
+        yield shop, shop.start("demo", "--files", "3", "--size", "1", address="")
     finally:
         shop.close()
 
@@ -252,6 +265,13 @@ def test_workers_that_leave_finish_or_hand_back(shop: Shop) -> None:
     assert [worker.ends() for worker in (first, second)] == [143, 143]
     assert len(client.all("done")) == 1
     assert (shop.folder / "last.hold").read_bytes() == b"held " + text("last", 100_000)
+
+
+def test_the_demo(demo: tuple[Shop, Process]) -> None:
+    shop, process = demo
+    assert process.ends() == 0
+    assert process.all("demo") == [{"event": "demo", "files": 3, "size_bytes": 1_000_000}]
+    assert list((shop.folder / "temp").iterdir()) == []
 
 
 # --- a worker as its peers see it -----------------------------------------------------------------

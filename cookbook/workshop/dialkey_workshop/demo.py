@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import random
 import sys
 import tempfile
@@ -34,12 +35,12 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
         output.remark(f"1. Making {files} texts of {format_bytes(size_bytes)} each")
         inputs = await asyncio.to_thread(_make_texts, folder, files, size_bytes)
         output.remark("2. Three workers, processes of their own, find each other by gossip:")
-        opener = await stack.enter_async_context(_process("open", *LOOPBACK))
+        opener = await stack.enter_async_context(_process(folder, "open", *LOOPBACK))
         ready = await _until(opener, "ready")
         ticket = ready["ticket"]
         workers = {ready["endpoint_id"]: opener}
         joining = [
-            await stack.enter_async_context(_process("work", "-t", ticket, *LOOPBACK))
+            await stack.enter_async_context(_process(folder, "work", "-t", ticket, *LOOPBACK))
             for _ in range(2)
         ]
         for worker in joining:
@@ -47,19 +48,9 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
         for endpoint_id in workers:
             output.remark(f"   {endpoint_id}")
         output.remark(f"3. A client, with yet another key, gives them {JOB} for each text:")
+        options = ("-t", ticket, "-o", str(folder), "--patience", "2")
         client = await stack.enter_async_context(
-            _process(
-                "run",
-                JOB,
-                *map(str, inputs),
-                "-t",
-                ticket,
-                "-o",
-                str(folder),
-                "--patience",
-                "3",
-                *LOOPBACK,
-            )
+            _process(folder, "run", JOB, *map(str, inputs), *options, *LOOPBACK)
         )
         results = await _follow(output, client, workers)
         if await client.wait() != 0:
@@ -100,11 +91,12 @@ async def _follow(
 
 
 @contextlib.asynccontextmanager
-async def _process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def _process(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "dialkey", "workshop", *arguments, "--json"),
         stdout=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(folder)},  # what is killed leaves something there
     )
     try:
         yield process
