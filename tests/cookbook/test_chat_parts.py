@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import re
+import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import attrs
 import dialkey_chat
 import msgpack
 import pytest
+from dialkey_chat.commands import clock, describe
 from dialkey_chat.messages import (
     MAX_LETTER_BYTES,
     Bye,
@@ -22,7 +25,8 @@ from dialkey_chat.messages import (
     unpack,
     write_letter,
 )
-from dialkey_chat.room import Arrived, Departed, Renamed, Room, RoomLimits, Written
+from dialkey_chat.notices import Notices
+from dialkey_chat.room import Arrived, Departed, Remark, Renamed, Room, RoomLimits, Written
 from dialkey_chat.text import MAX_MARKS, MAX_NAME_CHARS, clean_name, clean_text
 from dialkey_chat.ticket import RoomTicket
 from hypothesis import given, settings
@@ -263,7 +267,7 @@ KINDS = st.sampled_from(["hello", "bye", "letter", "text", "file"])
 NEAR = st.builds(lambda plain, kind: {**plain, "kind": kind}, MAPS, KINDS)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.binary(max_size=200) | (PLAIN | NEAR).map(msgpack.packb))
 def test_nothing_that_comes_by_gossip_harms(data: bytes) -> None:
     room = a_room()
@@ -273,7 +277,7 @@ def test_nothing_that_comes_by_gossip_harms(data: bytes) -> None:
     assert room.people == []
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(NEAR)
 def test_nothing_that_an_author_signs_harms(plain: dict[str, object]) -> None:
     content = msgpack.packb(plain)
@@ -304,6 +308,25 @@ def test_a_wrong_hello_is_none(change: Callable[[object], object]) -> None:
     data = msgpack.packb(change(msgpack.unpackb(hello(ALICE, 1))))
     with pytest.raises(WireError):
         unpack(TOPIC, ALICE.id, data)
+
+
+# --- to the screen --------------------------------------------------------------------------------
+
+
+async def test_a_slow_screen_makes_nothing_grow() -> None:
+    notices = Notices(capacity=3)
+    notices.put(Remark(str(number)) for number in range(5))
+    notices.close()
+    seen = [describe(each) async for each in notices]
+    assert seen == ["- 2 lines were left out", "- 2", "- 3", "- 4"]
+
+
+@pytest.mark.parametrize(
+    ("days", "pattern"), [(0, r"\d\d:\d\d"), (-3, r"\d{4}-\d\d-\d\d \d\d:\d\d")]
+)
+def test_the_date_is_shown_where_it_is_another_day(days: int, pattern: str) -> None:
+    assert re.fullmatch(pattern, clock(time.time_ns() // 1_000_000 + days * 86_400_000))
+    assert re.fullmatch(r"\d{4,6}-.*", clock(1 << 52))
 
 
 # --- tickets --------------------------------------------------------------------------------------

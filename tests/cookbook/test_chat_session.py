@@ -23,7 +23,7 @@ from endpoints import on_loopback
 from dialkey import Connection, Endpoint, EndpointAddr, Router, SecretKey
 from dialkey.errors import DialkeyError
 from dialkey.identity import IpAddr
-from dialkey_blobs import BlobTicket
+from dialkey_blobs import BlobTicket, FsStore
 from dialkey_gossip import Gossip, Signing, Topic
 from dialkey_relay import Everyone, RelayServer
 
@@ -232,6 +232,21 @@ async def test_a_ticket_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.M
     place = attrs.evolve(new_room(), peers=(nobody,))
     async with member("alice", tmp_path, place) as alice:
         await alice.is_told("nobody of those in the ticket answers yet")
+
+
+async def test_what_a_killed_chat_has_left_is_removed(tmp_path: Path) -> None:
+    downloads = tmp_path / "alice"
+    dead, living, young = (downloads / f".dialkey-chat-{each}" for each in ("a", "b", "c"))
+    for folder in (dead, living, young):
+        async with FsStore(folder) as store:
+            await store.add_bytes(bytes(100_000))
+    async with FsStore(living):
+        for folder in (dead, living):
+            os.utime(folder, (1, 1))
+        async with member("alice", tmp_path, new_room()):
+            left = set(os.listdir(downloads))
+    assert {living.name, young.name} < left
+    assert dead.name not in left
 
 
 # --- strangers ------------------------------------------------------------------------------------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
 from dialkey import EndpointAddr
-from dialkey.errors import LimitExceeded
-from dialkey_blobs import Blobs, Progress, TempTag
+from dialkey.errors import LimitExceeded, StorageError
+from dialkey_blobs import Blobs, FsStore, Progress, TempTag
 from dialkey_chat.messages import File
 
 __all__ = ["Files", "open_files"]
@@ -19,6 +22,8 @@ __all__ = ["Files", "open_files"]
 NAMES_BYTES: Final = 1 << 20
 """What the names in a folder may add to the size that was announced."""
 
+PREFIX: Final = ".dialkey-chat-"
+OLD_S: Final = 60.0
 STALL_TIMEOUT_S: Final = 15.0
 
 
@@ -95,8 +100,9 @@ class Files:
 async def open_files(downloads: Path) -> AsyncIterator[Files]:
     """Keep blobs beside the downloads, so that both are on one disk, until the context ends."""
     downloads, is_new = _made(downloads)
+    await _sweep(downloads)
     try:
-        with tempfile.TemporaryDirectory(prefix=".dialkey-chat-", dir=downloads) as name:
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=downloads) as name:
             async with Blobs.persistent(name) as blobs:
                 yield Files(blobs, downloads)
     finally:
@@ -110,6 +116,28 @@ def _made(folder: Path) -> tuple[Path, bool]:
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     return folder, is_new
+
+
+async def _sweep(downloads: Path) -> None:
+    """Remove what chats have left that were killed; a store that is in use cannot be opened."""
+    for folder in _old_stores(downloads):
+        try:
+            async with FsStore(folder):
+                pass
+        except StorageError:
+            continue
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+def _old_stores(downloads: Path) -> list[Path]:
+    # One that was made just now may be about to be opened.
+    before = time.time() - OLD_S
+    found = []
+    for folder in downloads.glob(f"{PREFIX}*"):
+        with contextlib.suppress(FileNotFoundError):  # its chat has just ended
+            if folder.stat().st_mtime < before:
+                found.append(folder)
+    return found
 
 
 def in_order(
