@@ -29,6 +29,8 @@ MAX_PATH_ID: Final = 0xFFFFFFFF
 MAX_DRAINING: Final = 8
 """Abandoned paths whose late packets are still read; a peer that opens and abandons many in a moment
 makes the oldest go sooner."""
+MAX_DRAIN_S: Final = 10.0
+"""Late packets are read for three probe timeouts, but no longer: after darkness those grow long."""
 UNANSWERED_S: Final = 60.0
 """How long late packets are read of a path that we abandoned, if the peer does not say that it knows.
 Were its connection ids forgotten, a peer that still uses them would be told that all is over
@@ -212,7 +214,8 @@ def abandon(c: Connection, path: Path, error_code: int, now: float) -> bool:
     if path.validated and not any(p.validated and not p.suspect for p in others):
         return False
     # The peer answers with an abandon of its own; if that is lost the path goes all the same.
-    _retire(c, path, now + 3 * max(path.recovery.pto, c.config.initial_rtt_s))
+    drain_s = 3 * max(path.recovery.pto, c.config.initial_rtt_s)
+    _retire(c, path, now + min(drain_s, MAX_DRAIN_S))
     c.control.append((codes.PATH_ABANDON, path.id, error_code))
     return True
 
@@ -436,7 +439,7 @@ def on_abandon(c: Connection, path_id: int, error_code: int, now: float) -> None
     if path.peer_abandoned:
         return
     path.peer_abandoned = True
-    drained_at = now + 3 * path.recovery.pto
+    drained_at = now + min(3 * path.recovery.pto, MAX_DRAIN_S)
     if path.abandoned:
         path.forget_at = drained_at
     else:
