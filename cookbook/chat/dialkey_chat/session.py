@@ -226,13 +226,12 @@ class Chat:
 
     async def leave(self) -> None:
         """Stop everything and say goodbye; `open_chat` does it. Idempotent."""
-        if self._topic.is_left:
-            return
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
-        await self._publish(pack(Bye(self._now_ms())))
-        await self._topic.leave()
+        if not self._topic.is_left:
+            await self._publish(pack(Bye(self._now_ms())))
+            await self._topic.leave()
         self.notices.close()
 
     # --- writing --------------------------------------------------------------------------------
