@@ -55,6 +55,9 @@ PACE_S: Final = 0.1
 PATIENCE_S: Final = 5.0
 """When somebody who waits for the others is told that they do not answer."""
 
+LINGER_S: Final = 0.6
+"""After the last letter: gossip only announces a message to some neighbours, who then ask for it."""
+
 TICKET_PEERS: Final = 3
 MAX_TRANSFERS: Final = 4
 MAX_PROVIDERS: Final = 16
@@ -150,6 +153,7 @@ class Chat:
         self._transfers = 0
         self._name = settings.name
         self._last_ms = 0
+        self._spoke_at = float("-inf")
         self._news = asyncio.Event()
         self._outbox: deque[Letter] = deque()
         self._posted = asyncio.Event()
@@ -230,9 +234,17 @@ class Chat:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         if not self._topic.is_left:
-            await self._publish(pack(Bye(self._now_ms())))
+            await asyncio.sleep(self._spoke_at + LINGER_S - self._now())
+            await self._say_goodbye()
             await self._topic.leave()
         self.notices.close()
+
+    async def _say_goodbye(self) -> None:
+        bye = pack(Bye(self._now_ms()))
+        if await self._publish(bye):
+            # And to all neighbours as it is: those who get only announcements could not ask for it.
+            with contextlib.suppress(NoNeighbors):
+                await self._topic.broadcast_neighbors(bye)
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -258,6 +270,7 @@ class Chat:
                 if not await self._publish(pack(letter)):
                     self._outbox.appendleft(letter)
                     continue
+                self._spoke_at = self._now()
                 if len(self._outbox) < OUTBOX_LETTERS // 2:
                     self._has_space.set()
                 if self._outbox:
