@@ -94,6 +94,7 @@ class Shop:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._processes.append(popen)
         return Process(popen)
@@ -129,7 +130,8 @@ class Shop:
 
     def close(self) -> None:
         for popen in self._processes:
-            popen.kill()
+            if popen.poll() is None:
+                os.killpg(popen.pid, signal.SIGKILL)  # the demo has processes of its own
             popen.communicate()
 
 
