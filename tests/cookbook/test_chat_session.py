@@ -126,6 +126,8 @@ async def test_over_a_relay_and_nothing_else(tmp_path: Path) -> None:
                 alice.chat.get(offer.number)
                 await alice.is_told("saved")
                 assert (tmp_path / "alice" / "file").read_bytes() == source.read_bytes()
+                bob.chat.say("last words")
+            await alice.reads("last words")
             assert not (await alice.misses("bob")).is_silent
 
 

@@ -55,6 +55,7 @@ PACE_S: Final = 0.1
 PATIENCE_S: Final = 5.0
 """When somebody who waits for the others is told that they do not answer."""
 
+LAST_WORDS_S: Final = 1.0
 LINGER_S: Final = 0.6
 """After the last letter: gossip only announces a message to some neighbours, who then ask for it."""
 
@@ -229,7 +230,14 @@ class Chat:
         await self._delivered.wait()
 
     async def leave(self) -> None:
-        """Stop everything and say goodbye; `open_chat` does it. Idempotent."""
+        """Send what is to be sent, stop everything and say goodbye. Idempotent; `open_chat` does it.
+
+        Takes about a second at most; what nobody is there to hear stays unsent.
+        """
+        if not self._topic.is_left and self._topic.neighbors():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_WORDS_S):
+                    await self.delivered()
         for task in self._running:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
