@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from typing import Final, NewType
 
 import attrs
@@ -50,6 +51,11 @@ class TopicId:
     """
 
     _raw: bytes = attrs.field(converter=_topic_bytes)
+
+    @classmethod
+    def generate(cls) -> TopicId:
+        """Make one that nobody guesses: 32 random bytes."""
+        return cls(secrets.token_bytes(32))
 
     @classmethod
     def from_name(cls, name: str) -> TopicId:

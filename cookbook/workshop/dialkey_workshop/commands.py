@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
@@ -49,7 +48,7 @@ async def work(
     grace_s: float,
 ) -> None:
     """Work until cancelled; then take no more jobs, and end those that are here within `grace_s`."""
-    topic_of = TopicTicket.parse(ticket) if ticket is not None else TopicId(os.urandom(32))
+    topic_of = TopicTicket.parse(ticket) if ticket is not None else TopicId.generate()
     allowed = _ids(allow)
     if terms.jobs_file is not None:
         await asyncio.to_thread(load_jobs, terms.jobs_file)

@@ -169,3 +169,7 @@ async def test_a_cancelled_reader_passes_its_event_on() -> None:
     assert await second == NeighborUp(peer(1))
     with pytest.raises(ValueError, match="at least one"):
         Inbox(0)
+
+
+def test_generated_topics_differ() -> None:
+    assert len({TopicId.generate() for _ in range(100)}) == 100
