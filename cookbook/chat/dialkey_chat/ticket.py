@@ -6,8 +6,6 @@ ticket is in: the topic is 32 random bytes that cannot be guessed from the name.
 
 from __future__ import annotations
 
-import secrets
-from typing import ClassVar, Final, Self
 
 import attrs
 
@@ -46,7 +44,7 @@ class RoomTicket:
     @classmethod
     def create(cls, name: str) -> Self:
         """Make a new room, in which nobody is yet."""
-        return cls(name, TopicId(secrets.token_bytes(32)))
+        return cls(name, TopicId.generate())
 
     @classmethod
     def parse(cls, text: str) -> Self:
