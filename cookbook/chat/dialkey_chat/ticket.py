@@ -6,6 +6,7 @@ ticket is in: the topic is 32 random bytes that cannot be guessed from the name.
 
 from __future__ import annotations
 
+from typing import ClassVar, Final, Self
 
 import attrs
 
