@@ -12,6 +12,9 @@ DEVELOPMENT := $(VENV)/.ready-dev
 PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
 	$(shell $(name) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(name))))
 
+# Test files run in so many processes: most tests wait, for processes, timers and the network.
+JOBS ?= 2
+
 # Extra arguments: make test ARGS="-k router", make demo ARGS="--size 500"
 ARGS ?=
 
@@ -28,7 +31,7 @@ demo: $(RUNTIME)
 	@$(BIN)/dialkey demo $(ARGS)
 
 test: $(DEVELOPMENT)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/transport.py $(ARGS)

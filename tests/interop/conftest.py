@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -62,6 +63,9 @@ async def wheel() -> AsyncIterator[Callable[..., object]]:
     await asyncio.gather(*(peer.stop() for peer in peers))
 
 
+_NUMBERS = itertools.count()
+
+
 @attrs.frozen
 class Islands:
     """Two network namespaces that reach this machine and not each other."""
@@ -82,7 +86,7 @@ def islands() -> Iterator[Islands]:
     """Make two namespaces, each with a cable to this one."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces need root and iproute2")
-    tag = f"dkr{os.getpid() % 100_000}"
+    tag = f"dkr{os.getpid() % 100_000}x{next(_NUMBERS) % 100}"
     names = (f"{tag}a", f"{tag}b")
     try:
         _ip("netns", "add", names[0])
@@ -104,5 +108,9 @@ def islands() -> Iterator[Islands]:
         yield Islands(gateway, names)
     finally:
         subprocess.run(["ip", "address", "del", f"{gateway}/32", "dev", "lo"], check=False)
+        # The kernel takes its time over namespaces, and their cables would stay until then.
+        for number in (1, 2):
+            link = ["ip", "link", "del", f"{tag}o{number}"]
+            subprocess.run(link, check=False, capture_output=True)
         for name in names:
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)

@@ -107,6 +107,11 @@ class PlainChat(_Watched):
             pipe.close()
 
 
+def _without_size(environment: dict[str, str]) -> dict[str, str]:
+    """Return an environment that does not speak of another terminal's size."""
+    return {key: value for key, value in environment.items() if key not in ("COLUMNS", "LINES")}
+
+
 class TerminalChat(_Watched):
     """A chat on a pseudo-terminal, and the screen as a person sees it."""
 
@@ -121,7 +126,7 @@ class TerminalChat(_Watched):
         self.modes_before = termios.tcgetattr(self._slave)
         self.process = subprocess.Popen(
             command(*arguments),
-            env={**environment, "TERM": "xterm-256color", "COLORTERM": "truecolor"},
+            env={**_without_size(environment), "TERM": "xterm-256color", "COLORTERM": "truecolor"},
             cwd=folder,
             stdin=self._slave,
             stdout=self._slave,
