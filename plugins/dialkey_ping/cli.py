@@ -52,9 +52,7 @@ def add_commands(cli: CommandLine) -> None:
         """See whether an endpoint answers, how fast, and by which path."""
         if (target is None) != listen:
             raise typer.BadParameter("give a ticket or an endpoint id, or --listen")
-        options = Options(
-            json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
-        )
+        options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
         output = Output(json=json)
         if target is None:
             run(output, lambda: _listen(output, options))

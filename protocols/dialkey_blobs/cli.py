@@ -54,9 +54,7 @@ def send(
 
     They are read where they are, so leave them unchanged until you end the command with Ctrl-C.
     """
-    options = Options(
-        json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
-    )
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     output = Output(json=json)
 
     async def work() -> None:
@@ -85,9 +83,7 @@ def receive(
 
     Nothing is overwritten unasked. After an interruption, run the same command again: it resumes.
     """
-    options = Options(
-        json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
-    )
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     output = Output(json=json)
 
     async def work() -> None:

@@ -48,9 +48,7 @@ def gossip(
     relay: RelayOption = None,
 ) -> None:
     """Join a topic: print a ticket, then what others publish; publish lines of standard input."""
-    options = Options(
-        json=json, secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ())
-    )
+    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     output = Output(json=json)
 
     async def work() -> None:

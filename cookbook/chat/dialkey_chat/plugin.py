@@ -73,7 +73,7 @@ def create(
     """Open a new room and print a ticket to it."""
     from dialkey_chat.ticket import RoomTicket
 
-    options = Options(secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ()))
+    options = Options(secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     place = RoomTicket.create(room)
     output = Output()
     run(output, lambda: _chat(output, options, place, name, downloads, heartbeat, plain))
@@ -93,7 +93,7 @@ def join(
     """Join a room."""
     from dialkey_chat.ticket import RoomTicket
 
-    options = Options(secret_key=secret_key, preset=preset, bind=bind, relays=tuple(relay or ()))
+    options = Options(secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     output = Output()
     with guard(output):
         place = RoomTicket.parse(ticket)

@@ -86,7 +86,7 @@ def open_workshop(
     relay: RelayOption = None,
 ) -> None:
     """Open a workshop, be its first worker, and print its ticket."""
-    options = Options(json, secret_key, preset, bind, tuple(relay or ()))
+    options = Options(json, secret_key, preset, bind, relay)
     _work(options, None, slots, max_bytes, jobs, allow, grace)
 
 
@@ -104,7 +104,7 @@ def work(
     relay: RelayOption = None,
 ) -> None:
     """Work in a workshop until Ctrl-C; print a ticket of it that names this worker."""
-    options = Options(json, secret_key, preset, bind, tuple(relay or ()))
+    options = Options(json, secret_key, preset, bind, relay)
     _work(options, ticket, slots, max_bytes, jobs, allow, grace)
 
 
@@ -159,7 +159,7 @@ def run_jobs(
     relay: RelayOption = None,
 ) -> None:
     """Have a job done for each file; print the paths of the results as they come."""
-    options = Options(json, secret_key, preset, bind, tuple(relay or ()))
+    options = Options(json, secret_key, preset, bind, relay)
     out = Output(json=json)
 
     async def main() -> None:
@@ -189,7 +189,7 @@ def workers(
     relay: RelayOption = None,
 ) -> None:
     """List who is there: endpoint id, jobs in progress of how many at a time, kinds of jobs."""
-    options = Options(json, secret_key, preset, bind, tuple(relay or ()))
+    options = Options(json, secret_key, preset, bind, relay)
     output = Output(json=json)
 
     async def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -24,6 +25,10 @@ def _known_preset(name: str | None) -> str | None:
     if name is not None and name not in presets.BY_NAME:
         raise typer.BadParameter(f"{name!r} is none of: {', '.join(presets.BY_NAME)}")
     return name
+
+
+def _as_tuple(relays: Iterable[str] | None) -> tuple[str, ...]:
+    return tuple(relays or ())
 
 
 JsonOption = Annotated[
@@ -73,14 +78,14 @@ class Options:
         secret_key: a key file, or None for a new key.
         preset: the bundle of defaults, or None for the endpoint's own default.
         bind: the local address and port, or None for all addresses and any port.
-        relays: URLs of relays to be reached through.
+        relays: URLs of relays to be reached through; None, as `RelayOption` gives it, for none.
     """
 
     json: bool = False
     secret_key: Path | None = None
     preset: str | None = None
     bind: str | None = None
-    relays: tuple[str, ...] = ()
+    relays: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple)
 
     async def open_endpoint(self, *plugins: object) -> Endpoint:
         """Bind an endpoint as these options say; the caller closes it.
