@@ -391,7 +391,7 @@ class Endpoint:
             )
         until = None if timeout is None else self.now() + timeout
         try:
-            while waits:
+            while True:
                 left = None if until is None else max(0.0, until - self.now())
                 done, _ = await asyncio.wait(
                     waits, timeout=left, return_when=asyncio.FIRST_COMPLETED
@@ -407,11 +407,10 @@ class Endpoint:
                 waits = [each for each in waits if each not in done]
                 if not waits:
                     self._check_open()
-                    done.pop().result()
+                    done.pop().result()  # raises
         finally:
             for each in waits:
                 each.cancel()
-        raise AssertionError("unreachable")
 
     def ticket(self) -> EndpointTicket:
         """Return a text that contains `addr()`: give it to those who shall dial us."""
