@@ -20,6 +20,8 @@ from dialkey.identity import (
     postcard,
     read_relay_url,
     read_socket_addr,
+    read_ticket_version,
+    reading_ticket,
     write_relay_url,
     write_socket_addr,
 )
@@ -81,20 +83,9 @@ class BlobTicket:
         Raises:
             InvalidTicket: the payload is something else.
         """
-        reader = postcard.Reader(payload)
-        try:
-            version = reader.varint(32)
-            if version != 0:
-                raise InvalidTicket(
-                    f"the ticket is of version {version}, which is not known",
-                    hint="it may be mistyped, or made by a newer release",
-                )
+        with reading_ticket(payload) as reader:
+            read_ticket_version(reader)
             return cls._read(reader)
-        except WireError as error:
-            raise InvalidTicket(
-                f"the ticket cannot be read: {error.message}",
-                hint="it may be cut off or mistyped; copy it again",
-            ) from None
 
     @classmethod
     def _read(cls, reader: postcard.Reader) -> BlobTicket:

@@ -14,9 +14,15 @@ from typing import ClassVar
 
 import attrs
 
-from dialkey.errors import InvalidTicket, WireError
-from dialkey.identity import EndpointAddr, decode_ticket, encode_ticket
-from dialkey.identity.postcard import Reader, Writer
+from dialkey.errors import InvalidTicket
+from dialkey.identity import (
+    EndpointAddr,
+    decode_ticket,
+    encode_ticket,
+    read_ticket_version,
+    reading_ticket,
+)
+from dialkey.identity.postcard import Writer
 from dialkey.limits import MAX_GOSSIP_TICKET_PEERS
 from dialkey_gossip.ids import TopicId
 
@@ -70,22 +76,11 @@ class TopicTicket:
         Raises:
             InvalidTicket: the payload is something else.
         """
-        reader = Reader(payload)
-        try:
-            version = reader.varint(32)
-            if version != 0:
-                raise InvalidTicket(
-                    f"the ticket is of version {version}, which is not known",
-                    hint="it may be mistyped, or made by a newer release",
-                )
+        with reading_ticket(payload) as reader:
+            read_ticket_version(reader)
             topic = TopicId(reader.take(32))
             count = reader.count(MAX_GOSSIP_TICKET_PEERS)
             peers = [EndpointAddr.read(reader) for _ in range(count)]
-        except WireError as error:
-            raise InvalidTicket(
-                f"the ticket cannot be read: {error.message}",
-                hint="it may be cut off or mistyped; copy it again",
-            ) from None
         if not reader.finished:
             raise InvalidTicket("the ticket has something after its end", hint="copy it again")
         return cls(topic, peers)

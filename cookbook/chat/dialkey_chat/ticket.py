@@ -11,9 +11,8 @@ from typing import ClassVar, Final, Self
 import attrs
 
 from dialkey import EndpointAddr
-from dialkey.errors import InvalidTicket, WireError
-from dialkey.identity import decode_ticket, encode_ticket
-from dialkey.identity.postcard import Reader, Writer
+from dialkey.identity import decode_ticket, encode_ticket, reading_ticket
+from dialkey.identity.postcard import Writer
 from dialkey_chat.text import clean_text
 from dialkey_gossip import TopicId, TopicTicket
 
@@ -54,15 +53,9 @@ class RoomTicket:
         Raises:
             InvalidTicket: it is something else; message and hint say where it looks wrong.
         """
-        reader = Reader(decode_ticket(cls.KIND, text))
-        try:
+        with reading_ticket(decode_ticket(cls.KIND, text)) as reader:
             name = reader.string(MAX_ROOM_NAME_CHARS * 4)
             rest = reader.take(reader.remaining)
-        except WireError as error:
-            raise InvalidTicket(
-                f"the ticket cannot be read: {error.message}",
-                hint="it may be cut off or mistyped; copy it again",
-            ) from None
         members = TopicTicket.from_bytes(rest)
         return cls(name, members.topic, members.peers)
 

@@ -24,7 +24,14 @@ from dialkey.identity.addresses import (
 from dialkey.identity.keys import EndpointId, InvalidSignature, SecretKey, Signature
 from dialkey.identity.relay_url import RelayUrl
 from dialkey.identity.remote import HasAddr, Remote, parse_remote
-from dialkey.identity.tickets import EndpointTicket, decode_ticket, encode_ticket, ticket_kind
+from dialkey.identity.tickets import (
+    EndpointTicket,
+    decode_ticket,
+    encode_ticket,
+    read_ticket_version,
+    reading_ticket,
+    ticket_kind,
+)
 
 __all__ = [
     "CustomAddr",
@@ -47,7 +54,9 @@ __all__ = [
     "postcard",
     "read_relay_url",
     "read_socket_addr",
+    "read_ticket_version",
     "read_transport_addr",
+    "reading_ticket",
     "ticket_kind",
     "write_relay_url",
     "write_socket_addr",

@@ -1,7 +1,8 @@
 """Tickets: an endpoint's address as one word that can be pasted, scanned or read out.
 
 A ticket is a kind in lower case followed directly by base32 of the payload. `encode_ticket` and
-`decode_ticket` do that for any kind, so that protocols can make tickets of their own;
+`decode_ticket` do that for any kind, and `reading_ticket` and `read_ticket_version` help with the
+payload, so that protocols can make tickets of their own;
 `EndpointTicket` is the kind that names an endpoint and nothing more.
 
 Source: discovery wire reference 4.
@@ -9,7 +10,9 @@ Source: discovery wire reference 4.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import ClassVar, Final
 
 import attrs
@@ -20,7 +23,14 @@ from dialkey.identity.addresses import EndpointAddr
 from dialkey.identity.postcard import Reader, Writer
 from dialkey.limits import MAX_TICKET_ADDRESSES, MAX_TICKET_CHARS
 
-__all__ = ["EndpointTicket", "decode_ticket", "encode_ticket", "ticket_kind"]
+__all__ = [
+    "EndpointTicket",
+    "decode_ticket",
+    "encode_ticket",
+    "read_ticket_version",
+    "reading_ticket",
+    "ticket_kind",
+]
 
 _KIND: Final = re.compile(r"[a-z]+")
 _SPACE: Final = re.compile(r"\s")
@@ -130,6 +140,37 @@ def _bad_body(kind: str, body: str, error: base32.Base32Error) -> InvalidTicket:
     )
 
 
+@contextlib.contextmanager
+def reading_ticket(payload: bytes) -> Iterator[Reader]:
+    """Decode the payload of a ticket of any kind inside the block.
+
+    Raises:
+        InvalidTicket: the block raised `WireError`, because the payload is something else.
+    """
+    try:
+        yield Reader(payload)
+    except WireError as error:
+        raise InvalidTicket(
+            f"the ticket cannot be read: {error.message}",
+            hint="it may be cut off or mistyped; copy it again",
+        ) from None
+
+
+def read_ticket_version(reader: Reader) -> None:
+    """Read the version with which payloads begin; 0 is the only one.
+
+    Raises:
+        InvalidTicket: it is another one.
+        WireError: the payload ends before.
+    """
+    version = reader.varint(32)
+    if version != 0:
+        raise InvalidTicket(
+            f"the ticket is of version {version}, which is not known",
+            hint="it may be mistyped, or made by a newer release",
+        )
+
+
 @attrs.frozen
 class EndpointTicket:
     """A ticket that names an endpoint and where it may be reached.
@@ -167,20 +208,9 @@ class EndpointTicket:
         Raises:
             InvalidTicket: the payload is something else.
         """
-        reader = Reader(payload)
-        try:
-            version = reader.varint(32)
-            if version != 0:
-                raise InvalidTicket(
-                    f"the ticket is of version {version}, which is not known",
-                    hint="it may be mistyped, or made by a newer release",
-                )
+        with reading_ticket(payload) as reader:
+            read_ticket_version(reader)
             return cls(EndpointAddr.read(reader))
-        except WireError as error:
-            raise InvalidTicket(
-                f"the ticket cannot be read: {error.message}",
-                hint="it may be cut off or mistyped; copy it again",
-            ) from None
 
     def to_bytes(self) -> bytes:
         """Encode the payload."""
