@@ -89,6 +89,7 @@ async def _listen(output: Output, options: Options) -> None:
     async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
         if ALPN not in router.alpns():
             router.accept(ALPN, PingHandler())
+        await options.until_online(endpoint, output)
         ticket = str(endpoint.ticket())
         output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
         output.remark("Answering pings. On the other machine: dialkey ping <the line above>")

@@ -14,7 +14,9 @@ import pytest
 
 from dialkey import Connection, Endpoint, Router, SecretKey
 from dialkey.errors import ConnectionClosedByPeer, ProtocolViolation, WireError
+from dialkey.identity import EndpointTicket, RelayUrl
 from dialkey_ping import ALPN, Ping, PingHandler, Pong, ping
+from dialkey_relay import Everyone, RelayServer
 
 UNKNOWN = str(SecretKey(bytes(32)).id)
 
@@ -183,3 +185,19 @@ def test_command_mistakes_are_one_line(arguments: list[str], code: int, message:
     assert "Traceback" not in err
     if err.startswith("dialkey:"):
         assert err.count("\n") == 1
+
+
+async def test_the_ticket_of_a_listener_names_its_relay() -> None:
+    async with RelayServer([Everyone()]) as relay:
+        words = ("ping", "--listen", "--bind", "127.0.0.1:0", "--relay", relay.url)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dialkey", *words), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(30):
+                ticket = EndpointTicket.parse((await process.stdout.readline()).decode())
+        finally:
+            process.terminate()
+            await process.communicate()
+        assert ticket.addr.relay_urls == (RelayUrl(relay.url),)
