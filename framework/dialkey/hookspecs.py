@@ -64,7 +64,7 @@ class HookSpecs:
         """Carry datagrams through relays.
 
         Called once while an endpoint binds that was given ``relays=``, with what it was given: each a
-        `RelayUrl`, or what else the plugin itself takes. Empty means to dial through
+        `RelayUrl`, a `RelayAccess`, or what else the plugin itself takes. Empty means to dial through
         the relays that addresses name, and to be reached through none. Return a transport; the
         first plugin to do so wins, and the endpoint closes it.
         """

@@ -8,14 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dialkey.cli import (
-    BindOption,
     CommandLine,
-    JsonOption,
     Options,
     Output,
-    PresetOption,
-    RelayOption,
-    SecretKeyOption,
+    endpoint_options,
     run,
 )
 
@@ -27,6 +23,7 @@ def add_commands(cli: CommandLine) -> None:
     """Add the command ``ping``."""
 
     @cli.command()
+    @endpoint_options
     def ping(
         target: Annotated[
             str | None, typer.Argument(metavar="[TICKET|ID]", help="Whom to ping.")
@@ -43,17 +40,13 @@ def add_commands(cli: CommandLine) -> None:
         timeout: Annotated[
             float, typer.Option("--timeout", min=0.01, help="Seconds to wait for one answer.")
         ] = 5.0,
-        json: JsonOption = False,
-        secret_key: SecretKeyOption = None,
-        preset: PresetOption = None,
-        bind: BindOption = None,
-        relay: RelayOption = None,
+        *,
+        options: Options,
     ) -> None:
         """See whether an endpoint answers, how fast, and by which path."""
         if (target is None) != listen:
             raise typer.BadParameter("give a ticket or an endpoint id, or --listen")
-        options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
-        output = Output(json=json)
+        output = Output(json=options.json)
         if target is None:
             run(output, lambda: _listen(output, options))
         else:

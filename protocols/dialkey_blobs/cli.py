@@ -13,14 +13,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from dialkey.cli import (
-    BindOption,
     CommandLine,
     JsonOption,
     Options,
     Output,
-    PresetOption,
-    RelayOption,
-    SecretKeyOption,
+    endpoint_options,
     run,
 )
 
@@ -37,6 +34,7 @@ def add_commands(cli: CommandLine) -> None:
     cli.command()(demo)
 
 
+@endpoint_options
 def send(
     paths: Annotated[
         list[Path], typer.Argument(metavar="PATH...", help="Files and folders to offer.")
@@ -44,18 +42,14 @@ def send(
     once: Annotated[
         bool, typer.Option("--once", help="End after the first complete transfer.")
     ] = False,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Offer files and folders, and print a ticket to fetch them.
 
     They are read where they are, so leave them unchanged until you end the command with Ctrl-C.
     """
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
-    output = Output(json=json)
+    output = Output(json=options.json)
 
     async def work() -> None:
         from dialkey_blobs import commands
@@ -65,6 +59,7 @@ def send(
     run(output, work)
 
 
+@endpoint_options
 def receive(
     ticket: Annotated[str, typer.Argument(metavar="TICKET", help="What 'dialkey send' printed.")],
     target: Annotated[
@@ -73,18 +68,14 @@ def receive(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist already.")
     ] = False,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Fetch what a ticket names, verified against its hash.
 
     Nothing is overwritten unasked. After an interruption, run the same command again: it resumes.
     """
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
-    output = Output(json=json)
+    output = Output(json=options.json)
 
     async def work() -> None:
         from dialkey_blobs import commands

@@ -7,14 +7,10 @@ from typing import Annotated
 import typer
 
 from dialkey.cli import (
-    BindOption,
     CommandLine,
-    JsonOption,
     Options,
     Output,
-    PresetOption,
-    RelayOption,
-    SecretKeyOption,
+    endpoint_options,
     run,
 )
 
@@ -24,6 +20,7 @@ def add_commands(cli: CommandLine) -> None:
     cli.command()(gossip)
 
 
+@endpoint_options
 def gossip(
     topic: Annotated[
         str,
@@ -41,15 +38,11 @@ def gossip(
     signed: Annotated[
         bool, typer.Option("--signed", help="In a topic where messages are signed.")
     ] = False,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Join a topic: print a ticket, then what others publish; publish lines of standard input."""
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind, relays=relay)
-    output = Output(json=json)
+    output = Output(json=options.json)
 
     async def work() -> None:
         from dialkey_gossip import commands

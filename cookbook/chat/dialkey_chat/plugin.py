@@ -12,13 +12,10 @@ import typer
 
 from dialkey import hookimpl
 from dialkey.cli import (
-    BindOption,
     CommandLine,
     Options,
     Output,
-    PresetOption,
-    RelayOption,
-    SecretKeyOption,
+    endpoint_options,
     guard,
     run,
 )
@@ -59,41 +56,37 @@ def dialkey_commands(cli: CommandLine) -> None:
     cli.add_typer(group, name="chat")
 
 
+@endpoint_options(json=False)
 def create(
     room: Annotated[str, typer.Option("--room", help="What to call the room.")] = "room",
     name: NameOption = "guest",
     plain: PlainOption = False,
     downloads: DownloadsOption = Path("chat-downloads"),
     heartbeat: HeartbeatOption = 10.0,
-    relay: RelayOption = None,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Open a new room and print a ticket to it."""
     from dialkey_chat.ticket import RoomTicket
 
-    options = Options(secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     place = RoomTicket.create(room)
     output = Output()
     run(output, lambda: _chat(output, options, place, name, downloads, heartbeat, plain))
 
 
+@endpoint_options(json=False)
 def join(
     ticket: Annotated[str, typer.Argument(help="The ticket that 'create', or /ticket, shows.")],
     name: NameOption = "guest",
     plain: PlainOption = False,
     downloads: DownloadsOption = Path("chat-downloads"),
     heartbeat: HeartbeatOption = 10.0,
-    relay: RelayOption = None,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Join a room."""
     from dialkey_chat.ticket import RoomTicket
 
-    options = Options(secret_key=secret_key, preset=preset, bind=bind, relays=relay)
     output = Output()
     with guard(output):
         place = RoomTicket.parse(ticket)

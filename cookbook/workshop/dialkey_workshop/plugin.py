@@ -9,14 +9,11 @@ import typer
 
 from dialkey import hookimpl
 from dialkey.cli import (
-    BindOption,
     CommandLine,
     JsonOption,
     Options,
     Output,
-    PresetOption,
-    RelayOption,
-    SecretKeyOption,
+    endpoint_options,
     run,
 )
 
@@ -73,23 +70,21 @@ def dialkey_commands(cli: CommandLine) -> None:
     cli.add_typer(group, name="workshop")
 
 
+@endpoint_options
 def open_workshop(
     slots: SlotsOption = 2,
     max_bytes: MaxBytesOption = 1 << 30,
     jobs: JobsOption = None,
     allow: AllowClientOption = None,
     grace: GraceOption = 10.0,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Open a workshop, be its first worker, and print its ticket."""
-    options = Options(json, secret_key, preset, bind, relay)
     _work(options, None, slots, max_bytes, jobs, allow, grace)
 
 
+@endpoint_options
 def work(
     ticket: TicketOption,
     slots: SlotsOption = 2,
@@ -97,14 +92,10 @@ def work(
     jobs: JobsOption = None,
     allow: AllowClientOption = None,
     grace: GraceOption = 10.0,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Work in a workshop until Ctrl-C; print a ticket of it that names this worker."""
-    options = Options(json, secret_key, preset, bind, relay)
     _work(options, ticket, slots, max_bytes, jobs, allow, grace)
 
 
@@ -129,6 +120,7 @@ def _work(
     run(output, main)
 
 
+@endpoint_options
 def run_jobs(
     job: Annotated[str, typer.Argument(help="What to do, such as xz; 'workers' lists the jobs.")],
     files: Annotated[
@@ -152,15 +144,11 @@ def run_jobs(
     timeout: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="How long a worker may take for a job.")
     ] = 3600.0,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Have a job done for each file; print the paths of the results as they come."""
-    options = Options(json, secret_key, preset, bind, relay)
-    out = Output(json=json)
+    out = Output(json=options.json)
 
     async def main() -> None:
         from dialkey_workshop.client import Limits
@@ -174,6 +162,7 @@ def run_jobs(
     run(out, main)
 
 
+@endpoint_options
 def workers(
     ticket: TicketOption,
     wait: Annotated[
@@ -182,15 +171,11 @@ def workers(
     expect: Annotated[
         int, typer.Option(min=1, metavar="N", help="Listen no longer than until N are known.")
     ] = 512,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
-    relay: RelayOption = None,
+    *,
+    options: Options,
 ) -> None:
     """List who is there: endpoint id, jobs in progress of how many at a time, kinds of jobs."""
-    options = Options(json, secret_key, preset, bind, relay)
-    output = Output(json=json)
+    output = Output(json=options.json)
 
     async def main() -> None:
         from dialkey_workshop.commands import list_workers

@@ -19,6 +19,7 @@ from dialkey.cli.options import (
     PresetOption,
     RelayOption,
     SecretKeyOption,
+    endpoint_options,
 )
 from dialkey.cli.output import Output, Progress, format_bytes, format_rate
 from dialkey.cli.running import guard, run
@@ -35,6 +36,7 @@ __all__ = [
     "RelayOption",
     "SecretKeyOption",
     "build",
+    "endpoint_options",
     "explain",
     "format_bytes",
     "format_rate",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import inspect
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, overload
 
 import attrs
 import typer
@@ -15,10 +18,26 @@ if TYPE_CHECKING:
     from dialkey.cli.output import Output
     from dialkey.endpoint import Endpoint
 
-__all__ = ["BindOption", "JsonOption", "Options", "PresetOption", "RelayOption", "SecretKeyOption"]
+__all__ = [
+    "BindOption",
+    "JsonOption",
+    "Options",
+    "PresetOption",
+    "RelayOption",
+    "SecretKeyOption",
+    "endpoint_options",
+]
 
 ONLINE_TIMEOUT_S: Final = 10.0
 """A relay is reached within a second or two, or it has trouble."""
+
+TOKEN_VARIABLE: Final = "DIALKEY_RELAY_TOKEN"
+"""Holds the token itself, as services are given secrets; a file is safer among several users."""
+
+MAX_TOKEN_FILE_BYTES: Final = 16_384
+"""A token travels in one header of a request; whatever is longer is another file by mistake."""
+
+Command = Callable[..., None]
 
 
 def _known_preset(name: str | None) -> str | None:
@@ -63,8 +82,31 @@ RelayOption = Annotated[
     typer.Option(
         "--relay",
         metavar="URL",
+        envvar="DIALKEY_RELAY",
+        show_envvar=False,
         help="Be reachable through this relay too; may be given several times. "
         "Relays that a ticket names are used in any case.",
+    ),
+]
+RelayTokenOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--relay-token",
+        metavar="FILE",
+        envvar=f"{TOKEN_VARIABLE}_FILE",
+        show_envvar=False,
+        help="Show the token or grant in this file to the relays of --relay, and to no others. "
+        f"{TOKEN_VARIABLE} may hold it instead.",
+    ),
+]
+RelayCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--relay-ca",
+        metavar="FILE",
+        envvar="DIALKEY_RELAY_CA",
+        show_envvar=False,
+        help="Trust the authorities in this PEM file, too, when a relay shows its certificate.",
     ),
 ]
 
@@ -79,6 +121,9 @@ class Options:
         preset: the bundle of defaults, or None for the endpoint's own default.
         bind: the local address and port, or None for all addresses and any port.
         relays: URLs of relays to be reached through; None, as `RelayOption` gives it, for none.
+        relay_token: a file with what those relays want to see, or None for what the environment
+            variable ``DIALKEY_RELAY_TOKEN`` holds.
+        relay_ca: a PEM file of further authorities for the certificates of relays, or None.
     """
 
     json: bool = False
@@ -86,12 +131,14 @@ class Options:
     preset: str | None = None
     bind: str | None = None
     relays: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple)
+    relay_token: Path | None = None
+    relay_ca: Path | None = None
 
     async def open_endpoint(self, *plugins: object) -> Endpoint:
         """Bind an endpoint as these options say; the caller closes it.
 
         Raises:
-            LocalError: the key file cannot be used, or no socket can be opened.
+            LocalError: a file cannot be used, or no socket can be opened.
         """
         from dialkey.endpoint import Endpoint
         from dialkey.identity import SecretKey
@@ -100,9 +147,52 @@ class Options:
             secret_key=SecretKey.load(self.secret_key) if self.secret_key is not None else None,
             preset=presets.BY_NAME[self.preset] if self.preset is not None else presets.minimal,
             bind=self.bind if self.bind is not None else (),
-            relays=self.relays or (None if self.preset is not None else ()),
+            relays=self.endpoint_relays(),
             plugins=plugins,
         )
+
+    def endpoint_relays(self) -> tuple[object, ...] | None:
+        """Return what `Endpoint.bind` is told about relays; None for what its preset says.
+
+        Raises:
+            InvalidInput: a token cannot be used, or there is no relay to show it to.
+            OSError: its file cannot be read.
+        """
+        from dialkey.identity import RelayAccess
+
+        given: tuple[object, ...] | None = self.relays
+        if not self.relays and self.preset is not None:
+            given = presets.BY_NAME[self.preset].relays
+        roots: tuple[Path, ...] = () if self.relay_ca is None else (self.relay_ca,)
+        access = RelayAccess(self._token(), roots)
+        if given is None or access == RelayAccess():
+            return given
+        return (*given, access)
+
+    def _token(self) -> str | None:
+        from dialkey.errors import InvalidInput
+
+        if self.relay_token is None:
+            # Without --relay it has nobody to be shown to, and is not missed.
+            return os.environ.get(TOKEN_VARIABLE) or None if self.relays else None
+        if not self.relays:
+            raise InvalidInput(
+                "--relay-token was given without --relay",
+                hint="a token is shown only to relays that you name, "
+                "not to those that somebody else's ticket names",
+            )
+        with self.relay_token.open("rb") as file:
+            raw = file.read(MAX_TOKEN_FILE_BYTES + 1)
+        try:
+            token = raw.decode("ascii").strip()
+        except UnicodeDecodeError:
+            token = ""
+        if not token or len(raw) > MAX_TOKEN_FILE_BYTES or not token.isprintable():
+            raise InvalidInput(
+                f"{self.relay_token} does not hold a relay token",
+                hint="the file holds the token or grant on one line, and nothing else",
+            )
+        return token
 
     async def until_online(self, endpoint: Endpoint, output: Output) -> None:
         """Wait until an endpoint can be reached through one of the relays that were named.
@@ -117,3 +207,76 @@ class Options:
             await endpoint.online(ONLINE_TIMEOUT_S)
         except Offline as error:
             output.remark(f"{error.message}; going on without.")
+
+
+_SHARED: Final[dict[str, tuple[object, object]]] = {
+    "json": (JsonOption, False),
+    "secret_key": (SecretKeyOption, None),
+    "preset": (PresetOption, None),
+    "bind": (BindOption, None),
+    "relay": (RelayOption, None),
+    "relay_token": (RelayTokenOption, None),
+    "relay_ca": (RelayCaOption, None),
+}
+"""Parameters that `endpoint_options` adds, each with its option and its default."""
+
+
+@overload
+def endpoint_options(command: Command) -> Command: ...
+
+
+@overload
+def endpoint_options(*, json: bool) -> Callable[[Command], Command]: ...
+
+
+def endpoint_options(
+    command: Command | None = None, *, json: bool = True
+) -> Command | Callable[[Command], Command]:
+    """Give a command all options of an endpoint; it gets their values as one `Options`.
+
+    ::
+
+        @endpoint_options
+        def listen(name: NameOption = "guest", *, options: Options) -> None: ...
+
+    The command line then shows ``--secret-key``, ``--preset``, ``--bind``, ``--relay``,
+    ``--relay-token`` and ``--relay-ca``, and options that come later appear in all commands at once.
+
+    Args:
+        command: has a keyword parameter `options`.
+        json: whether ``--json`` is among them.
+
+    Raises:
+        TypeError: the command has no keyword parameter `options`.
+    """
+    if command is None:
+        return functools.partial(_with_options, json=json)
+    return _with_options(command, json=json)
+
+
+def _with_options(command: Command, *, json: bool) -> Command:
+    # Annotations are text in the commands' modules; typer wants the objects.
+    signature = inspect.signature(command, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.name != "options"]
+    if len(own) == len(signature.parameters):
+        raise TypeError(f"{command.__qualname__} has no parameter `options` to be given")
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+        for name, (annotation, default) in _SHARED.items()
+        if json or name != "json"
+    ]
+
+    @functools.wraps(command)
+    def with_options(*args: object, **values: object) -> None:
+        shared = {each.name: values.pop(each.name, each.default) for each in added}
+        shared["relays"] = shared.pop("relay")
+        make: Callable[..., Options] = Options
+        command(*args, options=make(**shared), **values)
+
+    # typer reads both; `wraps` has copied those of the command.
+    with_options.__annotations__ = {each.name: each.annotation for each in (*own, *added)}
+    with_options.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    del with_options.__dict__["__wrapped__"]
+    return with_options

@@ -22,6 +22,7 @@ from dialkey.identity.addresses import (
     write_transport_addr,
 )
 from dialkey.identity.keys import EndpointId, InvalidSignature, SecretKey, Signature
+from dialkey.identity.relay_access import RelayAccess
 from dialkey.identity.relay_url import RelayUrl
 from dialkey.identity.remote import HasAddr, Remote, parse_remote
 from dialkey.identity.tickets import (
@@ -41,6 +42,7 @@ __all__ = [
     "HasAddr",
     "InvalidSignature",
     "IpAddr",
+    "RelayAccess",
     "RelayAddr",
     "RelayUrl",
     "Remote",

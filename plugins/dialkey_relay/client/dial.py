@@ -13,13 +13,14 @@ import ssl
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import attrs
 
 from dialkey.errors import InvalidAddress, InvalidInput
 from dialkey.identity import RelayUrl
-from dialkey_relay.errors import RelayUnreachable, RelayWireError
+from dialkey_relay.errors import RelayConfigError, RelayUnreachable, RelayWireError
 from dialkey_relay.http1 import HeadReader
 
 __all__ = ["Dialer", "Target", "default_tls", "proxy_from_environment"]
@@ -34,11 +35,23 @@ def _system_tls() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-def default_tls(*extra_roots: str) -> ssl.SSLContext:
-    """Make a TLS context with the system's roots and those in further PEM files."""
+def default_tls(*extra_roots: str | Path) -> ssl.SSLContext:
+    """Make a TLS context with the system's roots and those in further PEM files.
+
+    Raises:
+        RelayConfigError: a file cannot be read, or holds no certificates.
+    """
     context = ssl.create_default_context()
     for path in extra_roots:
-        context.load_verify_locations(cafile=path)
+        try:
+            context.load_verify_locations(cafile=path)
+        except ssl.SSLError:
+            raise RelayConfigError(
+                f"{path} does not hold certificates",
+                hint="a PEM file of authorities begins with -----BEGIN CERTIFICATE-----",
+            ) from None
+        except OSError as error:
+            raise RelayConfigError(f"{path} cannot be read: {error.strerror}") from None
     return context
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ssl
 import weakref
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from dialkey.errors import LocalError
 from dialkey.hooks import hookimpl
-from dialkey.identity import RelayUrl
-from dialkey_relay.client.dial import Dialer
+from dialkey.identity import RelayAccess, RelayUrl
+from dialkey_relay.client.dial import Dialer, default_tls
 from dialkey_relay.client.status import Token
 from dialkey_relay.client.transport import RelayConfig, RelayTransport
 
@@ -80,16 +81,24 @@ class Relay:
 
         Raises:
             InvalidAddress: a text is no URL.
-            LocalError: a value is none of URL, text and `RelayConfig`.
+            InvalidInput: a file of authorities cannot be used.
+            LocalError: a value is none of URL, text, `RelayConfig` and `RelayAccess`.
         """
         checked: list[RelayConfig | RelayUrl | str] = []
+        token: str | None = None
+        roots: list[Path] = []
         for relay in relays:
+            if isinstance(relay, RelayAccess):
+                token = relay.token if relay.token is not None else token
+                roots += relay.roots
+                continue
             if not isinstance(relay, (RelayConfig, RelayUrl, str)):
                 raise LocalError(
-                    f"{type(relay).__name__} is no relay", hint="pass a URL or a RelayConfig"
+                    f"{type(relay).__name__} is not a relay",
+                    hint="pass a URL, a RelayConfig or a RelayAccess",
                 )
             checked.append(relay)
-        return cls(*checked)
+        return cls(*checked, token=token, tls=default_tls(*roots) if roots else None)
 
     @hookimpl
     def dialkey_transports(self, endpoint: Endpoint) -> RelayTransport:

@@ -20,7 +20,18 @@ import typer
 
 from dialkey import cli as dialkey_cli
 from dialkey import errors
-from dialkey.cli import CommandLine, ExitCode, Output, build, explain, guard, main, run
+from dialkey.cli import (
+    CommandLine,
+    ExitCode,
+    Options,
+    Output,
+    build,
+    endpoint_options,
+    explain,
+    guard,
+    main,
+    run,
+)
 from dialkey.cli.app import main as app_main
 from dialkey.hooks import Plugins
 from dialkey.identity import (
@@ -28,6 +39,7 @@ from dialkey.identity import (
     EndpointAddr,
     EndpointTicket,
     IpAddr,
+    RelayAccess,
     RelayAddr,
     RelayUrl,
     SecretKey,
@@ -470,3 +482,94 @@ def test_progress_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         progress.update(100, note="direct")
     assert "receiving" in err.getvalue()
     assert "direct" in err.getvalue()
+
+
+# --- shared options -------------------------------------------------------------------------------
+
+
+def _options_of(*argv: str, json: bool = True) -> Options:
+    """Return what a command with all shared options gets for these arguments."""
+    seen: list[tuple[str, Options]] = []
+    cli = CommandLine()
+
+    @cli.command()
+    @(endpoint_options if json else endpoint_options(json=False))
+    def probe(name: str = "guest", *, options: Options) -> None:
+        """Say what was given."""
+        seen.append((name, options))
+
+    command = typer.main.get_command(cli)
+    command.main(args=["probe", *argv], standalone_mode=False)
+    ((_, options),) = seen
+    return options
+
+
+def test_a_command_gets_the_shared_options_as_one(tmp_path: Path) -> None:
+    key, token, ca = tmp_path / "key", tmp_path / "token", tmp_path / "ca"
+    given = _options_of(
+        *("--name", "x", "--json", "--secret-key", str(key), "--preset", "minimal"),
+        *("--bind", "127.0.0.1:1", "--relay", "https://a", "--relay", "https://b"),
+        *("--relay-token", str(token), "--relay-ca", str(ca)),
+    )
+    assert given == Options(
+        True, key, "minimal", "127.0.0.1:1", ("https://a", "https://b"), token, ca
+    )
+    assert _options_of() == Options()
+
+
+def test_shared_options_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DIALKEY_RELAY", "https://a https://b")
+    monkeypatch.setenv("DIALKEY_RELAY_TOKEN_FILE", "token")
+    monkeypatch.setenv("DIALKEY_RELAY_CA", "ca")
+    assert _options_of() == Options(
+        relays=("https://a", "https://b"), relay_token=Path("token"), relay_ca=Path("ca")
+    )
+
+
+def test_a_command_without_json_has_no_such_option() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        _options_of("--json", json=False)
+
+
+def test_a_command_that_takes_no_options_cannot_be_given_any() -> None:
+    with pytest.raises(TypeError, match="no parameter `options`"):
+        endpoint_options(lambda: None)
+
+
+def test_a_token_comes_from_a_file_or_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DIALKEY_RELAY_TOKEN", raising=False)
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    url = "https://relay.example"
+    assert Options(relays=[url]).endpoint_relays() == (url,)
+    assert Options(relays=[url], relay_token=file).endpoint_relays() == (
+        url,
+        RelayAccess("from-file"),
+    )
+    assert Options(relay_ca=file).endpoint_relays() == (RelayAccess(roots=[file]),)
+    assert Options().endpoint_relays() == ()
+    assert Options(preset="minimal", relay_ca=file).endpoint_relays() is None
+    monkeypatch.setenv("DIALKEY_RELAY_TOKEN", "from-environment")
+    assert Options(relays=[url]).endpoint_relays() == (url, RelayAccess("from-environment"))
+    assert Options(relays=[url], relay_token=file).endpoint_relays() == (
+        url,
+        RelayAccess("from-file"),
+    )
+    # Nobody is named whom it could be shown to.
+    assert Options().endpoint_relays() == ()
+    assert "from-file" not in repr(Options(relays=[url], relay_token=file).endpoint_relays())
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two\nlines", "é".encode(), b"x" * 20_000])
+def test_a_file_that_holds_no_token_is_told(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(errors.InvalidInput, match="does not hold a relay token"):
+        Options(relays=["https://a"], relay_token=file).endpoint_relays()
+
+
+def test_a_token_for_nobody_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(errors.InvalidInput, match="--relay-token was given without --relay"):
+        Options(relay_token=tmp_path / "token").endpoint_relays()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from dialkey import Connection, Endpoint, Router, presets
+from dialkey import Connection, Endpoint, Router, hookimpl, presets
 from dialkey.errors import (
     DialkeyError,
     EndpointClosed,
@@ -17,14 +17,16 @@ from dialkey.errors import (
     PluginError,
     ResolveError,
 )
-from dialkey.identity import EndpointAddr, RelayAddr, RelayUrl
+from dialkey.identity import EndpointAddr, RelayAccess, RelayAddr, RelayUrl
 from dialkey_relay import (
     Everyone,
     Relay,
     RelayConfig,
+    RelayDisconnected,
     RelayOptions,
     RelayServer,
     SharedTokens,
+    TlsFiles,
     relay_of,
 )
 
@@ -163,10 +165,57 @@ async def test_without_relays() -> None:
 async def test_what_is_no_relay_is_refused() -> None:
     with pytest.raises(InvalidAddress):
         Endpoint.bind(relays=["no url"])
-    with pytest.raises(PluginError, match="int is no relay"):
+    with pytest.raises(PluginError, match="int is not a relay"):
         await Endpoint.bind(relays=[7])
     with pytest.raises(LocalError, match="no plugin"):
         await Endpoint.bind(relays=["https://relay.example"], entry_points=False)
     # Nothing was asked for, so nothing lacks.
     async with Endpoint.bind(relays=(), entry_points=False, bind="127.0.0.1:0"):
         pass
+
+
+class Listener:
+    """Keeps the events of an endpoint."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[object] = asyncio.Queue()
+
+    @hookimpl
+    def dialkey_events(self, event: object) -> None:
+        self.events.put_nowait(event)
+
+
+async def test_one_token_for_all_relays_that_are_named() -> None:
+    async with RelayServer([SharedTokens(["letmein"])], OPEN) as relay:
+        async with Endpoint.bind(
+            relays=[relay.url, RelayAccess("letmein")], transports=()
+        ) as endpoint:
+            assert (await endpoint.online()).relay_urls == (RelayUrl(relay.url),)
+        # A relay that only an address names is shown nothing: anybody can write an address.
+        listener = Listener()
+        async with Endpoint.bind(
+            relays=[RelayAccess("letmein")], transports=(), plugins=[listener]
+        ) as endpoint:
+            transport = relay_of(endpoint)
+            (path,) = transport.path_addresses(endpoint.id, RelayAddr(RelayUrl(relay.url)))
+            transport.send(path, b"hello", 5)
+            async with asyncio.timeout(10):
+                event = await listener.events.get()
+            assert isinstance(event, RelayDisconnected)
+            assert "this relay wants a token" in str(event.error)
+
+
+async def test_an_authority_of_its_own(certificate) -> None:
+    files = TlsFiles(certificate.chain, certificate.key)
+    options = RelayOptions(http=None, https=("127.0.0.1", 0), tls=files, client_rate=None)
+    async with (
+        RelayServer([Everyone()], options) as relay,
+        Endpoint.bind(
+            relays=[relay.url, RelayAccess(roots=[certificate.chain])], transports=()
+        ) as endpoint,
+    ):
+        assert (await endpoint.online()).relay_urls == (RelayUrl(relay.url),)
+    for file, message in ((certificate.key, "does not hold certificates"), ("gone", "No such")):
+        with pytest.raises(PluginError, match=message):
+            async with Endpoint.bind(relays=[RelayAccess(roots=[file])]):
+                raise AssertionError
