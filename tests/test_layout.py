@@ -216,7 +216,8 @@ FOLDERS: Final = (
 
 
 def text_files() -> list[Path]:
-    files = [path for path in ROOT.iterdir() if path.is_file()]
+    # In a worktree of git `.git` is a file, which holds a path of this machine and is not committed.
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     for folder in FOLDERS:
         files.extend(path for path in (ROOT / folder).rglob("*") if path.is_file())
     return sorted(path for path in files if path.suffix in TEXT and "__pycache__" not in path.parts)
