@@ -18,7 +18,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
-    ("errors", "limits"),
+    ("errors", "limits", "printable", "shares"),
     ("identity", "hooks", "hookspecs", "presets"),
     ("quic",),
     ("network",),
@@ -44,7 +44,9 @@ PUBLIC: Final = frozenset(
         "dialkey.limits",
         "dialkey.network",
         "dialkey.presets",
+        "dialkey.printable",
         "dialkey.router",
+        "dialkey.shares",
         "dialkey.testing",
     }
 )
