@@ -18,13 +18,14 @@ JOBS ?= 2
 # Extra arguments: make test ARGS="-k router", make demo ARGS="--size 500"
 ARGS ?=
 
-.PHONY: help demo test bench lint types check clean
+.PHONY: help demo test bench native test-native lint types check clean
 
 help:
 	@echo "make demo    set up and send a real file from one key to another on this machine"
 	@echo "make test    set up and run all tests"
 	@echo "make check   make test, then ruff and mypy --strict"
 	@echo "make bench   set up and measure dialkey beside its peers, some minutes"
+	@echo "make native  build the optional native part; needs cargo (Rust 1.83 or newer)"
 	@echo "make lint    ruff alone        make types   mypy alone        make clean   remove .venv"
 
 demo: $(RUNTIME)
@@ -35,6 +36,17 @@ test: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/transport.py $(ARGS)
+
+native: $(RUNTIME)
+	@command -v cargo >/dev/null || { echo "make native needs cargo, the Rust tool chain" >&2; exit 1; }
+	@echo "Building dialkey-native ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native
+	@$(BIN)/python -c 'from dialkey import native; print("native part:", native.describe())'
+
+# What the native part takes a hand in, with it; `make test` after this uses it, too, unless DIALKEY_NATIVE=0.
+test-native: $(DEVELOPMENT)
+	$(BIN)/python -c 'from dialkey import native; assert native.part(), native.describe()'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/native $(ARGS)
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .

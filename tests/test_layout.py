@@ -18,7 +18,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
-    ("errors", "limits", "printable", "shares"),
+    ("errors", "limits", "native", "printable", "shares"),
     ("identity", "hooks", "hookspecs", "presets"),
     ("quic",),
     ("network",),
@@ -42,6 +42,7 @@ PUBLIC: Final = frozenset(
         "dialkey.identity.base32",
         "dialkey.identity.postcard",
         "dialkey.limits",
+        "dialkey.native",
         "dialkey.network",
         "dialkey.presets",
         "dialkey.printable",
@@ -204,13 +205,16 @@ FORBIDDEN: Final = {
     "a path of somebody's machine": re.compile(r"(?<![\w.])/(?:work|root|Users)/\w"),
     "a note to oneself": re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b"),
 }
-TEXT: Final = frozenset({"", ".cfg", ".md", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml", ".yml"})
+TEXT: Final = frozenset(
+    {"", ".cfg", ".md", ".py", ".pyi", ".rs", ".sh", ".toml", ".txt", ".yaml", ".yml"}
+)
 FOLDERS: Final = (
     ".ci",
     "benchmarks",
     "cookbook",
     "docs",
     "framework",
+    "native/src",
     "plugins",
     "protocols",
     "tests",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 import typer.main
 
+from dialkey import native
 from dialkey.cli.exits import exit_code_table
 from dialkey.cli.running import is_debugging, logging_to_stderr
 from dialkey.errors import InvalidInput, InvalidTicket, PluginError
@@ -116,6 +117,7 @@ def _top(
             print(f"dialkey {importlib.metadata.version('dialkey')}")
         except importlib.metadata.PackageNotFoundError:
             print("dialkey, from a source tree that is not installed")
+        print(f"native part: {native.describe()}")
         raise typer.Exit
 
 

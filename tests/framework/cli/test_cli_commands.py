@@ -19,7 +19,7 @@ import pytest
 import typer
 
 from dialkey import cli as dialkey_cli
-from dialkey import errors
+from dialkey import errors, native
 from dialkey.cli import (
     CommandLine,
     ExitCode,
@@ -214,7 +214,9 @@ def test_exit_codes_are_documented_in_the_same_words() -> None:
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--version") == 0
-    assert capsys.readouterr().out.startswith("dialkey")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("dialkey")
+    assert second == f"native part: {native.describe()}"
 
 
 # --- plugins' commands ----------------------------------------------------------------------------
