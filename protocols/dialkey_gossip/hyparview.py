@@ -91,6 +91,7 @@ class Membership:
         self._told = Recent(_REPEAT_S)
         self._parted = Recent(_REPEAT_S)
         self._answer_due = Recent(_ANSWER_S)
+        self._joining = Recent(_ANSWER_S)
         self._departures = Pace(*_DEPARTURES)
         self._comings = PeerPace(*_COMINGS)
         self._is_refill_due = False
@@ -108,7 +109,7 @@ class Membership:
         for peer in dict.fromkeys(contacts):
             if peer != self._me and peer not in self.active:
                 self._contacts.add_bootstrap(peer, now)
-                self._out.send(peer, Join(self.own_data))
+                self._send_join(peer, now)
         self._retry_later(now)
 
     def quit(self, now: float) -> None:
@@ -156,7 +157,8 @@ class Membership:
 
     def heard_content(self, sender: PeerId, now: float) -> None:
         """Note that a peer sent content; tell it if it takes us for a neighbour by mistake."""
-        if self.uses(sender):
+        if self.uses(sender) or self._joining.has(sender, now):
+            # What it sent before it read our Join is no mistake; a goodbye would undo the Join.
             return
         if not self._parted.has(sender, now):
             self._say_goodbye(sender, alive=True, now=now)
@@ -185,6 +187,11 @@ class Membership:
         self._retry_later(now)
 
     # --- joining --------------------------------------------------------------------------------
+
+    def _send_join(self, peer: PeerId, now: float) -> None:
+        self._joining.add(peer, now)
+        self._parted.take(peer, now)
+        self._out.send(peer, Join(self.own_data))
 
     def _on_join(self, joiner: PeerId, data: bytes | None, now: float) -> None:
         self._store_data(joiner, data)
@@ -251,6 +258,7 @@ class Membership:
         self.passive.pop(peer, None)
         self._take_asked(peer)
         self._parted.take(peer, now)
+        self._joining.take(peer, now)
         self.active[peer] = None
         self._out.neighbor_up(peer, now, high=high)
         if reply:
@@ -392,7 +400,7 @@ class Membership:
             if peer in self.active:
                 self._contacts.heard(peer)
             elif is_isolated:
-                self._out.send(peer, Join(self.own_data))
+                self._send_join(peer, now)
             else:
                 # Not a Join: that would evict a neighbour at every member that the walks reach.
                 self._ask(peer, high=True, now=now)

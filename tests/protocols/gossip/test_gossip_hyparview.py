@@ -300,6 +300,35 @@ def test_content_from_a_stranger_is_answered_with_goodbye_now_and_then() -> None
     assert names(swarm.taken()) == ["ShuffleReply", "Disconnect"]
 
 
+def test_late_content_does_not_undo_our_own_join() -> None:
+    """A neighbour announces something to us, we leave and join again, the announcement comes."""
+    swarm = Swarmer()
+    swarm.machine.join([peer(1)], 0.0)
+    swarm.taken()
+    swarm.machine.heard_content(peer(1), 0.1)
+    assert swarm.taken() == []
+    assert swarm.hear(peer(1), HIGH) == [(peer(1), Neighbor(True))]
+    assert swarm.active == {peer(1)}
+
+
+def test_late_content_does_not_undo_the_join_of_one_who_was_cut_off() -> None:
+    swarm = Swarmer(retry_s=1.0).with_neighbors(1)
+    swarm.lose(peer(1))
+    swarm.run_for(2)
+    assert (peer(1), Join()) in swarm.taken()
+    swarm.machine.heard_content(peer(1), swarm.now)
+    assert swarm.taken() == []
+
+
+def test_a_join_without_an_answer_excuses_nobody_for_ever() -> None:
+    swarm = Swarmer(retry_s=100.0)
+    swarm.machine.join([peer(1)], 0.0)
+    swarm.run_for(11)
+    swarm.taken()
+    swarm.machine.heard_content(peer(1), swarm.now)
+    assert names(swarm.taken()) == ["ShuffleReply", "Disconnect"]
+
+
 # --- refilling ----------------------------------------------------------------------------------
 
 

@@ -153,6 +153,23 @@ async def test_a_member_that_restarts_with_its_key() -> None:
 
 
 @virtual
+async def test_whoever_leaves_and_joins_again_at_once_is_in() -> None:
+    """What was on its way to the member that left must not end the neighbourhood of the new one."""
+    async with joined(2, network()) as (swarm, (alice, bob)):
+        first, second = swarm.members
+        for number in range(20):
+            # An announcement is collected for some milliseconds: it leaves after bob did.
+            await asyncio.sleep(0.001 * (number % 10))
+            await alice.broadcast(b"last %d" % number)
+            await bob.leave()
+            bob = await second.gossip.join(TOPIC, [first.endpoint.addr()])
+            await bob.joined(5)
+            await asyncio.sleep(0.3)
+            assert alice.neighbors() == (second.endpoint.id,)
+            assert bob.neighbors() == (first.endpoint.id,)
+
+
+@virtual
 async def test_a_partition_heals() -> None:
     async with joined(6, network()) as (swarm, topics):
         await asyncio.sleep(10)
