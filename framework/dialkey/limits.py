@@ -33,9 +33,28 @@ RETRY_ABOVE_HALF_OPEN: Final = 64
 """From so many half-open handshakes on, a client must first prove its address (Retry)."""
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
-"""An accepted handshake that has not completed by then is dropped."""
+"""From a client's first datagram on; a handshake that has not completed by then is dropped, whatever
+has been said in between, and whoever is still thinking about it."""
 
-MAX_POST_HANDSHAKE_CRYPTO_BYTES: Final = 65_536
+MAX_TLS_MESSAGE_BYTES: Final = 4096
+"""One TLS message, as its head announces it. A ClientHello of iroh has some 300 bytes, one with a
+post-quantum key share 1,700; reading 4 KiB of the smallest list entries takes 3 ms."""
+
+MAX_HANDSHAKE_CRYPTO_BYTES: Final = 16_384
+"""TLS bytes of one encryption level during the handshake, in order or with gaps; RFC 9000 section 7.5
+asks for room for 4,096, and both sides together send 2,000."""
+
+MAX_INCOMING_HANDSHAKE_WORK: Final = 384
+"""Frames of one handshake that somebody begins with us, where a packet counts as eight: about 40
+packets or 3 ms. A client that is answered at its seventh try, each over four ways, needs 28."""
+
+MAX_DIAL_HANDSHAKE_WORK: Final = 4 * MAX_INCOMING_HANDSHAKE_WORK
+"""The same where we dialled: a server's flight is three packets, and comes back by each of four ways."""
+
+MAX_EARLY_SHORT_BYTES: Final = 24_576
+"""1-RTT packets that overtook the handshake, kept until the keys are there: sixteen full ones."""
+
+MAX_POST_HANDSHAKE_CRYPTO_BYTES: Final = 16_384
 """TLS messages after the handshake: session tickets of some hundred bytes each, which we ignore."""
 
 MAX_PENDING_ACCEPTS: Final = 1024

@@ -96,7 +96,6 @@ class Connection(StreamTable):
         self.lost_packets_before = 0
 
         # timers and closing
-        self._handshake_timeout_s = config.handshake_timeout_s
         self.deadline: float | None = now + config.handshake_timeout_s
         self._eliciting_sent_since_receipt = False
         self.pacing_at: float | None = None
@@ -146,7 +145,6 @@ class Connection(StreamTable):
         connection = cls(
             config, handshake, is_client=True, host_cid=host_cid, remote=remote, now=now
         )
-        connection._handshake_timeout_s = timeout_s
         connection.deadline = now + timeout_s
         handshake.start(now)
         return connection
@@ -343,9 +341,8 @@ class Connection(StreamTable):
         timing.on_timer(self, now)
 
     def _heard(self, now: float) -> None:
-        self.deadline = now + (
-            self._idle_period() if self.state is State.OPEN else self._handshake_timeout_s
-        )
+        if self.state is State.OPEN:
+            self.deadline = now + self._idle_period()
         self._eliciting_sent_since_receipt = False
 
     heard = _heard

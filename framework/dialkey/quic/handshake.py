@@ -24,9 +24,11 @@ from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import pull_quic_header
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from dialkey import limits
 from dialkey.identity import EndpointId, SecretKey
 from dialkey.quic import codes, parameters
 from dialkey.quic.codes import TransportError
+from dialkey.quic.handshake_work import HandshakeWork, check_crypto
 from dialkey.quic.parameters import TransportParameters
 from dialkey.quic.qlog import Qlog, Trace
 from dialkey.quic.recovery import MAX_PTO_STEP_S
@@ -45,6 +47,8 @@ logging.getLogger("quic").addHandler(logging.NullHandler())
 logger = logging.getLogger("dialkey.quic")
 
 _ADDRESS = "path 0"
+MAX_COALESCED_PACKETS = 8
+"""Long-header packets in one datagram that are looked at; three is what peers send, one per level."""
 _NEVER_S = 1e6
 """Idle and total deadlines are kept by the owner of the handshake, not by aioquic."""
 
@@ -86,10 +90,14 @@ class _Machine(QuicConnection):
         self.remote_parameters: TransportParameters | None = None
         self.authenticated_packets = 0
         self.authenticated_handshake_packets = 0
+        self._work = HandshakeWork(is_client=self._is_client)
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         self.tls = RawPublicKeyContext.adopt(self.tls, self.expected_id)
+        # What we send is short; aioquic sets 48 KiB aside for it.
+        for epoch in self._crypto_buffers:
+            self._crypto_buffers[epoch] = Buffer(capacity=limits.MAX_TLS_MESSAGE_BYTES)
         self.tls.handshake_extensions = [
             *certificate_type_extensions(self._is_client),
             *self.tls.handshake_extensions,
@@ -148,11 +156,20 @@ class _Machine(QuicConnection):
     def _payload_received(
         self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
     ) -> tuple[bool, bool]:
+        self._work.charge(plain)
         result = super()._payload_received(context, plain, crypto_frame_required)
         self.authenticated_packets += 1
         if context.epoch == tls.Epoch.HANDSHAKE:
             self.authenticated_handshake_packets += 1
         return result
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        at = buf.tell()
+        check_crypto(buf.pull_uint_var(), buf.pull_uint_var())
+        buf.seek(at)
+        super()._handle_crypto_frame(context, frame_type, buf)
 
 
 class Handshake:
@@ -337,8 +354,10 @@ def split_datagram(datagram: bytes) -> tuple[bytes, bytes]:
         counts; the short packet or nothing). A malformed datagram counts as long.
     """
     buffer = Buffer(data=datagram)
-    while not buffer.eof():
+    for _ in range(MAX_COALESCED_PACKETS):
         start = buffer.tell()
+        if buffer.eof():
+            return datagram, b""
         if not datagram[start] & 0x80:
             if not datagram[start] & 0x40:
                 break
@@ -348,4 +367,7 @@ def split_datagram(datagram: bytes) -> tuple[bytes, bytes]:
         except ValueError:
             break
         buffer.seek(start + header.packet_length)
+    else:
+        start = buffer.tell()
+        return datagram[:start] + bytes(len(datagram) - start), b""
     return datagram, b""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dialkey import limits
 from dialkey.quic import closing, codes, events, inbound, multipath
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Send, State
@@ -20,9 +21,6 @@ from dialkey.quic.path import Address, LocalCid, PathCids, PeerCid
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
-
-MAX_EARLY_SHORT_PACKETS = 16
-"""1-RTT packets that overtook the handshake, kept until the keys are there."""
 
 
 def receive_long(c: Connection, datagram: bytes, remote: Address, now: float) -> None:
@@ -77,9 +75,14 @@ def receive_short(
 ) -> None:
     """Process 1-RTT packets, or keep those that overtook the handshake."""
     if c.protection is None:
-        if len(c.early_short) < MAX_EARLY_SHORT_PACKETS:
-            for at in range(0, len(data), segment):
-                c.early_short.append((bytes(data[at : at + segment]), remote))
+        held = sum(len(each) for each, _ in c.early_short)
+        for at in range(0, len(data), segment):
+            packet = bytes(data[at : at + segment])
+            # A packet of one byte costs as much as one of a hundred.
+            held += max(len(packet), 100)
+            if held > limits.MAX_EARLY_SHORT_BYTES:
+                break
+            c.early_short.append((packet, remote))
         return
     inbound.receive_packets(c, data, segment, remote, now)
 

@@ -8,10 +8,12 @@ sections 1.2 to 1.7 and 1.10.
 from __future__ import annotations
 
 from aioquic import tls
+from aioquic._buffer import Buffer
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from dialkey.errors import InvalidKey
 from dialkey.identity import EndpointId
+from dialkey.quic.handshake_work import check_message
 
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _CLIENT_CERTIFICATE_TYPE = 19
@@ -57,6 +59,8 @@ class RawPublicKeyContext(tls.Context):
 
     expected_id: EndpointId | None = None
     peer_id: EndpointId | None = None
+    unread: bytearray
+    """The beginning of a message; aioquic's own buffer is copied whole for each piece that arrives."""
 
     @classmethod
     def adopt(cls, context: tls.Context, expected_id: EndpointId | None) -> RawPublicKeyContext:
@@ -64,10 +68,26 @@ class RawPublicKeyContext(tls.Context):
         context.__class__ = cls
         assert isinstance(context, cls)
         context.expected_id = expected_id
+        context.unread = bytearray()
         context._signature_algorithms = [tls.SignatureAlgorithm.ED25519]
         context._supported_groups = [tls.Group.X25519]
         context._request_client_certificate = not context._is_client
         return context
+
+    def handle_message(self, input_data: bytes, output_buf: dict[tls.Epoch, Buffer]) -> None:
+        if self.state == tls.State.CLIENT_HANDSHAKE_START:
+            super().handle_message(input_data, output_buf)
+            return
+        pending = self.unread
+        pending += input_data
+        while len(pending) >= 4:
+            length = 4 + int.from_bytes(pending[1:4], "big")
+            check_message(length)
+            if len(pending) < length:
+                break
+            message = bytes(pending[:length])
+            del pending[:length]
+            super().handle_message(message, output_buf)
 
     def _set_peer_certificate(self, certificate: tls.Certificate) -> None:
         if len(certificate.certificates) != 1:

@@ -23,6 +23,7 @@ METHODS = {
     connection.QuicConnection: {
         "_alpn_handler": ["self", "alpn_protocol"],
         "_confirm_handshake": ["self"],
+        "_handle_crypto_frame": ["self", "context", "frame_type", "buf"],
         "_initialize": ["self", "peer_cid"],
         "_parse_transport_parameters": ["self", "data", "from_session_ticket"],
         "_payload_received": ["self", "context", "plain", "crypto_frame_required"],
@@ -31,7 +32,10 @@ METHODS = {
         "_update_traffic_key": ["self", "direction", "epoch", "cipher_suite", "secret"],
         "_write_application": ["self", "builder", "network_path", "now"],
     },
-    tls.Context: {"_set_peer_certificate": ["self", "certificate"]},
+    tls.Context: {
+        "_set_peer_certificate": ["self", "certificate"],
+        "handle_message": ["self", "input_data", "output_buf"],
+    },
     recovery.QuicPacketRecovery: {"get_probe_timeout": ["self", "include_max_ack_delay"]},
     retry.QuicRetryTokenHandler: {
         "create_token": [
@@ -50,6 +54,7 @@ ATTRIBUTES = {
     "the connection": [
         "_close_at",
         "_close_event",
+        "_crypto_buffers",
         "_cryptos",
         "_handshake_complete",
         "_handshake_confirmed",
