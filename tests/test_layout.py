@@ -291,3 +291,17 @@ def test_every_imported_distribution_is_declared(for_tests: bool) -> None:
             if names.isdisjoint(declared_here):
                 missing.append(found)
     complain(missing, "pyproject.toml declares no distribution that provides these")
+
+
+def test_no_path_is_expanded() -> None:
+    """Shells expand; a path that we are given is what it says (DESIGN 6)."""
+    sources = [
+        path
+        for folder in ("framework", "protocols", "plugins", "cookbook", "docs")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md")
+    ]
+    for path in [*sources, ROOT / "README.md"]:
+        text = path.read_text(encoding="utf-8")
+        assert "expanduser" not in text, path
+        assert "expandvars" not in text, path

@@ -13,6 +13,9 @@ from typing import Final
 MAX_TICKET_CHARS: Final = 8192
 """A ticket is typed, scanned or pasted; 32 addresses and 8 relays fit in 3,000 characters."""
 
+MAX_PASTED_TICKET_CHARS: Final = 4 * MAX_TICKET_CHARS
+"""A ticket with the line breaks, indents and characters of no width that pasting put into it."""
+
 MAX_TICKET_ADDRESSES: Final = 256
 """Far above the 32 that anyone dials; bounds what a hostile ticket makes us allocate."""
 

@@ -26,19 +26,26 @@ def add_commands(cli: CommandLine) -> None:
     @endpoint_options
     def ping(
         target: Annotated[
-            str | None, typer.Argument(metavar="[TICKET|ID]", help="Whom to ping.")
+            str | None, typer.Argument(metavar="TICKET|ID", help="Whom to ping.")
         ] = None,
         listen: Annotated[
             bool, typer.Option("--listen", help="Answer pings instead, and print a ticket.")
         ] = False,
         count: Annotated[
-            int, typer.Option("--count", "-c", min=0, help="How many pings; 0 for no end.")
+            int,
+            typer.Option("--count", "-c", metavar="N", min=0, help="How many pings; 0 for no end."),
         ] = 4,
         interval: Annotated[
-            float, typer.Option("--interval", "-i", min=0.0, help="Seconds between pings.")
+            float,
+            typer.Option(
+                "--interval", "-i", metavar="SECONDS", min=0.0, help="Seconds between pings."
+            ),
         ] = 1.0,
         timeout: Annotated[
-            float, typer.Option("--timeout", min=0.01, help="Seconds to wait for one answer.")
+            float,
+            typer.Option(
+                "--timeout", metavar="SECONDS", min=0.01, help="Seconds to wait for one answer."
+            ),
         ] = 5.0,
         *,
         options: Options,

@@ -1,7 +1,7 @@
 """Blobs: content by its hash, verified while it comes; wire-compatible with iroh-blobs.
 
     async with Endpoint.bind() as endpoint, Router(endpoint) as router:
-        blobs = router.add(Blobs.persistent("~/share"))
+        blobs = router.add(Blobs.persistent("share"))
         tag, _ = await blobs.add_files(["photos"])
         print(blobs.ticket(tag))
         await router.serve()

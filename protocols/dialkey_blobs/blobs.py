@@ -48,7 +48,7 @@ class Entry:
 
 
 class Blobs:
-    """The blobs protocol as a plugin: ``blobs = router.add(Blobs.persistent("~/share"))``.
+    """The blobs protocol as a plugin: ``blobs = router.add(Blobs.persistent("share"))``.
 
     Everything in the store is offered to whoever connects and knows a hash, unless `authorize` says
     otherwise. Adding and downloading works as soon as the plugin is added; without a router, call
@@ -337,7 +337,7 @@ class Blobs:
             TargetExists: a file exists, and `overwrite` is false.
             StorageError: a file cannot be written. Partial data never stands under a final name.
         """
-        target = _expanded(target)
+        target = Path(target)
         if isinstance(content, Hash):
             content = HashAndFormat(content)
         if content.format is BlobFormat.RAW:
@@ -423,7 +423,3 @@ class Blobs:
             return
         async with await self.endpoint.connect(remote, ALPN) as connection:
             yield connection
-
-
-def _expanded(path: str | Path) -> Path:
-    return Path(path).expanduser()

@@ -147,7 +147,7 @@ def collect_files(paths: Iterable[str | Path]) -> list[tuple[str, Path]]:
     """
     found: dict[str, Path] = {}
     for given in paths:
-        path = Path(given).expanduser()
+        path = Path(given)
         if not path.exists():
             raise InvalidInput(f"there is no file or folder {path}")
         path = path.resolve()

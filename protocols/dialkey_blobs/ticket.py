@@ -69,7 +69,7 @@ class BlobTicket:
 
     @classmethod
     def parse(cls, text: str) -> BlobTicket:
-        """Parse the text of a ticket; white space around it is removed first.
+        """Parse the text of a ticket, in capitals or lower case and wrapped or not.
 
         Raises:
             InvalidTicket: the text is something else; message and hint say where it looks wrong.

@@ -13,6 +13,7 @@ from typing import Final
 from dialkey import Router
 from dialkey.cli import Options, Output
 from dialkey.errors import InvalidInput
+from dialkey.identity import compact_ticket
 from dialkey_gossip.errors import MessageTooLarge, NoNeighbors
 from dialkey_gossip.events import Lagged, NeighborDown, NeighborUp, Received
 from dialkey_gossip.gossip import Gossip
@@ -64,7 +65,7 @@ async def talk(
 
 def _named(text: str) -> TopicId | TopicTicket:
     text = text.strip()
-    if text.startswith(TopicTicket.KIND) and re.fullmatch(r"[a-z2-7]{40,}", text):
+    if re.fullmatch(TopicTicket.KIND + r"[a-z2-7]{40,}", compact_ticket(text)):
         return TopicTicket.parse(text)
     if re.fullmatch(r"[0-9a-f]{64}", text):
         return TopicId.parse(text)

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 import attrs
 
 from dialkey.errors import InvalidInput
-from dialkey.identity import EndpointAddr, EndpointId, Remote
+from dialkey.identity import EndpointAddr, EndpointId, Remote, compact_ticket
 from dialkey_gossip.errors import MessageTooLarge, NoNeighbors, TopicLeft
 from dialkey_gossip.events import Event
 from dialkey_gossip.ids import TopicId
@@ -273,7 +273,7 @@ def parse_topic(
         return topic, ()
     if isinstance(topic, str):
         text = topic.strip()
-        if text.startswith(TopicTicket.KIND):
+        if compact_ticket(text).startswith(TopicTicket.KIND):
             ticket = TopicTicket.parse(text)
             return ticket.topic, ticket.peers
         return TopicId.parse(text), ()

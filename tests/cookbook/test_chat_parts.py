@@ -13,7 +13,7 @@ import attrs
 import dialkey_chat
 import msgpack
 import pytest
-from dialkey_chat.commands import clock, describe
+from dialkey_chat.commands import clock, describe, typed_path
 from dialkey_chat.messages import (
     MAX_LETTER_BYTES,
     Bye,
@@ -358,3 +358,13 @@ def test_only_public_names_are_used() -> None:
                 module = node.module or ""
                 assert module in public or module.startswith("dialkey_chat"), (path, module)
                 assert not any(alias.name.startswith("_") for alias in node.names)
+
+
+def test_a_path_typed_into_the_chat(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No shell has seen it, so the tilde is ours to expand, and quotes are ours to take off."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert typed_path(" ~/a b.txt ") == tmp_path / "a b.txt"
+    assert typed_path("~") == tmp_path
+    assert typed_path("'~/a'") == Path("~/a")
+    assert typed_path("~$report.docx") == Path("~$report.docx")
+    assert typed_path('"a b.txt"') == Path("a b.txt")

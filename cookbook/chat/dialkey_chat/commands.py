@@ -16,7 +16,7 @@ from dialkey.errors import DialkeyError
 from dialkey_chat.room import Arrived, Departed, Notice, Remark, Renamed, Written
 from dialkey_chat.session import Chat
 
-__all__ = ["HELP", "clock", "describe", "label", "perform"]
+__all__ = ["HELP", "clock", "describe", "label", "perform", "typed_path"]
 
 HELP: Final = """\
 /who            who is here
@@ -48,7 +48,7 @@ def perform(chat: Chat, line: str) -> bool:
         case "/nick" if rest:
             chat.rename(rest)
         case "/send" if rest:
-            chat.send(Path(_unquoted(rest)))
+            chat.send(typed_path(rest))
         case "/get" if rest:
             _get(chat, rest)
         case _ if line.startswith("/") and not line.startswith("//"):
@@ -68,7 +68,7 @@ def _say(chat: Chat, text: str) -> None:
 def _get(chat: Chat, rest: str) -> None:
     number, _, folder = rest.partition(" ")
     if number.isascii() and number.isdigit() and len(number) < 10:
-        chat.get(int(number), Path(_unquoted(folder)) if folder.strip() else None)
+        chat.get(int(number), typed_path(folder) if folder.strip() else None)
     else:
         chat.remark("say which: /get 1")
 
@@ -84,14 +84,20 @@ def _remarks(chat: Chat, text: str) -> None:
         chat.remark(line)
 
 
-def _unquoted(path: str) -> str:
-    """Take quotes off: terminals add them to the name of a file that is dropped on them."""
-    path = path.strip()
+def typed_path(text: str) -> Path:
+    """Return the path that was typed into the chat.
+
+    No shell has seen it, so ``~/`` means the home folder here, unless it is quoted. Quotes are taken
+    off: terminals add them to the name of a file that is dropped on them.
+    """
+    text = text.strip()
+    if text == "~" or text.startswith("~/"):
+        return Path.home() / text[2:]
     try:
-        words = shlex.split(path)
+        words = shlex.split(text)
     except ValueError:
-        return path
-    return words[0] if len(words) == 1 else path
+        return Path(text)
+    return Path(words[0] if len(words) == 1 else text)
 
 
 # --- in words -------------------------------------------------------------------------------------

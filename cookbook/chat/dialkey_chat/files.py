@@ -112,7 +112,7 @@ async def open_files(downloads: Path) -> AsyncIterator[Files]:
 
 
 def _made(folder: Path) -> tuple[Path, bool]:
-    folder = folder.expanduser().absolute()
+    folder = folder.absolute()
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     return folder, is_new

@@ -208,7 +208,7 @@ class Chat:
 
     def send(self, path: Path) -> None:
         """Offer a file or folder to all; what comes of it is a notice."""
-        self._transfer(self._send(path.expanduser()))
+        self._transfer(self._send(path))
 
     def get(self, number: int, folder: Path | None = None) -> None:
         """Fetch the file of a number; what comes of it are remarks."""
@@ -218,7 +218,6 @@ class Chat:
         elif offer[0].author == self.id:
             self.remark("this file is yours")
         else:
-            folder = folder.expanduser() if folder is not None else None
             self._transfer(self._get(number, *offer, folder))
 
     async def space(self) -> None:

@@ -22,6 +22,7 @@ from dialkey.cli.options import (
     endpoint_options,
 )
 from dialkey.cli.output import Output, Progress, format_bytes, format_rate
+from dialkey.cli.pasting import read_ticket
 from dialkey.cli.running import guard, run
 
 __all__ = [
@@ -42,5 +43,6 @@ __all__ = [
     "format_rate",
     "guard",
     "main",
+    "read_ticket",
     "run",
 ]

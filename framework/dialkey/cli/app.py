@@ -12,6 +12,7 @@ import typer.main
 from dialkey import native
 from dialkey.cli.exits import exit_code_table
 from dialkey.cli.running import is_debugging, logging_to_stderr
+from dialkey.cli.usage import without_types
 from dialkey.errors import InvalidInput, InvalidTicket, PluginError
 from dialkey.hooks import Plugins
 
@@ -40,6 +41,8 @@ class CommandLine(typer.Typer):
             no_args_is_help=True,
             invoke_without_command=True,
             add_completion=False,
+            # Subcommands and groups inherit this.
+            context_settings={"help_option_names": ["-h", "--help"]},
             # Without markup nothing imports rich for a page of help.
             rich_markup_mode=None,
             pretty_exceptions_enable=False,
@@ -76,16 +79,18 @@ class CommandLine(typer.Typer):
         Raises:
             InvalidTicket: it is of no known kind, or cannot be read.
         """
-        from dialkey.identity import EndpointTicket
+        from dialkey.identity import EndpointTicket, compact_ticket
 
-        text = text.strip()
+        text = compact_ticket(text)
         for kind, (parse, describe) in self._ticket_kinds.items():
             if text.startswith(kind):
                 ticket = parse(text)
                 return kind, ticket, describe(ticket) if describe is not None else {}
         if not text.startswith(EndpointTicket.KIND):
             known = ", ".join(sorted((EndpointTicket.KIND, *self._ticket_kinds)))
-            raise InvalidTicket("this is no ticket", hint=f"a ticket begins with one of: {known}")
+            raise InvalidTicket(
+                "this is not a ticket", hint=f"a ticket begins with one of: {known}"
+            )
         return EndpointTicket.KIND, EndpointTicket.parse(text), {}
 
     def command_names(self) -> list[str]:
@@ -168,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     with logging_to_stderr():
         command = typer.main.get_command(build())
+        without_types(command)
         try:
             command.main(args=list(argv) if argv is not None else None, prog_name="dialkey")
         except Exception as error:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dialkey.cli.options import JsonOption
 from dialkey.cli.output import Output
+from dialkey.cli.pasting import read_ticket
 from dialkey.cli.running import guard
 
 if TYPE_CHECKING:
     from dialkey.cli.app import CommandLine
+    from dialkey.identity import HasAddr
 
 
 def add_commands(cli: CommandLine) -> None:
@@ -23,19 +25,24 @@ def add_commands(cli: CommandLine) -> None:
 
     @group.command()
     def inspect(
-        text: Annotated[str, typer.Argument(metavar="TEXT", help="A ticket, or - to read one.")],
+        text: Annotated[
+            list[str],
+            typer.Argument(
+                metavar="TICKET",
+                help="A ticket, in pieces if it was wrapped; - reads it from stdin.",
+            ),
+        ],
         json: JsonOption = False,
     ) -> None:
         """Show what a ticket says, without connecting to anyone."""
         output = Output(json=json)
         with guard(output):
-            _inspect(cli, output, sys.stdin.readline() if text == "-" else text)
+            _inspect(output, *read_ticket(text, cli.parse_ticket))
 
     cli.add_typer(group, name="ticket")
 
 
-def _inspect(cli: CommandLine, output: Output, text: str) -> None:
-    kind, ticket, details = cli.parse_ticket(text)
+def _inspect(output: Output, kind: str, ticket: HasAddr, details: Mapping[str, object]) -> None:
     addr = ticket.addr
     rows = [("kind", kind), ("endpoint id", str(addr.id))]
     labels = [label.split(":", 1) for label in (address.labelled() for address in addr.addrs)]

@@ -27,6 +27,7 @@ from dialkey.identity.relay_url import RelayUrl
 from dialkey.identity.remote import HasAddr, Remote, parse_remote
 from dialkey.identity.tickets import (
     EndpointTicket,
+    compact_ticket,
     decode_ticket,
     encode_ticket,
     read_ticket_version,
@@ -50,6 +51,7 @@ __all__ = [
     "Signature",
     "TransportAddr",
     "base32",
+    "compact_ticket",
     "decode_ticket",
     "encode_ticket",
     "parse_remote",

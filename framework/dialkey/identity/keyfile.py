@@ -34,13 +34,6 @@ class KeyFileExists(StorageError):
     code = "local.storage.key_exists"
 
 
-def _expand(path: str | Path) -> Path:
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise StorageError(f"the path {path} cannot be used: {error}") from error
-
-
 def _failed(verb: str, path: Path, error: OSError | ValueError) -> StorageError:
     # The operating system's calls raise ValueError for a path with a NUL character.
     reason = error.strerror if isinstance(error, OSError) else None
@@ -55,7 +48,7 @@ def read(path: str | Path) -> str:
         InvalidKey: others may read it, or it is no text of a possible size.
         StorageError: it is no regular file or cannot be read.
     """
-    path = _expand(path)
+    path = Path(path)
     try:
         # O_NONBLOCK: opening a FIFO by mistake must fail below, not wait for a writer.
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -99,7 +92,7 @@ def make_parent(path: str | Path) -> None:
     Raises:
         StorageError: it cannot be created.
     """
-    parent = _expand(path).parent
+    parent = Path(path).parent
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -113,7 +106,7 @@ def write(path: str | Path, text: str, *, overwrite: bool) -> None:
         KeyFileExists: there is such a file, and `overwrite` is false.
         StorageError: it cannot be written.
     """
-    path = _expand(path)
+    path = Path(path)
     if not path.name:
         raise StorageError(f"{path} is a folder, not a place for a key file")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

@@ -372,7 +372,7 @@ class SecretKey:
 
     @classmethod
     def load(cls, path: str | Path) -> SecretKey:
-        """Read a key from a file that holds it as hex or base32; a leading ``~`` is expanded.
+        """Read a key from a file that holds it as hex or base32.
 
         Raises:
             InvalidKey: the file does not hold a key, or others may read it (POSIX permissions).
@@ -390,7 +390,7 @@ class SecretKey:
         """Write the key to a file that only its owner can read: lower hex and a newline.
 
         The file appears whole or not at all, also when the machine stops meanwhile. An existing
-        file is left alone unless `overwrite`. A leading ``~`` is expanded.
+        file is left alone unless `overwrite`.
 
         Raises:
             StorageError: the file exists, or could not be written.

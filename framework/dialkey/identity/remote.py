@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias, runtime_checkable
 from dialkey.errors import InvalidKey, InvalidTicket
 from dialkey.identity.addresses import EndpointAddr
 from dialkey.identity.keys import EndpointId
-from dialkey.identity.tickets import EndpointTicket, ticket_kind
+from dialkey.identity.tickets import EndpointTicket, ticket_kind, without_space
 
 __all__ = ["HasAddr", "Remote", "parse_remote"]
 
@@ -32,7 +32,7 @@ def parse_remote(remote: Remote) -> EndpointAddr:
     Args:
         remote: an `EndpointAddr`; an `EndpointId`; a ticket object of any kind (an object with an
             `addr`); or text: an endpoint ticket, or an endpoint id in hex or base32. White space
-            around text is removed.
+            in text is removed.
 
     Raises:
         InvalidTicket: the text is neither ticket nor id, or a ticket that cannot be read.
@@ -44,7 +44,7 @@ def parse_remote(remote: Remote) -> EndpointAddr:
     if isinstance(remote, EndpointId):
         return EndpointAddr(remote)
     if isinstance(remote, str):
-        return _parse_text(remote.strip())
+        return _parse_text(without_space(remote))
     if isinstance(remote, HasAddr) and isinstance(remote.addr, EndpointAddr):
         return remote.addr
     raise TypeError(

@@ -21,19 +21,23 @@ from dialkey.errors import InvalidTicket, WireError
 from dialkey.identity import base32
 from dialkey.identity.addresses import EndpointAddr
 from dialkey.identity.postcard import Reader, Writer
-from dialkey.limits import MAX_TICKET_ADDRESSES, MAX_TICKET_CHARS
+from dialkey.limits import MAX_PASTED_TICKET_CHARS, MAX_TICKET_ADDRESSES, MAX_TICKET_CHARS
 
 __all__ = [
     "EndpointTicket",
+    "compact_ticket",
     "decode_ticket",
     "encode_ticket",
     "read_ticket_version",
     "reading_ticket",
     "ticket_kind",
+    "without_space",
 ]
 
 _KIND: Final = re.compile(r"[a-z]+")
-_SPACE: Final = re.compile(r"\s")
+# What mail programs, chats and terminals put into a long word: white space of all kinds, and characters
+# of no width that allow or forbid a line break.
+_SPACE: Final = re.compile("[\\s\u00ad\u200b\u2060\ufeff]+")
 
 # Only for messages: what a text of another kind is called. Nothing here decodes them.
 _KNOWN_KINDS: Final = ("endpoint", "blob", "doc", "services", "node")
@@ -48,8 +52,23 @@ def ticket_kind(text: str) -> str | None:
         A kind of the iroh ecosystem, or None. A kind is a guess: it is not checked that the rest
         is a ticket.
     """
-    text = text.strip()
+    text = compact_ticket(text[:MAX_PASTED_TICKET_CHARS])
     return next((kind for kind in _KNOWN_KINDS if text.startswith(kind)), None)
+
+
+def compact_ticket(text: str) -> str:
+    """Return the text of a ticket as it was before it was wrapped, spaced out or put in capitals.
+
+    White space and characters of no width are removed wherever they are. ASCII text comes back in
+    lower case; any other text cannot be a ticket, and keeps its case for the message that says so.
+    """
+    text = without_space(text)
+    return text.lower() if text.isascii() else text
+
+
+def without_space(text: str) -> str:
+    """Return text without white space and characters of no width."""
+    return _SPACE.sub("", text)
 
 
 def encode_ticket(kind: str, payload: bytes) -> str:
@@ -76,27 +95,23 @@ def encode_ticket(kind: str, payload: bytes) -> str:
 def decode_ticket(kind: str, text: str) -> bytes:
     """Give the payload of a ticket of the kind expected.
 
-    White space around the text is removed first, because pasted text has it. All else is strict:
-    the kind in lower case, no separators, no padding; only the base32 part may be in any case.
+    A ticket is read as people paste it: in capitals or lower case, and with line breaks or spaces in
+    it. All else is strict: no separators, no padding, no spare bits.
 
     Raises:
-        InvalidTicket: the text is no ticket, or one of another kind; the message says where it
-            looks wrong.
+        InvalidTicket: the text is not a ticket, or one of another kind; the message says where it
+            looks wrong, counting characters without white space.
     """
     if not isinstance(text, str):
         raise TypeError(f"a ticket is parsed from str, not {type(text).__name__}")
-    text = text.strip()
+    if len(text) <= MAX_PASTED_TICKET_CHARS:
+        text = compact_ticket(text)
     if len(text) > MAX_TICKET_CHARS:
         raise InvalidTicket(
             f"the text has {len(text)} characters; a ticket has at most {MAX_TICKET_CHARS}"
         )
     if not text.startswith(kind):
         raise _wrong_kind(kind, text)
-    if match := _SPACE.search(text):
-        raise InvalidTicket(
-            f"the ticket has white space at character {match.start() + 1}",
-            hint="paste it as one word, without line breaks",
-        )
     body = text[len(kind) :]
     try:
         return base32.decode(body)
@@ -114,10 +129,6 @@ def _wrong_kind(kind: str, text: str) -> InvalidTicket:
         return InvalidTicket(
             f"this looks like a ticket of kind {other!r} where {kind!r} was expected",
             hint=expected,
-        )
-    if text[: len(kind)].lower() == kind:
-        return InvalidTicket(
-            "the beginning of the ticket is not in lower case", hint=f"begin it with {kind!r}"
         )
     if len(text) in (52, 64):
         return InvalidTicket(
@@ -194,7 +205,7 @@ class EndpointTicket:
 
     @classmethod
     def parse(cls, text: str) -> EndpointTicket:
-        """Parse the text of a ticket; white space around it is removed first.
+        """Parse the text of a ticket, in capitals or lower case and wrapped or not.
 
         Raises:
             InvalidTicket: the text is something else; message and hint say where it looks wrong.

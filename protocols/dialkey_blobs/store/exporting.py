@@ -29,7 +29,6 @@ def begin_export(core: StoreCore, hash: Hash, target: Path, *, overwrite: bool) 
         raise BlobMissing(hash)
     if state is BlobState.PARTIAL:
         raise BlobIncomplete(hash)
-    target = target.expanduser()
     with file_errors("create", target):
         target.parent.mkdir(parents=True, exist_ok=True)
         directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -432,7 +432,7 @@ class FsStore(Store):
     `durable` makes complete blobs and all changes wait for the disk.
 
     Args:
-        root: the directory, created if it is missing; `~` is the user's home.
+        root: the directory, created if it is missing.
         durable: see above.
         ops: the door to the file system; for tests.
     """
@@ -440,7 +440,7 @@ class FsStore(Store):
     def __init__(
         self, root: Path | str, *, durable: bool = False, ops: FileOps | None = None
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.root = Path(root)
 
         def make_core() -> StoreCore:
             from dialkey_blobs.store.fs_core import FsCore

@@ -153,10 +153,8 @@ def test_a_ticket_can_be_dialled() -> None:
         "",
         "blob",
         "endpoint" + VECTORS[0][1][4:],
-        "BLOB" + VECTORS[0][1][4:],
         VECTORS[0][1][:-1],
         VECTORS[0][1] + "=",
-        VECTORS[0][1][:20] + " " + VECTORS[0][1][20:],
         VECTORS[0][1][:20] + "1" + VECTORS[0][1][21:],
         str(EndpointTicket(addr(ID, None))),
     ],
@@ -164,6 +162,12 @@ def test_a_ticket_can_be_dialled() -> None:
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidTicket):
         BlobTicket.parse(text)
+
+
+def test_a_ticket_is_read_in_capitals_and_wrapped() -> None:
+    ticket, text = VECTORS[0][:2]
+    for pasted in (text.upper(), text[:20] + " " + text[20:], f"{text[:50]}\n  {text[50:]}\n"):
+        assert BlobTicket.parse(pasted) == ticket
 
 
 def test_other_payloads_are_refused() -> None:

@@ -247,3 +247,33 @@ async def test_files_that_change_after_they_were_added_by_reference(tmp_path: Pa
         with pytest.raises(StorageError):
             await export(blobs, tag.hash, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+# --- paths are read as given ----------------------------------------------------------------------
+
+
+async def test_no_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell had its turn: what still begins with a tilde is called so."""
+    home = tmp_path / "home"
+    (home / "secret").mkdir(parents=True)
+    (home / "secret" / "key").write_text("ssh key")
+    monkeypatch.setenv("HOME", str(home))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    names = ["~$report.docx", "~backup", "~nobody-of-this-name"]
+    for name in names:
+        (here / name).write_text(name)
+    assert [name for name, _ in collect_files(names)] == names
+    async with Blobs.persistent("~/store") as blobs:
+        tag, entries = await blobs.add_files(names)
+        assert [entry.name for entry in entries] == names
+        await export(blobs, tag.content, Path("~/out"))
+        await export(blobs, entries[0].hash, Path("~/single"))
+    assert everything_below(home) == ["secret", "secret/key"]
+    below = everything_below(here / "~" / "out")
+    assert below == names
+    assert (here / "~" / "single").read_text() == names[0]
+    names = [name for name, _ in collect_files(["~"])]
+    assert {name.split("/")[0] for name in names} == {"~"}
+    assert "~/out/~backup" in names
