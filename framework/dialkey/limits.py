@@ -251,10 +251,11 @@ MAX_RPC_MESSAGE_BYTES: Final = 16 << 20
 """One message, envelope and parts; whoever has more streams it."""
 
 MAX_RPC_BUFFERED_BYTES: Final = 64 << 20
-"""Messages above 64 KiB that one connection may have in our memory at once."""
+"""Messages that one endpoint may have in our memory at once: four of the largest. Counted as they
+arrive and as they unfold; what is only announced takes nothing."""
 
 MAX_RPC_TOTAL_BUFFERED_BYTES: Final = 256 << 20
-"""The same for one service, over all its connections."""
+"""The same for one service: four endpoints with all they may have. Beyond it the fullest gives way."""
 
 MAX_RPC_PARTS: Final = 4096
 """Byte strings beside the envelope of one message: 16 MiB in pieces of 4 KiB."""
@@ -266,7 +267,8 @@ MAX_RPC_METADATA_ENTRIES: Final = 64
 """Pairs of text beside a call: a trace id, a token, a tenant."""
 
 MAX_RPC_CALLS: Final = 1024
-"""Calls in progress on one service, over all connections; each costs a task and its arguments."""
+"""Calls in progress on one service; each costs a task and its arguments. One endpoint may have a quarter
+of them, and when they are all taken the one with most gives way."""
 
 RPC_CALL_ARRIVAL_TIMEOUT_S: Final = 120.0
 """A call whose arguments have not arrived by then is dropped: 16 MiB at 1.1 Mbit/s."""

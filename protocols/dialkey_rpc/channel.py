@@ -21,6 +21,8 @@ from dialkey.errors import (
     StreamReset,
     StreamStopped,
 )
+from dialkey.shares import FairShares
+from dialkey_rpc.budget import Account
 from dialkey_rpc.codec import SCHEMA, MethodCodec, ServiceCodec
 from dialkey_rpc.context import NO_METADATA, deadline_var
 from dialkey_rpc.errors import (
@@ -34,10 +36,9 @@ from dialkey_rpc.errors import (
     RpcError,
     Unavailable,
 )
-from dialkey_rpc.frames import ERROR, Budget, RpcLimits, StopCode
+from dialkey_rpc.frames import ERROR, RpcLimits, StopCode
 from dialkey_rpc.metrics import MethodCounters
 from dialkey_rpc.order import RESPONSE, RESPONSE_STREAM, Order
-from dialkey_rpc.packing import unpack_frame
 from dialkey_rpc.retry import Reconnect
 from dialkey_rpc.shell import ITEMS_BETWEEN_TURNS, FrameSource, write_frame
 
@@ -103,7 +104,7 @@ class Channel:
         self.limits = limits
         self.reconnect = reconnect
         self.counters = {name: MethodCounters() for name in (*codec.methods, SCHEMA.spec.name)}
-        self.budget = Budget(limits.buffered_bytes)
+        self.budget = FairShares[str](limits.buffered_bytes)
         self._endpoint = endpoint
         self._remote = remote
         self._chance = chance
@@ -144,7 +145,7 @@ class Channel:
                 connection.close()
                 raise ConnectionClosed("this client was closed here")
             # What was under way on the old connection will never be given back to its budget.
-            self.budget = Budget(self.limits.buffered_bytes)
+            self.budget = FairShares[str](self.limits.buffered_bytes)
             self._connection = connection
             return connection
         finally:
@@ -163,6 +164,10 @@ class Channel:
             pump.cancel()
         if pumps:
             await asyncio.wait(pumps)
+
+    def account(self) -> Account:
+        """Return the account for a new stream. All are the service's, so none gives way to another."""
+        return Account(self.budget, "", lambda: None)
 
     def own(self, pump: asyncio.Task[None]) -> None:
         """Keep a task until its end."""
@@ -345,7 +350,7 @@ class Exchange:
         self._remote_id = connection.remote_id
         self._send = send
         table = RESPONSE_STREAM if self._codec.spec.streams_down else RESPONSE
-        self._source = FrameSource(recv, channel.limits, channel.budget, Order(table))
+        self._source = FrameSource(recv, channel.limits, channel.account(), Order(table))
         timeout_s = None if at is None else at - asyncio.get_running_loop().time()
         head, parts = self._codec.call_frame(arguments, timeout_s, options.metadata)
         self.sent = True
@@ -368,7 +373,7 @@ class Exchange:
             frame = await self._source.next()
             if frame is None:
                 return END
-            plain = unpack_frame(frame, self._channel.limits.depth)
+            plain = self._source.unpack(frame)
             if frame.kind != ERROR:
                 return self._codec.read_result(plain)
             error = self._codec.read_error(plain, self._remote_id)

@@ -1,4 +1,4 @@
-"""Frames: how messages stand on a stream. Sans-IO. Source: docs/rpc-wire.md, "Frames".
+"""Frames: how messages are laid out on a stream. Sans-IO. Source: docs/rpc-wire.md, "Frames".
 
 A frame is a head of eight bytes, a table with the lengths of its parts, an envelope of msgpack, and
 the parts: byte strings too large to be copied into the envelope, which refers to them by number.
@@ -13,6 +13,7 @@ from typing import Final
 import attrs
 
 from dialkey import limits
+from dialkey_rpc.budget import Account
 from dialkey_rpc.errors import CannotSend, MalformedMessage, MessageTooLarge
 
 __all__ = [
@@ -20,7 +21,6 @@ __all__ = [
     "ERROR",
     "ITEM",
     "RESULT",
-    "Budget",
     "Frame",
     "FrameReader",
     "RpcLimits",
@@ -34,7 +34,7 @@ ITEM: Final = 2
 RESULT: Final = 3
 ERROR: Final = 4
 FIRST_IGNORED_KIND: Final = 128
-"""Kinds from here on are for extensions: who does not know one skips the frame."""
+"""Kinds from here on are for extensions: a reader that does not know one skips the frame."""
 
 HEAD: Final = Struct(">BBHI")
 HEAD_BYTES: Final = HEAD.size
@@ -45,7 +45,8 @@ READ_BYTES: Final = 65_536
 MAX_READ_BYTES: Final = 1 << 20
 
 UNBUDGETED_BYTES: Final = 65_536
-"""Smaller messages are not counted: a hundred streams of them are less than a connection's window."""
+"""The bytes of smaller messages are not counted: a hundred streams of them are less than a connection's
+window."""
 
 SMALL_PIECE_BYTES: Final = 1024
 """Smaller pieces are joined while they wait: a message that trickles in byte by byte must not cost
@@ -70,8 +71,10 @@ class RpcLimits:
     Attributes:
         envelope_bytes: msgpack of one message.
         message_bytes: one message with its parts.
-        buffered_bytes: messages above 64 KiB in memory at once, for each connection.
-        total_buffered_bytes: the same for all connections of a service.
+        buffered_bytes: messages in memory at once, from one endpoint: the bytes of those above 64 KiB,
+            as far as they have come, and the values that envelopes above 1 KiB unfold to.
+        total_buffered_bytes: the same for all callers of a service. When it is reached, the endpoint
+            with most gives way: one of its calls ends with `ResourceExhausted`.
         parts: byte strings beside one envelope.
         depth: containers within containers.
     """
@@ -82,42 +85,6 @@ class RpcLimits:
     total_buffered_bytes: int = limits.MAX_RPC_TOTAL_BUFFERED_BYTES
     parts: int = limits.MAX_RPC_PARTS
     depth: int = limits.MAX_RPC_DEPTH
-
-
-class Budget:
-    """What the large messages of one connection may take together.
-
-    Args:
-        total: bytes.
-        parent: the budget of all connections, of which this one is a part.
-    """
-
-    __slots__ = ("left", "parent")
-
-    def __init__(self, total: int, parent: Budget | None = None) -> None:
-        self.left = total
-        self.parent = parent
-
-    def take(self, size: int) -> None:
-        """Set bytes aside.
-
-        Raises:
-            MessageTooLarge: there are not enough left.
-        """
-        if size > self.left:
-            raise MessageTooLarge(
-                f"a message of {size} bytes does not fit beside those that are under way",
-                hint="send fewer large messages at once, or stream them",
-            )
-        if self.parent is not None:
-            self.parent.take(size)
-        self.left -= size
-
-    def give(self, size: int) -> None:
-        """Put bytes back."""
-        self.left += size
-        if self.parent is not None:
-            self.parent.give(size)
 
 
 @attrs.frozen
@@ -182,33 +149,32 @@ class FrameReader:
 
     Args:
         limits: beyond them a frame is refused when its head has arrived, before its body does.
-        budget: shared by the streams of a connection.
+        account: charged for the bytes of large frames, as they come.
     """
 
     __slots__ = (
-        "_budget",
+        "_account",
+        "_charged",
         "_envelope",
         "_envelope_bytes",
-        "_handed_on",
         "_have",
+        "_is_large",
         "_kind",
         "_lengths",
         "_limits",
         "_part_count",
         "_parts",
         "_pieces",
-        "_reserved",
         "_small",
         "_stage",
         "_want",
     )
 
-    def __init__(self, limits: RpcLimits, budget: Budget | None = None) -> None:
+    def __init__(self, limits: RpcLimits, account: Account | None = None) -> None:
         self._limits = limits
-        self._budget = budget
-        # Bytes of the budget: for the frame that arrives, and for those that did.
-        self._reserved = 0
-        self._handed_on = 0
+        self._account = account
+        self._is_large = False
+        self._charged = 0
         self._pieces: list[bytes] = []
         self._small = bytearray()
         self._have = 0
@@ -235,7 +201,7 @@ class FrameReader:
         """Take in what arrived; return the frames that it completes.
 
         Raises:
-            MalformedMessage: it is no frame.
+            MalformedMessage: it is not a frame.
             MessageTooLarge: a frame is over the limits. The reader is of no use after either.
         """
         frames: list[Frame] = []
@@ -244,11 +210,16 @@ class FrameReader:
         while True:
             if self._have + size - at < self._want:
                 if at < size:
-                    self._hold(data[at:] if at else data)
+                    piece = data[at:] if at else data
+                    if self._is_large:
+                        self._charge(len(piece))
+                    self._hold(piece)
                 return frames
             end = at + self._want - self._have
             piece = data[at:end]
             at = end
+            if self._is_large:
+                self._charge(len(piece))
             if self._have:
                 self._hold(piece)
                 piece = b"".join((*self._pieces, self._small))
@@ -281,18 +252,6 @@ class FrameReader:
         if not self.is_between_frames:
             raise MalformedMessage("the stream ended within a message")
 
-    def release(self) -> None:
-        """Give back what was set aside for the frames that `feed` has returned."""
-        if self._handed_on and self._budget is not None:
-            self._budget.give(self._handed_on)
-            self._handed_on = 0
-
-    def close(self) -> None:
-        """Give back everything, also for a frame that is unfinished and will stay so. Idempotent."""
-        self._handed_on += self._reserved
-        self._reserved = 0
-        self.release()
-
     # --- stages ---------------------------------------------------------------------------------
 
     def _on_head(self, piece: bytes) -> Frame | None:
@@ -315,7 +274,7 @@ class FrameReader:
             self._stage = self._on_table
             self._want = 4 * part_count
         else:
-            self._reserve(envelope_bytes)
+            self._expect(envelope_bytes)
             self._stage = self._on_envelope
             self._want = envelope_bytes
         return None
@@ -328,16 +287,19 @@ class FrameReader:
                 f"a message of {total} bytes; the limit is {self._limits.message_bytes}",
                 hint="stream it",
             )
-        self._reserve(total)
+        self._expect(total)
         self._parts = []
         self._stage = self._on_envelope
         self._want = self._envelope_bytes
         return None
 
-    def _reserve(self, size: int) -> None:
-        if size > UNBUDGETED_BYTES and self._budget is not None:
-            self._budget.take(size)
-            self._reserved = size
+    def _expect(self, size: int) -> None:
+        self._is_large = size > UNBUDGETED_BYTES and self._account is not None
+
+    def _charge(self, size: int) -> None:
+        assert self._account is not None
+        self._account.charge(size)
+        self._charged += size
 
     def _on_envelope(self, piece: bytes) -> Frame | None:
         self._envelope = piece
@@ -359,8 +321,10 @@ class FrameReader:
     def _complete(self, parts: Sequence[bytes]) -> Frame:
         frame = Frame(self._kind, self._envelope, parts)
         self._envelope = b""
-        self._handed_on += self._reserved
-        self._reserved = 0
+        if self._account is not None and self._charged:
+            self._account.hand_on(self._charged)
+        self._is_large = False
+        self._charged = 0
         self._stage = self._on_head
         self._want = HEAD_BYTES
         return frame

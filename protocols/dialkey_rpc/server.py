@@ -22,6 +22,8 @@ from dialkey.errors import (
     StreamStopped,
 )
 from dialkey.limits import MAX_RPC_CALLS, RPC_CALL_ARRIVAL_TIMEOUT_S
+from dialkey.shares import Claim, FairShares
+from dialkey_rpc.budget import Account
 from dialkey_rpc.codec import (
     SCHEMA,
     CallRequest,
@@ -46,10 +48,9 @@ from dialkey_rpc.errors import (
     RpcError,
     ServiceDefinitionError,
 )
-from dialkey_rpc.frames import CALL, Budget, RpcLimits, StopCode
+from dialkey_rpc.frames import CALL, RpcLimits, StopCode
 from dialkey_rpc.metrics import MethodCounters, MethodStats, prometheus_text
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, Order
-from dialkey_rpc.packing import unpack_frame
 from dialkey_rpc.schema import Schema, schema_of
 from dialkey_rpc.shell import ITEMS_BETWEEN_TURNS, FrameSource, StopWatch, write_frame
 
@@ -83,6 +84,12 @@ _GONE: Final = (
 RECENT_ANSWERS: Final = 128
 """Answers whose arrival is awaited at shutdown; a peer has at most 100 calls open."""
 
+CALLERS_AT_LEAST: Final = 4
+"""So many callers can be busy at once before one has to give way to another."""
+
+CALLS_FOR_EACH: Final = 16
+"""A caller's share even of a small number of calls: as long as nobody else wants them."""
+
 UNKNOWN_METHOD: Final = "?"
 """Where calls of methods that do not exist are counted: strangers must not invent labels."""
 
@@ -105,7 +112,11 @@ class Rpc:
         expose_errors: tell callers the class, text and traceback of unexpected errors. For
             development: it shows them your code.
         limits: what callers may send.
-        max_calls: calls in progress, over all connections; beyond it they are refused.
+        max_calls: calls in progress, over all connections. When it is reached, the caller that has
+            most of them gives way to one that has fewer: its youngest call ends with
+            `ResourceExhausted`.
+        max_calls_per_caller: of those, from one endpoint, over all its connections; a quarter of
+            `max_calls`, and at least 16, if it is left out. Beyond it calls are refused.
 
     Raises:
         ServiceDefinitionError: the class cannot be a service, or `allow` names no method of it.
@@ -122,6 +133,7 @@ class Rpc:
         expose_errors: bool = False,
         limits: RpcLimits | None = None,
         max_calls: int = MAX_RPC_CALLS,
+        max_calls_per_caller: int | None = None,
     ) -> None:
         if isinstance(service, type):
             raise ServiceDefinitionError(
@@ -133,10 +145,14 @@ class Rpc:
         self.limits = limits or RpcLimits()
         self.middleware = tuple(middleware)
         self.expose_errors = expose_errors
-        self.max_calls = max_calls
+        if max_calls_per_caller is None:
+            max_calls_per_caller = max(max_calls // CALLERS_AT_LEAST, CALLS_FOR_EACH)
+        self.calls = FairShares["EndpointId"](max_calls, max_calls_per_caller)
         self.active = 0
         self.draining = False
-        self.budget = Budget(self.limits.total_buffered_bytes)
+        self.budget = FairShares["EndpointId"](
+            self.limits.total_buffered_bytes, self.limits.buffered_bytes
+        )
         self.methods: dict[str, tuple[MethodCodec, _Method]] = {
             SCHEMA.spec.name: (SCHEMA, self._answer_schema)
         }
@@ -216,7 +232,6 @@ class _Peer:
     def __init__(self, rpc: Rpc, connection: Connection) -> None:
         self.rpc = rpc
         self.connection = connection
-        self.budget = Budget(rpc.limits.buffered_bytes, rpc.budget)
         self.answers: deque[SendStream] = deque(maxlen=RECENT_ANSWERS)
         self._tasks: set[asyncio.Task[None]] = set()
         # Calls whose arguments have not arrived, the oldest first, and since when.
@@ -292,7 +307,12 @@ class _ServerCall:
         self._peer = peer
         self._rpc = peer.rpc
         self._send = send
-        self._source = FrameSource(recv, peer.rpc.limits, peer.budget, Order(REQUEST))
+        self._remote_id = peer.connection.remote_id
+        account = Account(peer.rpc.budget, self._remote_id, self._give_way)
+        self._source = FrameSource(recv, peer.rpc.limits, account, Order(REQUEST))
+        self._task: asyncio.Task[Any] | None = None
+        self._claim: Claim | None = None
+        self._gave_way = False
         self._codec: MethodCodec | None = None
         self._counters: MethodCounters | None = None
         self._stop_code = StopCode.DONE
@@ -304,12 +324,20 @@ class _ServerCall:
         loop = asyncio.get_running_loop()
         started = loop.time()
         outcome = "ok"
+        self._task = task = asyncio.current_task()
+        assert task is not None
         try:
-            await self._serve(started)
+            await self._serve(task, started)
         except asyncio.CancelledError:
-            # The caller stopped it, the connection is over, or we shut down. This task is ours.
-            outcome = "cancelled"
-            self._send.reset(StopCode.CANCELLED)
+            if self._gave_way and task.cancelling() == 1:
+                task.uncancel()
+                outcome = await self._fail(
+                    ResourceExhausted("the call made room for a caller that has less under way")
+                )
+            else:
+                # The caller stopped it, the connection is over, or we shut down. This task is ours.
+                outcome = "cancelled"
+                self._send.reset(StopCode.CANCELLED)
         except _GONE as error:
             outcome = "cancelled"
             logger.debug("a caller went away: %s", error)
@@ -317,14 +345,22 @@ class _ServerCall:
         except Exception as error:
             outcome = await self._fail(error)
         finally:
+            self._task = None
             self._source.close(self._stop_code)
+            if self._claim is not None:
+                self._claim.release()
             if self._counters is not None:
                 self._rpc.active -= 1
                 self._counters.end(outcome, loop.time() - started)
 
-    async def _serve(self, started: float) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _give_way(self) -> None:
+        """Make room for somebody else: end the call, and tell the caller why."""
+        if self._task is not None and not self._gave_way:
+            self._gave_way = True
+            self._stop_code = StopCode.LIMIT
+            self._task.cancel()
+
+    async def _serve(self, task: asyncio.Task[Any], started: float) -> None:
         self._peer.arriving(task, started)
         try:
             request = await self._read_call()
@@ -357,7 +393,7 @@ class _ServerCall:
             frame = await self._source.next()
             if frame is None:
                 raise MalformedMessage("the stream ended without a call")
-            return read_call(unpack_frame(frame, self._rpc.limits.depth))
+            return read_call(self._source.unpack(frame))
         except MalformedMessage as error:
             self._stop_code = StopCode.MALFORMED
             raise InvalidArgument(error.message, hint=error.hint) from error
@@ -374,9 +410,13 @@ class _ServerCall:
         if found is None:
             raise MethodNotFound(f"{rpc.spec.name} has no method {request.method[:64]!r}")
         self._codec = found[0]
-        rpc.check_allowed(request.method, self._peer.connection.remote_id)
-        if rpc.active > rpc.max_calls:
-            raise ResourceExhausted(f"{rpc.max_calls} calls are in progress already")
+        rpc.check_allowed(request.method, self._remote_id)
+        self._claim = rpc.calls.claim(self._remote_id, self._give_way)
+        if not self._claim.take(1):
+            raise ResourceExhausted(
+                f"{rpc.calls.held_by(self._remote_id)} of your calls are in progress already",
+                hint="wait for some of them to end",
+            )
         return found
 
     # --- the answer -----------------------------------------------------------------------------
@@ -442,7 +482,7 @@ class _ServerCall:
         assert self._counters is not None
         self._source.order = Order(REQUEST_STREAM)
         self._source.order.frame(CALL)
-        return _Uploads(self._source, codec, self._counters, self._rpc.limits)
+        return _Uploads(self._source, codec, self._counters)
 
     async def _fail(self, error: Exception) -> str:
         """Tell the caller; return the outcome for the counters."""
@@ -457,8 +497,11 @@ class _ServerCall:
             what = f"{self._rpc.spec.name}.{codec.spec.name if codec else '?'}"
             logger.error("%s failed: %s", what, error, exc_info=error)
         if self._is_writing:
-            is_late = isinstance(error, DeadlineExceeded)
-            self._send.reset(StopCode.DEADLINE if is_late else StopCode.CANCELLED)
+            if isinstance(error, DeadlineExceeded):
+                code = StopCode.DEADLINE
+            else:
+                code = StopCode.LIMIT if self._gave_way else StopCode.CANCELLED
+            self._send.reset(code)
             return outcome
         try:
             if codec is None:
@@ -481,13 +524,10 @@ class _ServerCall:
 class _Uploads:
     """The items that stream up, as the method sees them."""
 
-    def __init__(
-        self, source: FrameSource, codec: MethodCodec, counters: MethodCounters, limits: RpcLimits
-    ) -> None:
+    def __init__(self, source: FrameSource, codec: MethodCodec, counters: MethodCounters) -> None:
         self._source = source
         self._codec = codec
         self._counters = counters
-        self._limits = limits
 
     def __aiter__(self) -> _Uploads:
         return self
@@ -497,7 +537,7 @@ class _Uploads:
             frame = await self._source.next()
             if frame is None:
                 raise StopAsyncIteration
-            plain = unpack_frame(frame, self._limits.depth)
+            plain = self._source.unpack(frame)
         except MalformedMessage as error:
             raise InvalidArgument(error.message, hint=error.hint) from error
         except MessageTooLarge as error:

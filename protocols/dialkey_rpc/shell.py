@@ -9,15 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from dialkey.errors import DialkeyError
+from dialkey_rpc.budget import UNWEIGHED_BYTES, Account, weight_of
 from dialkey_rpc.frames import (
     READ_BYTES,
-    Budget,
     Frame,
     FrameReader,
     RpcLimits,
     whole_frame,
 )
 from dialkey_rpc.order import Order
+from dialkey_rpc.packing import unpack_frame
 
 if TYPE_CHECKING:
     from dialkey import RecvStream, SendStream
@@ -49,19 +50,19 @@ class FrameSource:
     Args:
         recv: the stream.
         limits: what may come.
-        budget: of the connection.
+        account: charged for what comes.
         order: what may follow what.
 
     Attributes:
         order: the owner may replace it between frames.
     """
 
-    __slots__ = ("_budget", "_frames", "_limits", "_reader", "_recv", "order")
+    __slots__ = ("_account", "_frames", "_limits", "_reader", "_recv", "order")
 
-    def __init__(self, recv: RecvStream, limits: RpcLimits, budget: Budget, order: Order) -> None:
+    def __init__(self, recv: RecvStream, limits: RpcLimits, account: Account, order: Order) -> None:
         self._recv = recv
         self._limits = limits
-        self._budget = budget
+        self._account = account
         # Most calls come in one piece; only for others is a reader made.
         self._reader: FrameReader | None = None
         self._frames: deque[Frame] | None = None
@@ -77,6 +78,7 @@ class FrameSource:
         """
         reader, frames = self._reader, self._frames
         if reader is None or frames is None:
+            self._account.release()
             data = await self._recv.read(READ_BYTES)
             if not data:
                 self.order.end()
@@ -85,11 +87,11 @@ class FrameSource:
             if frame is not None:
                 self.order.frame(frame.kind)
                 return frame
-            reader = self._reader = FrameReader(self._limits, self._budget)
+            reader = self._reader = FrameReader(self._limits, self._account)
             frames = self._frames = deque(reader.feed(data))
         while not frames:
             # The frame before this one is dealt with.
-            reader.release()
+            self._account.release()
             data = await self._recv.read(reader.read_bytes)
             if not data:
                 reader.finish()
@@ -100,10 +102,27 @@ class FrameSource:
         self.order.frame(frame.kind)
         return frame
 
+    def unpack(self, frame: Frame) -> object:
+        """Return what a frame says, and charge for what it unfolded to.
+
+        Raises:
+            MalformedMessage: as `packing.unpack`.
+            MessageTooLarge: there is no room for it.
+        """
+        plain = unpack_frame(frame, self._limits.depth)
+        size = len(frame.envelope)
+        if size > UNWEIGHED_BYTES:
+            # Parts are charged as bytes, and stand in the value as they came.
+            unfolded = weight_of(plain) - sum(map(len, frame.parts))
+            if unfolded > size:
+                self._account.charge(unfolded)
+                self._account.hand_on(unfolded)
+        return plain
+
     def close(self, code: int) -> None:
         """Want no more: the peer is told, unless everything has come. Idempotent."""
+        self._account.close()
         if self._reader is not None:
-            self._reader.close()
             self._frames = deque()
         self._recv.stop(code)
 

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialkey.shares import FairShares
 from dialkey_rpc import MalformedMessage, MessageTooLarge
+from dialkey_rpc.budget import Account
 from dialkey_rpc.errors import CannotSend
 from dialkey_rpc.frames import (
     CALL,
@@ -16,7 +18,6 @@ from dialkey_rpc.frames import (
     HEAD,
     ITEM,
     RESULT,
-    Budget,
     Frame,
     FrameReader,
     RpcLimits,
@@ -60,7 +61,7 @@ def test_any_cutting_gives_the_same_frames(sent: list[Frame], data: st.DataObjec
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_frames_or_one_of_two_errors(stream: bytes) -> None:
-    reader = FrameReader(SMALL, Budget(10_000))
+    reader = FrameReader(SMALL, account(FairShares[str](10_000)))
     try:
         reader.feed(stream)
         reader.finish()
@@ -163,32 +164,79 @@ def test_a_message_that_trickles_in_costs_no_object_for_each_byte() -> None:
     assert frame.parts == [b"x" * size]
 
 
-def test_large_messages_share_a_budget() -> None:
-    everything = Budget(250_000)
-    one, other = Budget(200_000, everything), Budget(200_000, everything)
+def account(shares: FairShares[str], holder: str = "a") -> Account:
+    return Account(shares, holder, lambda: None)
+
+
+def test_an_announcement_takes_nothing() -> None:
+    """517 bytes of heads once kept everybody's large messages out."""
+    shares = FairShares[str](250_000)
+    head = join_head(CALL, b"\xc0", [bytes(200_000)])
+    readers = [FrameReader(RpcLimits(), account(shares)) for _ in range(20)]
+    for reader in readers:
+        reader.feed(head)
+    assert shares.used == 20  # a byte of envelope each
+    mine = account(shares, "b")
+    (frame,) = FrameReader(RpcLimits(), mine).feed(head + bytes(200_000))
+    assert len(frame.parts[0]) == 200_000
+    assert shares.held_by("b") == 200_001
+    mine.release()
+    assert shares.held_by("b") == 0
+
+
+def test_large_messages_are_charged_as_they_come() -> None:
+    shares = FairShares[str](250_000, 200_000)
+    first, second = account(shares), account(shares)
     head = join_head(CALL, b"\xc0", [bytes(150_000)])
-    first, second, third = (FrameReader(RpcLimits(), each) for each in (one, one, other))
-    first.feed(head)
+    FrameReader(RpcLimits(), first).feed(head + bytes(150_000))
+    assert shares.used == 150_001  # until the call is over
+    slow = FrameReader(RpcLimits(), second)
+    slow.feed(head + bytes(40_000))
+    assert shares.used == 190_002
     with pytest.raises(MessageTooLarge, match="beside those"):
-        second.feed(head)
-    with pytest.raises(MessageTooLarge, match="beside those"):
-        third.feed(head)
-    first.feed(bytes(150_000))
-    assert one.left < 200_000  # until the call is over
+        slow.feed(bytes(10_000))
+    second.release()
+    assert shares.used == 190_002, "an unfinished message stays charged"
+    second.close()
+    second.close()
     first.release()
-    assert (one.left, other.left, everything.left) == (200_000, 200_000, 250_000)
-    unfinished = FrameReader(RpcLimits(), other)
-    unfinished.feed(head)
-    unfinished.release()
-    assert other.left == 50_000 - 1
-    unfinished.close()
-    unfinished.close()
-    assert (other.left, everything.left) == (200_000, 250_000)
+    assert shares.used == 0
+
+
+def test_the_fullest_makes_room_for_somebody_with_less() -> None:
+    shares = FairShares[str](300_000, 200_000)
+    gone: list[str] = []
+    head = join_head(CALL, b"\xc0", [bytes(150_000)])
+    for holder in "ab":
+        held = Account(shares, holder, lambda holder=holder: gone.append(holder))  # type: ignore[misc]
+        FrameReader(RpcLimits(), held).feed(head + bytes(149_000))
+    honest = account(shares, "honest")
+    assert FrameReader(RpcLimits(), honest).feed(join_head(CALL, bytes(100_000)))
+    assert len(gone) == 1
 
 
 def test_small_messages_need_no_budget() -> None:
-    reader = FrameReader(RpcLimits(), Budget(0))
+    reader = FrameReader(RpcLimits(), account(FairShares[str](0)))
     assert reader.feed(frame_bytes(CALL, bytes(1000), bytes(50_000)))
+
+
+@given(frames, st.data())
+def test_what_was_charged_is_given_back(sent: list[Frame], data: st.DataObject) -> None:
+    shares = FairShares[str](1 << 30)
+    mine = account(shares)
+    reader = FrameReader(RpcLimits(), mine)
+    large = Frame(ITEM, b"\xc0", [bytes(70_000)])
+    stream = b"".join(
+        frame_bytes(f.kind, f.envelope, *f.parts) for frame in sent for f in (frame, large)
+    )
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
+    found = 0
+    for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        found += len(reader.feed(stream[start:end]))
+    assert found == 2 * len(sent)
+    assert shares.used == 70_001 * len(sent)
+    mine.release()
+    assert shares.used == 0
 
 
 def test_what_no_frame_can_hold_is_not_sent() -> None:

@@ -9,6 +9,7 @@ import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import attrs
 import pytest
 
 import dialkey_rpc as rpc
@@ -59,7 +60,8 @@ async def attacked(
         raw.close()
         await asyncio.sleep(1)
         assert service.active == 0
-        assert service.budget.left == SMALL.total_buffered_bytes
+        assert service.budget.used == 0
+        assert service.calls.used == 0
         assert world.router.stats().failed == 0
 
 
@@ -206,18 +208,17 @@ async def test_a_call_that_does_not_arrive(in_memory: InMemory) -> None:
         for send, _ in streams:
             await send.write(HEAD.pack(CALL, 0, 1, 10) + (100_000).to_bytes(4, "big"))
         await asyncio.sleep(1)
-        # Two of them have the room, the others were told so.
-        assert service.budget.left == SMALL.total_buffered_bytes - 2 * 100_010
+        assert service.budget.used == 0, "what is announced takes nothing"
         assert await client.echo(1) == 1
+        assert await client.store(bytes(190_000)) == 190_000
         await asyncio.sleep(RPC_CALL_ARRIVAL_TIMEOUT_S * 1.3)
-        assert service.budget.left == SMALL.total_buffered_bytes
         resets = 0
         for _, recv in streams:
             try:
                 await recv.read_to_end(limit=1000)
             except StreamReset:
                 resets += 1
-        assert resets == 2
+        assert resets == 20
 
 
 @in_virtual_time
@@ -244,6 +245,104 @@ async def test_more_calls_than_are_served_at_once(in_memory: InMemory) -> None:
         assert sum(result == 0 for result in done) == 5
         assert sum(isinstance(result, rpc.ResourceExhausted) for result in done) == 3
         assert service.stats()["hold"].ended == {"ok": 5, "remote.rpc.exhausted": 3}
+
+
+@contextlib.asynccontextmanager
+async def others(world: Any, bind: Callable[..., Any], count: int) -> AsyncIterator[list[Any]]:
+    """Yield clients of the world's server, each with a key of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        clients = []
+        for number in range(count):
+            endpoint = await stack.enter_async_context(
+                bind(world.network, f"other-{number}", 10 + number)
+            )
+            address = world.server.addr()
+            client = rpc.connect(Victim, endpoint, address, reconnect=rpc.Reconnect(attempts=1))
+            clients.append(await stack.enter_async_context(client))
+        yield clients
+
+
+@in_virtual_time
+async def test_one_endpoint_does_not_take_all_calls(
+    in_memory: InMemory, bind: Callable[..., Any]
+) -> None:
+    service = rpc.Rpc(Victim(), max_calls=100)
+    async with (
+        in_memory(service, delay_s=0.001) as world,
+        others(world, bind, 2) as (greedy, honest),
+    ):
+        calls = [asyncio.create_task(greedy.hold(b"")) for _ in range(90)]
+        await asyncio.sleep(5)
+        assert service.calls.used == 25
+        assert await honest.echo(1) == 1
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert sum(result == 0 for result in done) == 25
+        assert sum(isinstance(result, rpc.ResourceExhausted) for result in done) == 65
+
+
+@in_virtual_time
+async def test_when_all_calls_are_taken_the_fullest_makes_room(
+    in_memory: InMemory, bind: Callable[..., Any]
+) -> None:
+    service = rpc.Rpc(Victim(), max_calls=8)
+    async with (
+        in_memory(service, delay_s=0.001) as world,
+        others(world, bind, 2) as (greedy, honest),
+    ):
+        calls = [asyncio.create_task(greedy.hold(b"")) for _ in range(8)]
+        await asyncio.sleep(5)
+        assert service.calls.used == 8
+        mine = [asyncio.create_task(honest.hold(b"")) for _ in range(6)]
+        done = await asyncio.gather(*calls, *mine, return_exceptions=True)
+        gone = [result for result in done[:8] if result != 0]
+        assert [type(each) for each in gone] == [rpc.ResourceExhausted] * 4
+        assert "made room" in str(gone[0])
+        assert done[8:].count(0) == 4
+        assert service.calls.used == 0
+        assert service.stats()["hold"].ended == {"ok": 8, "remote.rpc.exhausted": 6}
+
+
+@in_virtual_time
+async def test_one_endpoint_does_not_take_all_memory(
+    in_memory: InMemory, bind: Callable[..., Any]
+) -> None:
+    """Four keys fill the budget with messages that never end; somebody with little still passes."""
+    service = rpc.Rpc(
+        Victim(), limits=attrs.evolve(SMALL, buffered_bytes=150_000, total_buffered_bytes=600_000)
+    )
+    async with (
+        in_memory(service, delay_s=0.001) as world,
+        others(world, bind, 5) as (*greedy, honest),
+    ):
+        calls = [asyncio.create_task(each.hold(bytes(140_000))) for each in greedy]
+        await asyncio.sleep(5)
+        assert service.budget.used > 560_000
+        assert await honest.store(bytes(100_000)) == 100_000
+        done = await asyncio.gather(*calls, return_exceptions=True)
+        assert sorted(map(str, done))[:3] == ["140000"] * 3
+        assert sum(isinstance(result, rpc.ResourceExhausted) for result in done) == 1
+        assert service.budget.used == 0
+
+
+@in_virtual_time
+async def test_what_unfolds_is_charged(in_memory: InMemory) -> None:
+    """60 KiB of empty lists take four megabytes; a connection has a hundred streams for them."""
+    service = rpc.Rpc(Victim(), limits=rpc.RpcLimits(buffered_bytes=10_000_000))
+    bomb = whole(CALL, ["hold", {"data": b"", "more": [[] for _ in range(60_000)]}])
+    async with in_memory(service, delay_s=0.001) as world, world.connect(Victim) as client:
+        raw = await world.client.connect(world.server.addr(), service.spec.alpn)
+        answers = [asyncio.create_task(say(raw, bomb)) for _ in range(20)]
+        await asyncio.sleep(20)
+        assert service.active <= 3
+        assert service.budget.used <= 10_000_000
+        assert await client.echo(1) == 1
+        statuses = [
+            error_from_wire(plain, None).status if kind == ERROR else 0
+            for answer in await asyncio.gather(*answers)
+            for kind, plain in answer
+        ]
+        assert statuses.count(6) >= 17
+        assert service.budget.used == 0
 
 
 # --- services that break the rules --------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import sys
 import tracemalloc
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialkey_rpc import CannotSend, MalformedMessage
+from dialkey_rpc.budget import weight_of
 from dialkey_rpc.packing import Part, pack, unpack
 
 plain = st.recursive(
@@ -188,3 +190,28 @@ def test_threads_do_not_share_parts() -> None:
             list(pool.map(work, range(4)))
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[] for _ in range(2000)],
+        [{} for _ in range(2000)],
+        [{0: None} for _ in range(700)],
+        [{str(i): [i, "text", b"bytes", 1.5]} for i in range(1000)],
+        ["日本" for _ in range(1000)],
+        [1 << 40 for _ in range(1000)],
+    ],
+)
+def test_the_weight_of_a_value_is_what_it_takes(value: object) -> None:
+    envelope, _ = pack(value)
+    unpack(envelope, (), 64)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        made = unpack(envelope, (), 64)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 0.8 * (after - before) <= weight_of(made) <= 2 * (after - before)
