@@ -21,6 +21,8 @@ import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from signal import Signals
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
@@ -41,6 +43,7 @@ from dialkey.errors import (
     WireError,
 )
 from dialkey.hooks import Answer, discard
+from dialkey.signals import on_ending_signal
 
 if TYPE_CHECKING:
     from dialkey.endpoint import Connection, Endpoint
@@ -283,10 +286,17 @@ class Router:
 
     # --- serving --------------------------------------------------------------------------------
 
-    async def serve(self) -> None:
-        """Wait until the router shuts down or the endpoint closes.
+    async def serve(self, *, signals: bool = True) -> None:
+        """Wait until the router shuts down, the endpoint closes, or the process is asked to end.
 
         Cancelling it stops accepting; handlers go on until the router shuts down.
+
+        SIGTERM, and SIGHUP unless it was ignored when the process started, make it return, so that the
+        ``async with`` blocks around it end in order. A signal for which the application has a
+        handler of its own is left to that, and so are all of them outside the main thread.
+
+        Args:
+            signals: False to leave all signals alone.
 
         Raises:
             PluginError: a plugin that was added failed to start.
@@ -294,17 +304,29 @@ class Router:
         """
         if self._serving:
             raise LocalError("this router serves already")
-        while self._arrivals:
+        asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def ask(number: Signals) -> None:
+            logger.info("%s: serving ends", number.name)
+            if not asked.done():
+                asked.set_result(None)
+
+        with on_ending_signal(ask, only_default=True) if signals else nullcontext():
+            await self._serve_until(asked)
+
+    async def _serve_until(self, asked: asyncio.Future[None]) -> None:
+        while self._arrivals and not asked.done():
             task = next(iter(self._arrivals))
-            await asyncio.wait({task})
-            del self._arrivals[task]
-            task.result()
-        if self._shutting_down is not None:
+            await asyncio.wait({task, asked}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                del self._arrivals[task]
+                task.result()
+        if self._shutting_down is not None or asked.done():
             return
         accepting = self._accept_connections()
         self._serving = True
         try:
-            await asyncio.wait({accepting})
+            await asyncio.wait({accepting, asked}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._serving = False
             accepting.cancel()

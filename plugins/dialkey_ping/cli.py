@@ -127,6 +127,8 @@ async def _ping(
                     round_trip_ms=round(pong.round_trip_s * 1000, 3),
                     path=pong.path,
                 )
+                if output.has_lost_reader:
+                    break
     mean_s = math.fsum(times_s) / len(times_s)
     output.remark(
         f"{len(times_s)} answers from {remote.id.short()}: least {min(times_s) * 1000:.2f} ms, "

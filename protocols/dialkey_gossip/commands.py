@@ -59,8 +59,10 @@ async def talk(
             output.result("ready", ticket, ticket=ticket, topic=str(handle.id))
             output.remark("Lines that you type go to the topic; Ctrl-C leaves it.")
             async with asyncio.TaskGroup() as group:
-                group.create_task(_show(output, handle))
-                group.create_task(_publish(output, handle))
+                publishing = group.create_task(_publish(output, handle))
+                await _show(output, handle)
+                if output.has_lost_reader:
+                    publishing.cancel()
 
 
 def _named(text: str) -> TopicId | TopicTicket:
@@ -87,6 +89,8 @@ async def _show(output: Output, topic: Topic) -> None:
                 hops=event.hops,
                 author=None if event.author is None else str(event.author),
             )
+            if output.has_lost_reader:
+                return
         elif isinstance(event, NeighborUp | NeighborDown):
             output.remark(f"{len(topic.neighbors())} neighbours")
         elif isinstance(event, Lagged):

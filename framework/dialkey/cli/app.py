@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Final
@@ -11,7 +12,9 @@ import typer.main
 
 from dialkey import native
 from dialkey.cli.exits import exit_code_table
+from dialkey.cli.output import Output
 from dialkey.cli.running import is_debugging, logging_to_stderr
+from dialkey.cli.streams import standard_streams
 from dialkey.cli.usage import without_types
 from dialkey.errors import InvalidInput, InvalidTicket, PluginError
 from dialkey.hooks import Plugins
@@ -40,7 +43,6 @@ class CommandLine(typer.Typer):
             epilog="\b\nExit codes:\n" + exit_code_table(),
             no_args_is_help=True,
             invoke_without_command=True,
-            add_completion=False,
             # Subcommands and groups inherit this.
             context_settings={"help_option_names": ["-h", "--help"]},
             # Without markup nothing imports rich for a page of help.
@@ -162,7 +164,9 @@ def _ask(cli: CommandLine, plugins: Plugins, name: str) -> None:
             )
     except PluginError as error:
         cli.registered_commands[:], cli.registered_groups[:] = commands, groups
-        print(f"dialkey: {error}", file=sys.stderr)
+        # While a shell completes a word, any line would end up in the middle of it.
+        if "_DIALKEY_COMPLETE" not in os.environ:
+            Output().complain(f"dialkey: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -171,17 +175,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments without the program's name; by default those of the process.
     """
-    with logging_to_stderr():
+    with standard_streams(), logging_to_stderr():
+        sys.exit(_exit_code(argv))
+
+
+def _exit_code(argv: Sequence[str] | None) -> int | str | None:
+    try:
         command = typer.main.get_command(build())
         without_types(command)
         try:
             command.main(args=list(argv) if argv is not None else None, prog_name="dialkey")
-        except Exception as error:
-            # Commands run in a guard; this is for a plugin's command that does not.
-            from dialkey.cli.exits import explain
+        except SystemExit as ended:
+            if ended.code:
+                return ended.code
+        sys.stdout.flush()
+    except Exception as error:
+        # Commands run in a guard; this is for a page of help, and a plugin's command without one.
+        from dialkey.cli.exits import explain
 
-            if is_debugging():
-                raise
-            code, line = explain(error)
-            print(f"dialkey: {line}", file=sys.stderr)
-            sys.exit(code)
+        if is_debugging():
+            raise
+        code, line = explain(error)
+        Output().complain(f"dialkey: {line}")
+        return code
+    return None

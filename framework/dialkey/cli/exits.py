@@ -41,6 +41,7 @@ class ExitCode(enum.IntEnum):
     LOST = 5, "the other endpoint went away or closed the connection before the end"
     REFUSED = 6, "the other endpoint refused: wrong key, unknown protocol, or a policy there"
     PEER_FAULT = 7, "the other endpoint broke the rules, or sent data that fails verification"
+    HUNG_UP = 129, "ended by SIGHUP, as when its terminal is closed"
     INTERRUPTED = 130, "interrupted by Ctrl-C"
     TERMINATED = 143, "ended by SIGTERM"
 

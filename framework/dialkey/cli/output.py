@@ -2,11 +2,13 @@
 
 Standard output carries results only, so that it can be piped; remarks, progress and errors go to
 standard error. With ``--json``, standard output carries one JSON object in each line, each with an
-``event``, and remarks are not written at all.
+``event``, and remarks are not written at all. What the encoding of a stream lacks is escaped: in JSON
+as JSON does, else with a backslash.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
@@ -54,15 +56,33 @@ class Output:
     def result(self, event: str, text: str | None, /, **fields: object) -> None:
         """Write a result: `text` for people (None: nothing), `fields` for programs."""
         if self.json:
-            line = json.dumps({"event": event, **fields}, ensure_ascii=False, default=str)
-            print(line, file=self.stdout, flush=True)
+            ascii = not _is_utf8(self.stdout)
+            _print(
+                json.dumps({"event": event, **fields}, ensure_ascii=ascii, default=str), self.stdout
+            )
         elif text is not None:
-            print(text, file=self.stdout, flush=True)
+            _print(text, self.stdout)
 
     def remark(self, text: str) -> None:
         """Tell people something that is not a result."""
         if not self.json:
-            print(text, file=self.stderr, flush=True)
+            self.complain(text)
+
+    def complain(self, text: str) -> None:
+        """Tell people what went wrong; with ``--json``, too."""
+        try:
+            _print(text, self.stderr)
+        except OSError:
+            # Nobody hears it, and that is no reason to fail.
+            pass
+
+    @property
+    def has_lost_reader(self) -> bool:
+        """Whether who read standard output has gone, as ``head`` does when it has enough.
+
+        Results are dropped from then on. A command that does nothing but write results ends.
+        """
+        return bool(getattr(self.stdout, "has_lost_reader", False))
 
     def progress(self, what: str, total_bytes: int | None = None) -> Progress:
         """Return a context manager that shows how far something has come."""
@@ -191,6 +211,20 @@ def _rich_bar(stderr: TextIO, what: str) -> tuple[RichProgress, TaskID]:
         console=Console(file=stderr),
     )
     return bar, bar.add_task(what, total=None, note="")
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    encoding = getattr(stream, "encoding", None)
+    # Text that stays in this process has no encoding.
+    return encoding is None or codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _print(text: str, stream: TextIO) -> None:
+    try:
+        print(text, file=stream, flush=True)
+    except UnicodeEncodeError:
+        encoding = stream.encoding
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def format_bytes(count: int) -> str:

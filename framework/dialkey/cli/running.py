@@ -14,6 +14,7 @@ import typer
 
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.output import Output
+from dialkey.signals import on_ending_signal
 
 __all__ = ["guard", "is_debugging", "logging_to_stderr", "run"]
 
@@ -78,7 +79,7 @@ def guard(output: Output) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise typer.Exit(ExitCode.INTERRUPTED) from None
-    except (typer.Exit, typer.Abort, _USAGE_ERRORS, BrokenPipeError):
+    except (typer.Exit, typer.Abort, _USAGE_ERRORS):
         raise
     except Exception as error:
         code, line = explain(error)
@@ -87,38 +88,37 @@ def guard(output: Output) -> Iterator[None]:
         if output.json:
             name = getattr(error, "code", type(error).__name__)
             output.result("error", None, code=name, message=line, exit_code=int(code))
-        print(f"dialkey: {line}", file=output.stderr, flush=True)
+        output.complain(f"dialkey: {line}")
         raise typer.Exit(code) from None
 
 
 def run(output: Output, work: Callable[[], Coroutine[object, object, None]]) -> None:
     """Run a command's coroutine to its end in a new event loop, inside a `guard`.
 
-    Ctrl-C and SIGTERM cancel it, so that its ``async with`` blocks end in order; a second Ctrl-C
-    does not wait for them.
+    Ctrl-C, SIGTERM and SIGHUP cancel it, so that its ``async with`` blocks end in order; a second Ctrl-C
+    or SIGTERM does not wait for them. SIGHUP does so unless it was ignored at the start, as under
+    ``nohup``.
     """
     import asyncio
 
-    terminated = False
+    asked_by: signal.Signals | None = None
 
     async def with_signals() -> None:
         task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
 
-        def terminate() -> None:
-            nonlocal terminated
-            terminated = True
-            if task is not None:
+        def ask(number: signal.Signals) -> None:
+            nonlocal asked_by
+            if task is not None and (asked_by is None or number is signal.SIGTERM):
                 task.cancel()
+            asked_by = asked_by or number
 
-        with contextlib.suppress(NotImplementedError):  # event loops of Windows
-            loop.add_signal_handler(signal.SIGTERM, terminate)
-        await work()
+        with on_ending_signal(ask):
+            await work()
 
     with guard(output):
         try:
             asyncio.run(with_signals())
         except asyncio.CancelledError:
-            if terminated:
-                raise typer.Exit(ExitCode.TERMINATED) from None
+            if asked_by is not None:
+                raise typer.Exit(128 + asked_by) from None
             raise

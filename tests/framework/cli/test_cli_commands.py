@@ -346,7 +346,7 @@ def test_debug_shows_the_traceback(
     assert captured.err.endswith("dialkey: silent\n")
 
 
-@pytest.mark.parametrize("kind", [typer.Exit, typer.Abort, BrokenPipeError, typer.BadParameter])
+@pytest.mark.parametrize("kind", [typer.Exit, typer.Abort, typer.BadParameter])
 def test_guard_leaves_typers_own_exceptions(kind: Callable[..., BaseException]) -> None:
     error = kind("x") if kind is typer.BadParameter else kind()
     with pytest.raises(type(error)) as caught, guard(Output()):
@@ -399,20 +399,88 @@ except typer.Exit as ended:
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_command_in_order(number: signal.Signals, code: int) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+def started(script: str, *before: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [*before, sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_end_a_command_in_order(number: signal.Signals, code: int) -> None:
+    process = started(SCRIPT)
+    process.send_signal(number)
+    assert ended(process) == (code, "cleaned up\n", "")
+
+
+SLOW_SCRIPT = SCRIPT.replace(
+    "await asyncio.sleep(0)",
+    'print("cleaning", flush=True); await asyncio.to_thread(sys.stdin.readline)',
+)
+
+
+@pytest.mark.parametrize("first", [signal.SIGHUP, signal.SIGTERM])
+def test_a_second_hangup_cuts_nothing_short(first: signal.Signals) -> None:
+    """A terminal that closes sends it twice; systemd sends it right after SIGTERM."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (code, "cleaned up\n", "")
+        process.send_signal(first)
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(signal.SIGHUP)
+        out, _ = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, out) == (128 + first, "cleaned up\n")
+
+
+def test_hangup_is_ignored_where_it_was_ignored_at_the_start() -> None:
+    process = started(SCRIPT, "nohup")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = ended(process)
+    assert (code, out) == (143, "cleaned up\n")
+
+
+# --- completion -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
+def test_completion_of_a_shell(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: (name, f"/bin/{name}"))
+    assert call("--show-completion") == 0
+    assert f"_DIALKEY_COMPLETE=complete_{name}" in capsys.readouterr().out
+
+
+def test_completion_gives_commands_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_DIALKEY_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "dialkey ke")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert call() == 0
+    captured = capsys.readouterr()
+    assert captured.out.split() == ["key"]
+    assert captured.err == ""
 
 
 # --- output ---------------------------------------------------------------------------------------
