@@ -11,7 +11,7 @@ import typer
 import typer.main
 
 from dialkey import native
-from dialkey.cli.exits import exit_code_table
+from dialkey.cli.exits import ExitCode, exit_code_table
 from dialkey.cli.output import Output
 from dialkey.cli.running import is_debugging, logging_to_stderr
 from dialkey.cli.streams import standard_streams
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_exit_code(argv))
 
 
-def _exit_code(argv: Sequence[str] | None) -> int | str | None:
+def _exit_code(argv: Sequence[str] | None) -> int | str:
     try:
         command = typer.main.get_command(build())
         without_types(command)
@@ -198,4 +198,4 @@ def _exit_code(argv: Sequence[str] | None) -> int | str | None:
         code, line = explain(error)
         Output().complain(f"dialkey: {line}")
         return code
-    return None
+    return ExitCode.SUCCESS
