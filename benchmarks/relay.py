@@ -91,15 +91,15 @@ class Naive:
                     await target.drain()
 
     async def upgrade(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from dialkey_relay.http1 import HeadReader, Upgrade, check_upgrade, upgrade_response
+        from dialkey_relay.http1 import ServerHttp, Upgrade, check_upgrade, upgrade_response
 
-        head = HeadReader()
-        head.feed(await reader.readuntil(b"\r\n\r\n"))
-        request = head.next_request()
+        http = ServerHttp()
+        http.feed(await reader.readuntil(b"\r\n\r\n"))
+        request = http.next_request()
         assert request is not None
         upgrade = check_upgrade(request)
         assert isinstance(upgrade, Upgrade)
-        writer.write(upgrade_response(upgrade).encode())
+        writer.write(http.respond(upgrade_response(upgrade)))
 
 
 class OnWebsockets:

@@ -44,9 +44,9 @@ from dialkey_relay.frames import (
     normalise_type,
 )
 from dialkey_relay.http1 import (
-    HeadReader,
     Request,
     Response,
+    ServerHttp,
     bearer_token,
     check_upgrade,
     upgrade_response,
@@ -122,7 +122,7 @@ class Session:
         "_deadline",
         "_expires_at",
         "_exporter",
-        "_head",
+        "_http",
         "_hub",
         "_keepalive",
         "_out",
@@ -168,7 +168,7 @@ class Session:
         self.admission: Admission | None = None
         self._deadline = now + RELAY_HTTP_TIMEOUT_S
         self._expires_at: float | None = None
-        self._head: HeadReader | None = HeadReader()
+        self._http: ServerHttp | None = ServerHttp()
         self._reader: FrameReader | None = None
         self._out: list[bytes] | None = None
         self._bucket: Bucket | None = None
@@ -220,14 +220,14 @@ class Session:
         self.close(error.message)
 
     def _receive_http(self, data: memoryview, now: float) -> None:
-        head = self._head
-        assert head is not None
-        head.feed(data)
+        http = self._http
+        assert http is not None
+        http.feed(data)
         while self.closing is None:
             try:
-                request = head.next_request()
+                request = http.next_request()
             except RelayWireError as error:
-                self._send(Response(400, (), error.message.encode()).encode(keep_alive=False))
+                self._send(http.refuse(error))
                 raise
             if request is None:
                 return
@@ -239,26 +239,24 @@ class Session:
                 else routes.answer_beside_tls(request)
             )
             if response is None:
-                self._upgrade(request, now)
+                self._upgrade(http, request, now)
                 return
-            keep = request.keep_alive and self._requests < MAX_REQUESTS
-            self._send(response.encode(keep_alive=keep))
-            if not keep:
+            self._send(http.respond(response, is_last=self._requests >= MAX_REQUESTS))
+            if http.is_over:
                 self.close("the last request is answered")
 
-    def _upgrade(self, request: Request, now: float) -> None:
+    def _upgrade(self, http: ServerHttp, request: Request, now: float) -> None:
         upgrade = check_upgrade(request)
         if isinstance(upgrade, Response):
             headers = (*upgrade.headers, *routes.FIXED_HEADERS)
             refusal = Response(upgrade.status, headers, upgrade.body)
-            self._send(refusal.encode(keep_alive=False))
+            self._send(http.respond(refusal, is_last=True))
             self.close("the upgrade was refused")
             return
-        assert self._head is not None
-        if self._head.has_more:
+        if http.has_more:
             raise RelayViolation("a client sent frames before its upgrade was granted")
-        self._send(upgrade_response(upgrade, *routes.FIXED_HEADERS).encode())
-        self._head = None
+        self._send(http.respond(upgrade_response(upgrade, *routes.FIXED_HEADERS)))
+        self._http = None
         self._version = upgrade.version
         self._upgrade_request = request
         self._reader = FrameReader(from_client=True, limit=MAX_RELAY_MESSAGE_BYTES)

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import functools
 import ipaddress
+import re
 import ssl
 import urllib.parse
 import urllib.request
@@ -21,10 +22,11 @@ import attrs
 from dialkey.errors import InvalidAddress, InvalidInput
 from dialkey.identity import RelayUrl
 from dialkey_relay.errors import RelayConfigError, RelayUnreachable, RelayWireError
-from dialkey_relay.http1 import HeadReader
+from dialkey_relay.http1 import ClientHttp
 
 __all__ = ["Dialer", "Target", "default_tls", "proxy_from_environment"]
 
+_VISIBLE: Final = re.compile(r"[!-~]+")
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25
 PROXY_TIMEOUT_S: Final = 10.0
 
@@ -89,7 +91,10 @@ class Target:
         port = url.port or standard
         header = url.host if port == standard else f"{url.host}:{port}"
         _, _, query = str(url).partition("#")[0].partition("?")
-        return cls(url.host.strip("[]"), port, is_tls, header, query)
+        found = cls(url.host.strip("[]"), port, is_tls, header, query)
+        if not _VISIBLE.fullmatch(found.relay_path + header):
+            raise InvalidAddress(f"{url} cannot be dialled: HTTP cannot carry its characters")
+        return found
 
     @property
     def relay_path(self) -> str:
@@ -149,34 +154,40 @@ class _Tunnel(asyncio.Protocol):
     def __init__(self, proxy: _Proxy, target: Target) -> None:
         self._proxy = proxy
         self._target = target
-        self._head = HeadReader()
+        self._http = ClientHttp()
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
         host = f"[{self._target.host}]" if ":" in self._target.host else self._target.host
-        lines = [
-            f"CONNECT {host}:{self._target.port} HTTP/1.1",
-            f"Host: {host}:{self._target.port}",
-            "Proxy-Connection: Keep-Alive",
-        ]
+        where = f"{host}:{self._target.port}"
+        headers: tuple[tuple[str, str], ...] = (("Host", where),)
         if self._proxy.authorization is not None:
-            lines.append(f"Proxy-Authorization: {self._proxy.authorization}")
-        transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+            headers = (*headers, ("Proxy-Authorization", self._proxy.authorization))
+        try:
+            transport.write(self._http.request("CONNECT", where, headers))
+        except ValueError:
+            self.opened.set_exception(
+                RelayUnreachable(f"{self._target.host} cannot be the name of a host")
+            )
 
     def data_received(self, data: bytes) -> None:
         if self.opened.done():
             return
         try:
-            self._head.feed(data)
-            response = self._head.next_response()
+            self._http.feed(data)
+            response = self._http.next_response()
         except RelayWireError as error:
             self.opened.set_exception(RelayUnreachable(f"the proxy: {error.message}"))
             return
         if response is None:
             return
         if 200 <= response.status < 300:
-            self.opened.set_result(None)
+            if self._http.has_more:
+                # Neither a relay nor TLS speaks first: whose bytes would these be?
+                self.opened.set_exception(RelayUnreachable("the proxy sent more than its answer"))
+            else:
+                self.opened.set_result(None)
             return
         hint = "it wants credentials" if response.status == 407 else None
         self.opened.set_exception(

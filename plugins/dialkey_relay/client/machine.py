@@ -39,7 +39,7 @@ from dialkey_relay.handshake import (
     ClientHandshake,
     KeyingMaterialProof,
 )
-from dialkey_relay.http1 import HeadReader, check_upgrade_response, upgrade_request
+from dialkey_relay.http1 import ClientHttp, check_upgrade_response, upgrade_request
 from dialkey_relay.keepalive import KeepAlive
 from dialkey_relay.websocket import (
     BINARY,
@@ -129,7 +129,7 @@ class ClientMachine:
         self._random = random
         self._handshake = ClientHandshake(secret_key)
         self._key = base64.b64encode(random.randbytes(16)).decode()
-        self._head = HeadReader()
+        self._http = ClientHttp()
         self._reader = FrameReader(from_client=False, limit=MAX_RELAY_MESSAGE_BYTES)
         self._keepalive: KeepAlive | None = None
         self._deadline = now + HANDSHAKE_TIMEOUT_S
@@ -140,7 +140,7 @@ class ClientMachine:
             proof = KeyingMaterialProof.make(secret_key, keying_material).encode()
             headers = ((CLIENT_AUTH_HEADER, proof),)
         self._out: list[bytes] = [
-            upgrade_request(host, target, self._key, token=token, headers=headers)
+            upgrade_request(host, target, self._key, token=token, headers=headers, http=self._http)
         ]
 
     @property
@@ -165,13 +165,13 @@ class ClientMachine:
             RelayLost: it said goodbye.
         """
         if self.state is MachineState.UPGRADING:
-            self._head.feed(data)
-            response = self._head.next_response()
+            self._http.feed(data)
+            response = self._http.next_response()
             if response is None:
                 return []
             self.version = check_upgrade_response(response, self._key)
             self.state = MachineState.PROVING
-            data = memoryview(self._head.rest())
+            data = memoryview(self._http.rest())
         events: list[Event] = []
         for message in self._reader.feed(data):
             if self._keepalive is None:

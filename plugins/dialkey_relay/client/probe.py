@@ -15,7 +15,7 @@ from dialkey.errors import DialkeyError
 from dialkey.identity import RelayUrl
 from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.errors import RelayUnreachable, RelayWireError
-from dialkey_relay.http1 import HeadReader
+from dialkey_relay.http1 import ClientHttp
 
 __all__ = ["probe", "probe_all"]
 
@@ -33,11 +33,11 @@ class _Pinger(asyncio.Protocol):
 
     def __init__(self, target: Target) -> None:
         self._loop = asyncio.get_running_loop()
-        self._request = f"GET /ping HTTP/1.1\r\nHost: {target.host_header}\r\nAccept: */*\r\n\r\n"
-        self._head = HeadReader()
+        self._headers = (("Host", target.host_header), ("Accept", "*/*"))
+        self._http = ClientHttp()
         self._asked_at = 0.0
         self._left = REQUESTS
-        self._body = 0
+        self._is_answered = False
         self._best: float | None = None
         self._transport: asyncio.Transport | None = None
         self.result: asyncio.Future[float] = self._loop.create_future()
@@ -50,34 +50,40 @@ class _Pinger(asyncio.Protocol):
     def _ask(self, transport: asyncio.Transport) -> None:
         self._left -= 1
         self._asked_at = self._loop.time()
-        transport.write(self._request.encode("latin-1"))
+        self._is_answered = False
+        transport.write(self._http.request("GET", "/ping", self._headers))
 
     def data_received(self, data: bytes) -> None:
-        if self._body:
-            skipped = min(self._body, len(data))
-            self._body -= skipped
-            data = data[skipped:]
         try:
-            self._head.feed(data)
-            response = self._head.next_response() if not self._body else None
+            self._http.feed(data)
+            if not self._is_answered and not self._take_answer():
+                return
+            is_read = self._http.skip_body(MAX_BODY_BYTES)
         except RelayWireError as error:
-            self._fail(error.message)
+            self._finish(error.message)
             return
+        if is_read and self._left and self._http.next_cycle() and self._transport is not None:
+            self._ask(self._transport)
+        elif is_read or not self._left:
+            self._finish("")
+
+    def _take_answer(self) -> bool:
+        """Take the head of an answer and the time; tell whether it was there."""
+        response = self._http.next_response()
         if response is None:
-            return
+            return False
         if not 200 <= response.status < 300:
-            self._fail(f"it answered {response.status} to a ping")
-            return
+            raise RelayWireError(f"it answered {response.status} to a ping")
+        self._is_answered = True
         took = self._loop.time() - self._asked_at
         self._best = took if self._best is None else min(self._best, took)
-        length = response.header("content-length") or "0"
-        plain = length.isdigit() and int(length) <= MAX_BODY_BYTES
-        again = plain and response.header("connection") != "close"
-        if self._left and again and self._transport is not None:
-            self._body = max(0, int(length) - len(self._head.rest()))
-            self._ask(self._transport)
-        elif not self.result.done():
+        return True
+
+    def _finish(self, reason: str) -> None:
+        """Give the best time, or fail where there is none."""
+        if self._best is not None and not self.result.done():
             self.result.set_result(self._best)
+        self._fail(reason)
 
     def _fail(self, reason: str) -> None:
         if not self.result.done():
@@ -86,9 +92,7 @@ class _Pinger(asyncio.Protocol):
             self.result.exception()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._best is not None and not self.result.done():
-            self.result.set_result(self._best)
-        self._fail("the connection was closed")
+        self._finish("the connection was closed")
 
     def close(self) -> None:
         if self._transport is not None:

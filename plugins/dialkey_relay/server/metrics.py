@@ -17,14 +17,15 @@ import attrs
 from dialkey.limits import RELAY_HTTP_TIMEOUT_S
 from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError, cannot_listen
-from dialkey_relay.http1 import HeadReader, Response
+from dialkey_relay.http1 import Response, ServerHttp
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 __all__ = ["MetricsServer", "Snapshot", "render"]
 
-CONTENT_TYPE: Final = "text/plain; charset=utf-8"
+OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+PLAIN: Final = "text/plain; version=0.0.4; charset=utf-8"
 MAX_READERS: Final = 64
 
 COUNTERS: Final = {
@@ -130,15 +131,39 @@ def _families(snapshot: Snapshot) -> Iterator[Metric]:
         yield GaugeMetricFamily(f"dialkey_relay_{name}", text, value=value)
 
 
-def render(snapshot: Snapshot) -> bytes:
-    """Write a snapshot as OpenMetrics text."""
-    from prometheus_client import CollectorRegistry
-    from prometheus_client.openmetrics import exposition
+def prefers_openmetrics(accept: str) -> bool:
+    """Say whether a reader with this ``Accept`` header gets OpenMetrics, or else Prometheus text.
+
+    Source: RFC 9110 section 12.5.1. Whoever names neither gets the older format: all can read it.
+    """
+    qualities = {"openmetrics": 0.0, "plain": 0.0}
+    for member in accept.lower().split(","):
+        media, *parameters = (part.strip() for part in member.split(";"))
+        found = dict(part.partition("=")[::2] for part in parameters)
+        try:
+            quality = float(found.get("q", "1"))
+        except ValueError:
+            continue
+        if not 0 <= quality <= 1:
+            continue
+        version = found.get("version", "").strip('"')
+        if media == "application/openmetrics-text" and version in ("", "1.0.0"):
+            qualities["openmetrics"] = max(qualities["openmetrics"], quality)
+        elif media == "text/plain" and version in ("", "0.0.4"):
+            qualities["plain"] = max(qualities["plain"], quality)
+    return qualities["openmetrics"] > 0 and qualities["openmetrics"] >= qualities["plain"]
+
+
+def render(snapshot: Snapshot, *, openmetrics: bool = True) -> bytes:
+    """Write a snapshot as OpenMetrics or as Prometheus text."""
+    from prometheus_client import CollectorRegistry, exposition
+    from prometheus_client.openmetrics import exposition as openmetrics_exposition
 
     registry = CollectorRegistry()
     registry.register(_Collector(snapshot))
-    # The library does not say the type of this function.
-    generate = cast("Callable[[CollectorRegistry], bytes]", exposition.generate_latest)
+    module = openmetrics_exposition if openmetrics else exposition
+    # The library does not say the type of these functions.
+    generate = cast("Callable[[CollectorRegistry], bytes]", module.generate_latest)
     return generate(registry)
 
 
@@ -147,7 +172,7 @@ class _Reader(asyncio.Protocol):
 
     def __init__(self, server: MetricsServer) -> None:
         self._server = server
-        self._head = HeadReader()
+        self._http = ServerHttp()
         self._transport: asyncio.Transport | None = None
         self._deadline: asyncio.TimerHandle | None = None
 
@@ -165,17 +190,23 @@ class _Reader(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        http = self._http
         try:
-            self._head.feed(data)
-            while (request := self._head.next_request()) is not None:
-                headers = (("content-type", CONTENT_TYPE),)
-                response = Response(200, headers, render(self._server.snapshot()))
-                transport.write(response.encode(keep_alive=request.keep_alive))
-                if not request.keep_alive:
+            http.feed(data)
+            while (request := http.next_request()) is not None:
+                openmetrics = prefers_openmetrics(",".join(request.values("accept")))
+                headers = (
+                    ("content-type", OPENMETRICS if openmetrics else PLAIN),
+                    # A cache must not give one reader what another one asked for.
+                    ("vary", "accept"),
+                )
+                body = render(self._server.snapshot(), openmetrics=openmetrics)
+                transport.write(http.respond(Response(200, headers, body)))
+                if http.is_over:
                     transport.close()
                     return
         except RelayWireError as error:
-            transport.write(Response(400, (), error.message.encode()).encode(keep_alive=False))
+            transport.write(http.refuse(error))
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

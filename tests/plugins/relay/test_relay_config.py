@@ -273,7 +273,9 @@ def configuration(**access):
     return "\n".join([*lines, *(f"{key} = {value}" for key, value in access.items())])
 
 
-async def fetch(address, request=b"BREW /anything HTTP/1.1\r\nconnection: close\r\n\r\n"):
+async def fetch(
+    address, request=b"BREW /anything HTTP/1.1\r\nHost: x\r\nconnection: close\r\n\r\n"
+):
     reader, writer = await asyncio.open_connection(*address)
     writer.write(request)
     async with asyncio.timeout(10):
@@ -287,8 +289,8 @@ async def test_metrics_on_their_port() -> None:
         address = running.metrics.addresses[0]
         reply = await fetch(address)
         assert reply.startswith("HTTP/1.1 200 OK")
-        assert "content-type: text/plain; charset=utf-8" in reply
-        assert reply.endswith("# EOF\n")
+        assert "content-type: text/plain; version=0.0.4; charset=utf-8" in reply
+        assert "\nrelayserver_accepts_total 0.0\n" in reply
         assert (await fetch(address, b"nonsense\r\n\r\n")).startswith("HTTP/1.1 400")
 
 

@@ -21,7 +21,8 @@ from dialkey_relay.handshake import (
     verify_client_auth,
 )
 from dialkey_relay.http1 import (
-    HeadReader,
+    ClientHttp,
+    ServerHttp,
     accept_value,
     check_upgrade,
     check_upgrade_response,
@@ -77,16 +78,15 @@ PROOFS = [
 
 
 def test_the_captured_upgrade() -> None:
-    reader = HeadReader()
-    reader.feed(REQUEST)
-    request = reader.next_request()
+    server, client = ServerHttp(), ClientHttp()
+    server.feed(REQUEST)
+    request = server.next_request()
     upgrade = check_upgrade(request)
     assert upgrade.version is RelayVersion.V2
-    assert upgrade_response(upgrade).encode() == RESPONSE
+    assert server.respond(upgrade_response(upgrade)) == RESPONSE
     key = "OeAe5QzRiuGv8h+FIM6xkw=="
-    assert upgrade_request("127.0.0.1:37669", "/relay", key) == REQUEST
+    assert upgrade_request("127.0.0.1:37669", "/relay", key, http=client) == REQUEST
     assert accept_value(key) == "/CAQv2Xq0cuGAILGBpJCEqBoDIQ="
-    client = HeadReader()
     client.feed(RESPONSE)
     assert check_upgrade_response(client.next_response(), key) is RelayVersion.V2
 

@@ -290,7 +290,8 @@ async def test_prometheus_reads_what_a_relay_did() -> None:
         assert await verdict(one.relay, key=B) == "not authorized"
         await eventually(lambda: one.relay.hub.counters.send_packets_recv == 2)
         host, port = one.metrics.addresses[0]
-        status, _, body = await get(session, f"http://{host}:{port}/metrics")
+        wanted = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        status, _, body = await get(session, f"http://{host}:{port}/metrics", headers=wanted)
         assert status == 200
         samples = {
             (sample.name, *sample.labels.values()): sample.value

@@ -127,7 +127,8 @@ async def test_http_on_a_socket() -> None:
     async with RelayServer([Everyone()], OPEN) as relay:
         reply = await request(
             relay.addresses[0],
-            "GET /ping HTTP/1.1\r\n\r\nGET /x HTTP/1.1\r\nConnection: close\r\n\r\n",
+            "GET /ping HTTP/1.1\r\nHost: x\r\n\r\n"
+            "GET /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
         )
         assert reply.startswith("HTTP/1.1 200 OK\r\n")
         assert reply.endswith("Not Found")
@@ -148,7 +149,7 @@ async def test_one_socket_for_both_families() -> None:
     options = RelayOptions(http=("::", 0), accept_rate_per_address=None)
     async with RelayServer([Everyone()], options) as relay:
         port = relay.addresses[0][1]
-        ping = "GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
+        ping = "GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         for host in ("127.0.0.1", "::1"):
             assert (await request((host, port), ping)).startswith("HTTP/1.1 200")
 
@@ -184,9 +185,9 @@ async def test_beside_tls_the_plain_listener_answers_portal_checks_only(certific
     options = tls_options(certificate, http=("127.0.0.1", 0))
     async with RelayServer([Everyone()], options) as relay:
         plain = relay.addresses[1]
-        check = "GET /generate_204 HTTP/1.1\r\nConnection: close\r\n\r\n"
+        check = "GET /generate_204 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         assert (await request(plain, check)).startswith("HTTP/1.1 204")
-        ping = "GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
+        ping = "GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         assert (await request(plain, ping)).startswith("HTTP/1.1 404")
         # Plain text on the TLS port is an error there, and no more.
         assert await request_or_reset(relay.addresses[0], ping) == ""
@@ -359,7 +360,7 @@ async def test_an_admission_that_ends(join) -> None:
 async def test_connections_from_one_address_are_limited() -> None:
     options = RelayOptions(accept_rate_per_address=Rate(0.001, 3))
     async with RelayServer([Everyone()], options) as relay:
-        ping = "GET /ping HTTP/1.1\r\nConnection: close\r\n\r\n"
+        ping = "GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         for _ in range(3):
             assert await request(relay.addresses[0], ping)
         assert await request_or_reset(relay.addresses[0], ping) == ""

@@ -58,7 +58,8 @@ class Link:
         self.pauses.append(self.session.receive(memoryview(data), self.now))
 
     def get(self, target, **headers):
-        lines = [f"GET {target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+        lines = [f"GET {target} HTTP/1.1", "Host: relay.example"]
+        lines += [*(f"{k}: {v}" for k, v in headers.items()), "", ""]
         self.feed("\r\n".join(lines).encode())
 
     def raw(self):
@@ -146,7 +147,7 @@ def test_routes() -> None:
     reply = link.raw()
     assert reply.startswith(b"HTTP/1.1 404")
     assert reply.count(b"strict-transport-security") == 1
-    link.feed(b"HEAD /ping HTTP/1.1\r\n\r\n")
+    link.feed(b"HEAD /ping HTTP/1.1\r\nHost: relay.example\r\n\r\n")
     assert link.raw().startswith(b"HTTP/1.1 404")
     assert link.session.closing is None
 
@@ -191,7 +192,8 @@ def test_a_refused_upgrade() -> None:
 def test_frames_before_the_upgrade_is_granted_end_the_connection() -> None:
     link = Link()
     lines = (
-        "GET /relay HTTP/1.1\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\n"
+        "GET /relay HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Key: OeAe5QzRiuGv8h+FIM6xkw==\r\n"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: iroh-relay-v2\r\n\r\n"
     )
     link.feed(lines.encode() + b"\x82\x80")
