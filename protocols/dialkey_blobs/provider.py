@@ -370,14 +370,14 @@ class _Exchanges:
         self._name = connection.remote_id.short()
         self._tasks: set[asyncio.Task[None]] = set()
         # Those that neither send nor receive content: nothing is lost with them.
-        self._idle: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> _Exchanges:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         try:
-            for task in self._idle:
+            for task in self._tasks - self._busy:
                 task.cancel()
             while self._tasks:
                 await asyncio.wait(self._tasks)
@@ -396,9 +396,8 @@ class _Exchanges:
                 return
             task = asyncio.create_task(self._serve(send, recv), name="dialkey-blobs-request")
             self._tasks.add(task)
-            self._idle.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(self._idle.discard)
+            task.add_done_callback(self._busy.discard)
 
     async def _serve(self, send: SendStream, recv: RecvStream) -> None:
         try:
@@ -445,7 +444,7 @@ class _Exchanges:
                     await held.enter_async_context(provider.place(provider.places))
                     task = asyncio.current_task()
                     assert task is not None
-                    self._idle.discard(task)
+                    self._busy.add(task)
             rest = reader.remainder if push is not None else b""
             await provider.answer(self._connection.remote_id, Exchange(request, rest, send, recv))
 

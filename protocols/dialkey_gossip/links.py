@@ -240,7 +240,7 @@ class Links:
     def _flush(self, link: _Link, lane: Lane) -> None:
         if lane.task is None and not lane.is_empty:
             name = f"dialkey-gossip-send-{lane.topic.short()}-{link.peer.short()}"
-            lane.task = self._spawn(self._run_lane(link, lane), name)
+            lane.task = self._running(self._run_lane(link, lane), name)
 
     async def _run_lane(self, link: _Link, lane: Lane) -> None:
         try:
@@ -282,7 +282,7 @@ class Links:
             self._loop.call_soon(self._dial_failed, link)
             return
         name = f"dialkey-gossip-dial-{link.peer.short()}"
-        link.dial = self._spawn(self._run_dial(link), name)
+        link.dial = self._running(self._run_dial(link), name)
 
     async def _run_dial(self, link: _Link) -> None:
         self._waiting_dials += 1
@@ -463,6 +463,16 @@ class Links:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def _running(
+        self, work: Coroutine[object, object, None], name: str
+    ) -> asyncio.Task[None] | None:
+        """Start work that takes its own name off the books at its end; None if that was at once.
+
+        With an eager task factory (Textual sets one) a task may have ended before it is returned.
+        """
+        task = self._spawn(work, name)
+        return None if task.done() else task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

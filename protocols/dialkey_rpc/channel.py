@@ -126,7 +126,8 @@ class Channel:
             return connection
         if self._is_closed:
             raise ConnectionClosed("this client was closed here")
-        if self._dialling is None:
+        # With an eager task factory a dial that fails at once has ended before it stands here.
+        if self._dialling is None or self._dialling.done():
             self._dialling = asyncio.create_task(self._dial(), name="dialkey-rpc-dial")
         dialling = self._dialling
         try:

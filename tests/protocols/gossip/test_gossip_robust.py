@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import sys
 from collections.abc import AsyncGenerator, Collection
 
 import pytest
@@ -341,6 +342,26 @@ async def test_connections_of_one_peer_are_bounded() -> None:
         assert await contents(alice, 1) == [b"still"]
         for connection in extra:
             connection.close()
+
+
+# --- event loops that start tasks at once --------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@virtual
+async def test_a_swarm_in_a_loop_with_eager_tasks() -> None:
+    """Textual sets an eager task factory: a task may have ended before it is returned."""
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+    try:
+        async with joined(3, network()) as (_, (alice, bob, carol)):
+            for number in range(5):
+                await alice.broadcast(b"%d" % number)
+                assert await contents(bob, 1, timeout=5) == [b"%d" % number]
+                assert await contents(carol, 1, timeout=5) == [b"%d" % number]
+                await asyncio.sleep(0.1)
+    finally:
+        loop.set_task_factory(None)
 
 
 # --- manners ------------------------------------------------------------------------------------
