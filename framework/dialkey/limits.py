@@ -212,7 +212,8 @@ MAX_GOSSIP_CACHE_BYTES: Final = 16 << 20
 """Payloads of one topic held for neighbours that ask: 4,096 messages of the largest size."""
 
 MAX_GOSSIP_MESSAGE_IDS: Final = 1 << 17
-"""Ids of one topic remembered against duplicates: 1,400 messages a second for 90 seconds."""
+"""Ids of one topic remembered against duplicates for 90 seconds, about 40 MB. Alone, a neighbour may
+bring four fifths of them, 1,100 messages a second; when they are used up, new messages are refused."""
 
 MAX_GOSSIP_ANNOUNCED_IDS: Final = 4096
 """Ids that one neighbour announced and nobody delivered yet; beyond it new ones are ignored."""
@@ -238,8 +239,9 @@ MAX_GOSSIP_BAD_STREAMS: Final = 8
 MAX_GOSSIP_TICKET_PEERS: Final = 16
 """Bootstrap peers in a topic ticket; four are plenty, and each costs some 100 characters."""
 
-MAX_GOSSIP_AUTHORS: Final = 4096
-"""Authors of signed messages whose sequence numbers are remembered; the quietest goes first."""
+MAX_GOSSIP_AUTHORS: Final = 16_384
+"""Authors of signed messages in one topic that are remembered until their messages are too old to be
+replayed, some 8 MB. Alone, a neighbour may bring four fifths of them; then further ones are refused."""
 
 # --- RPC ----------------------------------------------------------------------------------------
 

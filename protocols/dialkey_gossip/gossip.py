@@ -24,7 +24,7 @@ from dialkey_gossip.links import Links, LinkStats
 from dialkey_gossip.messages import Message
 from dialkey_gossip.node import Node
 from dialkey_gossip.peer_data import encode_peer_data, peer_data_or_none
-from dialkey_gossip.plumtree import BroadcastStats
+from dialkey_gossip.plumtree import BroadcastStats, Validate
 from dialkey_gossip.signing import (
     ENVELOPE_OVERHEAD_BYTES,
     Opener,
@@ -109,6 +109,7 @@ class Gossip:
         self._clock = clock
         self._book = AddressBook()
         self._memberships: dict[TopicId, _Membership] = {}
+        self._openers: dict[TopicId, Opener] = {}
         self._endpoint: Endpoint | None = None
         self._node: Node
         self._links: Links
@@ -226,8 +227,7 @@ class Gossip:
         membership = self._memberships.get(id)
         opener: Opener | None = None
         if membership is None:
-            if signing is not None:
-                opener = Opener(id, signing.max_age_s, self._clock)
+            opener = self._opener(id, signing)
             membership = _Membership(self._terms(id, signing), signing, [])
             self._memberships[id] = membership
         elif membership.signing != signing:
@@ -242,6 +242,16 @@ class Gossip:
         self._ask(id, peers, None if opener is None else opener.admit)
         self._watch_sleep()
         return handle
+
+    def _opener(self, topic: TopicId, signing: Signing | None) -> Opener | None:
+        """Give what checks signatures. Leaving a topic and joining it again makes nothing new."""
+        self._openers = {id: each for id, each in self._openers.items() if not each.is_empty()}
+        if signing is None:
+            return None
+        opener = self._openers.get(topic)
+        if opener is None or opener.max_age_s != signing.max_age_s:
+            opener = self._openers[topic] = Opener(topic, signing.max_age_s, self._clock)
+        return opener
 
     def _terms(self, topic: TopicId, signing: Signing | None) -> Terms:
         limit = self._config.max_content_bytes
@@ -258,7 +268,7 @@ class Gossip:
         self,
         topic: TopicId,
         peers: Iterable[EndpointAddr],
-        validate: Callable[[bytes], bool] | None = None,
+        validate: Validate | None = None,
     ) -> None:
         contacts: list[PeerId] = []
         for addr in peers:

@@ -29,7 +29,7 @@ from dialkey_gossip.errors import MessageTooLarge
 from dialkey_gossip.hyparview import Membership
 from dialkey_gossip.ids import PeerId, TopicId
 from dialkey_gossip.messages import Gossip, Graft, IHave, Message, Prune
-from dialkey_gossip.plumtree import Broadcast, BroadcastStats
+from dialkey_gossip.plumtree import Broadcast, BroadcastStats, Validate
 
 __all__ = ["Node", "TopicMachine"]
 
@@ -50,7 +50,7 @@ class TopicMachine:
         config: GossipConfig,
         rng: random.Random,
         *,
-        validate: Callable[[bytes], bool] | None,
+        validate: Validate | None,
         act: Callable[[Action], None],
         call_at: Callable[[float, TopicMachine, Timer], None],
     ) -> None:
@@ -124,7 +124,7 @@ class Node:
         contacts: Iterable[PeerId],
         now: float,
         *,
-        validate: Callable[[bytes], bool] | None = None,
+        validate: Validate | None = None,
     ) -> list[Action]:
         """Enter a topic, if that was not done, and ask the contacts to take us in.
 
@@ -132,8 +132,8 @@ class Node:
             topic: the topic.
             contacts: peers in it. None at all is fine: others may come to us.
             now: the time.
-            validate: says whether a content may be delivered and passed on. It counts for the call
-                that enters the topic.
+            validate: says whether a content, and from whom, may be delivered and passed on. It counts
+                for the call that enters the topic.
         """
         machine = self._topics.get(topic)
         if machine is None:

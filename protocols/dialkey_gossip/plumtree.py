@@ -24,6 +24,7 @@ Source: gossip wire reference 3.4 to 3.6.
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Final, TypeAlias
@@ -48,10 +49,14 @@ from dialkey_gossip.messages import (
     ihave_capacity,
     max_content,
 )
+from dialkey_gossip.quota import Quota
 
-__all__ = ["Broadcast", "BroadcastStats", "ContentMessage"]
+__all__ = ["Broadcast", "BroadcastStats", "ContentMessage", "Validate"]
 
 ContentMessage: TypeAlias = Gossip | IHave | Graft | Prune
+
+Validate: TypeAlias = Callable[[PeerId, bytes], bool]
+"""Says of a content, and who brought it, whether it may be delivered and passed on."""
 
 _BUSY_MESSAGES: Final = 3
 """So many at once are several publishers; two may be one publisher's quick succession."""
@@ -75,6 +80,7 @@ class BroadcastStats:
         rejected: messages that the topic's validator refused.
         grafts: messages asked for because they did not come.
         ignored_announcements: announcements beyond the limit for one neighbour.
+        refused: messages of peers that bring more than is remembered of one peer.
     """
 
     delivered: int = 0
@@ -83,6 +89,7 @@ class BroadcastStats:
     rejected: int = 0
     grafts: int = 0
     ignored_announcements: int = 0
+    refused: int = 0
 
 
 @attrs.define
@@ -125,7 +132,7 @@ class Broadcast:
         config: GossipConfig,
         rng: random.Random,
         out: Output,
-        validate: Callable[[bytes], bool] | None = None,
+        validate: Validate | None = None,
     ) -> None:
         self.eager: dict[PeerId, None] = {}
         self.lazy: dict[PeerId, None] = {}
@@ -136,9 +143,11 @@ class Broadcast:
         self._validate = validate
         self._max_content = max_content(config.max_message_bytes)
         self._ihave_capacity = ihave_capacity(config.max_message_bytes)
-        # Both hold entries in the order of their age, so that the oldest is found at the front.
-        self._seen: dict[MessageId, _Seen] = {}
-        self._cache: dict[MessageId, tuple[float, Gossip]] = {}
+        # Both hold entries in the order of their age. A plain dict walks over all that was deleted
+        # at its front to find the oldest one.
+        self._seen: OrderedDict[MessageId, _Seen] = OrderedDict()
+        self._cache: OrderedDict[MessageId, tuple[float, Gossip]] = OrderedDict()
+        self._quota = Quota(MAX_GOSSIP_MESSAGE_IDS)
         self._cache_bytes = 0
         self._concurrency = Concurrency(config.broadcast.concurrency_s)
         self._missing: dict[MessageId, _Missing] = {}
@@ -246,7 +255,11 @@ class Broadcast:
             if self._is_neighbor(sender):
                 self._on_duplicate(sender, id, seen, now)
             return
-        if self._validate is not None and not self._validate(message.content):
+        if message.round is not None and not self._quota.has_room(sender):
+            # Forgetting another message instead would let that one be delivered again.
+            self.stats.refused += 1
+            return
+        if self._validate is not None and not self._validate(sender, message.content):
             self.stats.rejected += 1
             return
         self.stats.delivered += 1
@@ -451,9 +464,8 @@ class Broadcast:
 
     def _remember(self, id: MessageId, parent: PeerId | None, now: float) -> _Seen:
         seen = self._seen[id] = _Seen(now, parent)
+        self._quota.take(parent)
         self._concurrency.add(id, now, parent)
-        if len(self._seen) > MAX_GOSSIP_MESSAGE_IDS:
-            del self._seen[next(iter(self._seen))]
         if not self._is_sweep_due:
             self._is_sweep_due = True
             self._out.call_at(now + _SWEEP_S, self._sweep)
@@ -466,7 +478,7 @@ class Broadcast:
             self._drop_oldest_payload()
 
     def _drop_oldest_payload(self) -> None:
-        _, message = self._cache.pop(next(iter(self._cache)))
+        _, (_, message) = self._cache.popitem(last=False)
         self._cache_bytes -= len(message.content)
 
     def _sweep(self, now: float) -> None:
@@ -476,7 +488,8 @@ class Broadcast:
             self._drop_oldest_payload()
         oldest = now - self._config.id_retention_s
         while self._seen and next(iter(self._seen.values())).at <= oldest:
-            del self._seen[next(iter(self._seen))]
+            _, seen = self._seen.popitem(last=False)
+            self._quota.give(seen.parent)
         if self._seen:
             self._is_sweep_due = True
             self._out.call_at(now + _SWEEP_S, self._sweep)

@@ -12,22 +12,25 @@ time; `sequence` counts from 1 in each session. The Ed25519 signature covers a d
 topic id and all of the envelope before it.
 
 A receiver takes each (author, session, sequence) once. It remembers the latest session of an author
-and a window of sequences in it; older sessions, sequences before the window, and messages that were
-sent too long ago or in the future by its own clock are refused. Refused messages are not passed on.
+and a window of sequences in it, for as long as any message of that author is young enough to be taken;
+older sessions, sequences before the window, and messages that were sent too long ago or in the future
+by its own clock are refused. Refused messages are not passed on.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from typing import Final
 
 import attrs
 
-from dialkey.errors import InvalidKey, WireError
+from dialkey.errors import InvalidInput, InvalidKey, WireError
 from dialkey.identity import EndpointId, InvalidSignature, SecretKey
 from dialkey.identity.postcard import Reader, Writer
 from dialkey.limits import MAX_GOSSIP_AUTHORS
-from dialkey_gossip.ids import TopicId
+from dialkey_gossip.ids import PeerId, TopicId
+from dialkey_gossip.quota import Quota
 
 __all__ = ["ENVELOPE_OVERHEAD_BYTES", "Envelope", "Opener", "Signer", "Signing", "read_envelope"]
 
@@ -39,8 +42,13 @@ _MAX_VARINT_BYTES: Final = 10
 ENVELOPE_OVERHEAD_BYTES: Final = len(_MAGIC) + 32 + 3 * _MAX_VARINT_BYTES + _SIGNATURE_BYTES
 """What an envelope adds at most."""
 
+_EXPIRY_STEPS: Final = 32
+"""How finely the time is divided in which a message may still be taken."""
+
 WINDOW: Final = 1024
 """Sequences behind the highest that may still arrive; gossip keeps no order among messages."""
+
+_WINDOW_MASK: Final = (1 << WINDOW) - 1
 
 
 @attrs.frozen
@@ -52,10 +60,17 @@ class Signing:
         max_age_s: messages sent longer ago, or further in the future, are refused. It bounds for how
             long a message can be replayed to somebody who has not seen it, and how wrong the clocks
             of members may be.
+
+    Raises:
+        InvalidInput: `max_age_s` is not a positive, finite number.
     """
 
     secret_key: SecretKey | None = None
     max_age_s: float = 600.0
+
+    def __attrs_post_init__(self) -> None:
+        if not 0 < self.max_age_s < float("inf"):
+            raise InvalidInput(f"max_age_s is a positive number of seconds, not {self.max_age_s}")
 
 
 @attrs.frozen
@@ -120,13 +135,43 @@ class Signer:
 
 @attrs.define
 class _Author:
+    """An author that was heard of.
+
+    Attributes:
+        brought_by: the peer that brought its first message.
+        session: the latest one.
+        latest_ms: the latest time at which any of its messages was sent.
+        bucket: where it is in the order of expiry.
+        highest: the highest sequence of the session.
+        window: bit n says whether sequence `highest` - n was there.
+    """
+
+    brought_by: PeerId
     session: int
+    latest_ms: int
+    bucket: int
     highest: int = 0
-    seen: set[int] = attrs.field(factory=set)
+    window: int = 0
+
+    def has(self, sequence: int) -> bool:
+        behind = self.highest - sequence
+        return behind >= WINDOW or (behind >= 0 and bool(self.window >> behind & 1))
+
+    def add(self, sequence: int) -> None:
+        ahead = sequence - self.highest
+        if ahead <= 0:
+            self.window |= 1 << -ahead
+            return
+        self.window = (self.window << ahead if ahead < WINDOW else 0) & _WINDOW_MASK | 1
+        self.highest = sequence
 
 
 class Opener:
     """Decide which signed messages of a topic are genuine and new.
+
+    An author is remembered until all of its messages are too old to be taken again. There is room for
+    `limits.MAX_GOSSIP_AUTHORS`; where it gets short, further authors are refused, first to those peers
+    that brought most of them (`dialkey_gossip.quota`). Known authors are not affected.
 
     Args:
         topic: the topic.
@@ -135,45 +180,84 @@ class Opener:
     """
 
     def __init__(self, topic: TopicId, max_age_s: float, clock: Callable[[], float]) -> None:
+        self.max_age_s = max_age_s
         self._topic = topic
-        self._max_age_s = max_age_s
         self._clock = clock
         self._authors: dict[EndpointId, _Author] = {}
+        self._quota = Quota(MAX_GOSSIP_AUTHORS)
+        # Authors by when they are to be forgotten, in steps, and a heap of those steps.
+        self._step_s = max_age_s / _EXPIRY_STEPS
+        self._buckets: dict[int, set[EndpointId]] = {}
+        self._order: list[int] = []
+        # When the clock is set back, messages of forgotten authors look young again.
+        self._forgotten_ms = -1
 
-    def admit(self, content: bytes) -> bool:
-        """Say whether a content is a genuine message that was not admitted before."""
+    def admit(self, sender: PeerId, content: bytes) -> bool:
+        """Say whether a content is a genuine message that was not admitted before.
+
+        Takes constant time but for the signature, which is checked last.
+
+        Args:
+            sender: the peer that brings it.
+            content: what it brings.
+        """
         try:
             envelope = read_envelope(content)
         except WireError:
             return False
-        age_s = self._clock() - envelope.sent_at_ms / 1000
-        if abs(age_s) > self._max_age_s or not self._is_new(envelope):
+        now_s = self._clock()
+        self._forget(now_s)
+        age_s = now_s - envelope.sent_at_ms / 1000
+        if abs(age_s) > self.max_age_s or not self._may_take(sender, envelope):
             return False
         try:
             envelope.author.verify(envelope.signature, _to_sign(self._topic, envelope.signed))
         except InvalidSignature:
             return False
-        self._note(envelope)
+        self._note(sender, envelope)
         return True
 
-    def _is_new(self, envelope: Envelope) -> bool:
-        author = self._authors.get(envelope.author)
-        if author is None or envelope.session > author.session:
-            return True
-        if envelope.session < author.session or envelope.sequence <= author.highest - WINDOW:
-            return False
-        return envelope.sequence not in author.seen
+    def is_empty(self) -> bool:
+        """Say whether there is nothing to remember any more."""
+        self._forget(self._clock())
+        return not self._authors
 
-    def _note(self, envelope: Envelope) -> None:
-        author = self._authors.pop(envelope.author, None)
-        if author is None or envelope.session > author.session:
-            author = _Author(envelope.session)
-        self._authors[envelope.author] = author
-        author.seen.add(envelope.sequence)
-        if envelope.sequence > author.highest:
-            author.highest = envelope.sequence
-        if len(author.seen) > 2 * WINDOW:
-            floor = author.highest - WINDOW
-            author.seen = {sequence for sequence in author.seen if sequence > floor}
-        if len(self._authors) > MAX_GOSSIP_AUTHORS:
-            del self._authors[next(iter(self._authors))]
+    def _may_take(self, sender: PeerId, envelope: Envelope) -> bool:
+        author = self._authors.get(envelope.author)
+        if author is None:
+            return envelope.sent_at_ms > self._forgotten_ms and self._quota.has_room(sender)
+        if envelope.session != author.session:
+            return envelope.session > author.session
+        return not author.has(envelope.sequence)
+
+    def _note(self, sender: PeerId, envelope: Envelope) -> None:
+        id = envelope.author
+        latest_ms = envelope.sent_at_ms
+        known = self._authors.get(id)
+        if known is None:
+            self._quota.take(sender)
+        else:
+            sender = known.brought_by
+            latest_ms = max(latest_ms, known.latest_ms)
+        bucket = int((latest_ms / 1000 + self.max_age_s) / self._step_s) + 1
+        if known is not None and known.session == envelope.session:
+            author = known
+            author.latest_ms = latest_ms
+        else:
+            author = _Author(sender, envelope.session, latest_ms, bucket)
+            self._authors[id] = author
+        if known is not None and known.bucket != bucket:
+            self._buckets[known.bucket].discard(id)
+        author.bucket = bucket
+        author.add(envelope.sequence)
+        if bucket not in self._buckets:
+            self._buckets[bucket] = set()
+            heapq.heappush(self._order, bucket)
+        self._buckets[bucket].add(id)
+
+    def _forget(self, now_s: float) -> None:
+        while self._order and self._order[0] * self._step_s < now_s:
+            for id in self._buckets.pop(heapq.heappop(self._order)):
+                author = self._authors.pop(id)
+                self._quota.give(author.brought_by)
+                self._forgotten_ms = max(self._forgotten_ms, author.latest_ms)

@@ -11,7 +11,7 @@ from dialkey_gossip.actions import Delivered
 from dialkey_gossip.hyparview import Membership, SwarmMessage
 from dialkey_gossip.ids import PeerId, message_id
 from dialkey_gossip.messages import Gossip, Message, Neighbor, PeerInfo
-from dialkey_gossip.plumtree import Broadcast
+from dialkey_gossip.plumtree import Broadcast, Validate
 
 
 def peer(number: int) -> PeerId:
@@ -131,7 +131,7 @@ class Spreader(Stage):
     def __init__(
         self,
         *neighbors: int,
-        validate: Callable[[bytes], bool] | None = None,
+        validate: Validate | None = None,
         config: GossipConfig | None = None,
     ) -> None:
         super().__init__()

@@ -115,7 +115,7 @@ def test_the_neighbour_scope_is_delivered_each_time_and_goes_no_further() -> Non
 
 
 def test_a_refused_content_is_neither_delivered_nor_passed_on() -> None:
-    spread = Spreader(1, 2, validate=lambda content: content != b"bad")
+    spread = Spreader(1, 2, validate=lambda _, content: content != b"bad")
     assert spread.hear(1, gossip(b"bad")) == []
     assert spread.delivered == []
     assert spread.machine.stats.rejected == 1
@@ -377,13 +377,39 @@ def test_payloads_are_bounded() -> None:
     assert spread.machine._cache_bytes <= MAX_GOSSIP_CACHE_BYTES
 
 
-def test_ids_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_are_bounded_and_none_is_forgotten_early(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_GOSSIP_MESSAGE_IDS >= 1 << 16
+    monkeypatch.setattr("dialkey_gossip.plumtree.MAX_GOSSIP_MESSAGE_IDS", 100)
+    spread = Spreader(1, 2, 3)
+    spread.hear(2, gossip(b"first"))
+    for n in range(1000):
+        spread.hear(1, gossip(b"%d" % n))
+        spread.hear(4, gossip(b"of a stranger %d" % n))
+    assert len(spread.machine._seen) <= 100
+    assert spread.machine.stats.refused > 1800
+    # What was there first cannot be pushed out, so it cannot be repeated,
+    spread.run_for(60)
+    delivered = len(spread.delivered)
+    spread.hear(3, gossip(b"first"))
+    spread.hear(3, gossip(b"0"))
+    assert len(spread.delivered) == delivered
+    # and those who bring little still pass.
+    spread.hear(2, gossip(b"second"))
+    spread.hear(3, gossip(b"third"))
+    assert [each.content for each in spread.delivered[-2:]] == [b"second", b"third"]
+    assert spread.publish(b"our own")
+    spread.run_for(40)
+    spread.hear(1, gossip(b"one more"))
+    assert spread.delivered[-1].content == b"one more"
+
+
+def test_a_neighbour_alone_may_fill_most_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dialkey_gossip.plumtree.MAX_GOSSIP_MESSAGE_IDS", 100)
     spread = Spreader(1)
     for n in range(1000):
         spread.hear(1, gossip(b"%d" % n))
-    assert len(spread.machine._seen) == 100
+    assert len(spread.delivered) == 80
+    assert spread.delivered[-1].content == b"79"
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
