@@ -27,13 +27,32 @@ MAX_DIAL_ADDRESSES: Final = 32
 # --- handshakes ---------------------------------------------------------------------------------
 
 MAX_HALF_OPEN_HANDSHAKES: Final = 256
-"""Handshakes in progress on one endpoint; each costs some 100 KiB and 2 ms until it ends."""
+"""Handshakes in progress on one endpoint; each costs up to 100 KiB and 5 ms until it ends. When all
+places are taken the oldest of the source that holds most makes room."""
 
 MAX_HALF_OPEN_PER_ADDRESS: Final = 16
-"""Of those, from one IP address: a household behind one NAT, not a flood."""
+"""Of those, from one IPv4 address, IPv6 /64 or endpoint id, before it must prove its address: a
+household behind one NAT, not a flood."""
 
 RETRY_ABOVE_HALF_OPEN: Final = 64
 """From so many half-open handshakes on, a client must first prove its address (Retry)."""
+
+FAILED_HANDSHAKE_COUNTS_S: Final = 5.0
+"""A handshake that came to nothing counts as half-open for so long: with RETRY_ABOVE_HALF_OPEN that
+makes thirteen a second, or 3 % of a processor, from addresses that prove nothing."""
+
+HANDSHAKE_BURST_PER_ADDRESS: Final = 256
+"""Handshakes that one address may begin at once: a school behind one NAT after a power cut."""
+
+HANDSHAKES_PER_ADDRESS_PER_S: Final = 64.0
+"""And then so many a second, a seventh of a processor; further clients are let in when they repeat."""
+
+STATELESS_ANSWERS_PER_S: Final = 200.0
+"""Refusals and version negotiations, which cost a third of a millisecond and change nothing."""
+
+MAX_HELD_INITIAL_BYTES: Final = 8192
+"""Datagrams of one client kept while filters look at it: its first flight, by several ways, and a
+repetition."""
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """From a client's first datagram on; a handshake that has not completed by then is dropped, whatever

@@ -324,14 +324,14 @@ class Pair:
             return
         original, retry_cid = header.destination_cid, None
         if self._retry is not None:
-            token_address = ("192.0.2.1", 1)
+            token_address = b"192.0.2.1"
             found = self._retry.check(header, token_address, self.now) if header.token else None
             if found is None:
                 new_cid = self.rng.randbytes(8)
                 packet = self._retry.packet(header, token_address, new_cid, self.now)
                 self._carry(side, source, packet)
                 return
-            original, retry_cid = found, header.destination_cid
+            original, retry_cid = found.original_cid, header.destination_cid
         side.core = Connection.server(
             side.config,
             alpns=self._server_alpns,

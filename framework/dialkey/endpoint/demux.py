@@ -12,12 +12,14 @@ import hmac
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
 from dialkey import limits
 from dialkey.endpoint.connection import Connection
+from dialkey.endpoint.door import Allowance, Door, Sources, Verdict, sources_of
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress, Transport
 from dialkey.quic import codes, stateless
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("dialkey.endpoint.demux")
 
-_MAX_HELD_INITIALS: Final = 4
-"""Datagrams of one client kept while filters look at it: its first flight and a repetition."""
+_MAX_INITIAL_BYTES: Final = 4096
+"""A client's first datagram; they have 1,200 bytes, and 1,472 at most. A relay would carry 64 KiB."""
+_BUSY: Final = b"busy"
+"""The reason given to a client that made room for others; `Dial` takes it as an invitation to repeat."""
 _RESET_INTERVAL_S: Final = 0.02
 
 
@@ -47,6 +51,30 @@ class Incoming:
     validated: bool
 
 
+class _Knock:
+    """A client whose handshake is not over, from its first datagram on."""
+
+    __slots__ = ("connection", "datagrams", "header", "original_cid", "retry_cid", "since", "task")
+
+    def __init__(
+        self, header: InitialHeader, original_cid: bytes, retry_cid: bytes | None, since: float
+    ) -> None:
+        self.header = header
+        self.original_cid = original_cid
+        self.retry_cid = retry_cid
+        self.since = since
+        # What is kept while filters think, and where it came from.
+        self.datagrams: list[tuple[bytes, PathAddress]] = []
+        self.task: asyncio.Task[None] | None = None
+        self.connection: Connection | None = None
+
+    def add(self, data: bytes, remote: PathAddress) -> None:
+        """Keep a datagram, if there is room for it."""
+        held = sum(len(each) for each, _ in self.datagrams)
+        if held + len(data) <= limits.MAX_HELD_INITIAL_BYTES:
+            self.datagrams.append((data, remote))
+
+
 class Demux:
     """Routes datagrams of all transports of one endpoint."""
 
@@ -55,9 +83,12 @@ class Demux:
         self._by_cid: dict[bytes, Connection] = {}
         self._reset_tokens: dict[bytes, Connection] = {}
         self._original_cids: dict[Connection, bytes] = {}
-        self._half_open: dict[Connection, str] = {}
-        self._half_open_hosts: Counter[str] = Counter()
-        self._held: dict[bytes, list[bytes]] = {}
+        self._door = Door()
+        self._knocks: dict[Connection, _Knock] = {}
+        self._held: dict[bytes, _Knock] = {}
+        self._answers = Allowance(
+            limits.STATELESS_ANSWERS_PER_S, limits.STATELESS_ANSWERS_PER_S, 0.0
+        )
         self._filter_tasks: set[asyncio.Task[None]] = set()
         self._retry = stateless.Retry()
         self._reset_key = hashlib.blake2b(static_key, person=b"dialkey reset").digest()
@@ -100,15 +131,18 @@ class Demux:
         if original is not None:
             self._by_cid.pop(original, None)
         self._reset_tokens = {t: c for t, c in self._reset_tokens.items() if c is not connection}
-        self.handshake_over(connection)
+        self.handshake_over(connection, failed=True)
 
-    def handshake_over(self, connection: Connection) -> None:
+    def handshake_over(self, connection: Connection, *, failed: bool) -> None:
         """Count a handshake as done, one way or the other."""
-        host = self._half_open.pop(connection, None)
-        if host is not None:
-            self._half_open_hosts[host] -= 1
-            if not self._half_open_hosts[host]:
-                del self._half_open_hosts[host]
+        knock = self._knocks.pop(connection, None)
+        if knock is not None:
+            self._door.leave(knock, self._endpoint.now(), failed=failed)
+
+    @property
+    def half_open(self) -> int:
+        """How many handshakes that others began are not over."""
+        return len(self._door)
 
     def close(self) -> None:
         """Stop asking filters; nothing new is let in."""
@@ -182,143 +216,154 @@ class Demux:
     # --- strangers ------------------------------------------------------------------------------
 
     def _on_unknown_long(self, transport: Transport, data: bytes, remote: PathAddress) -> None:
-        if len(data) < stateless.MIN_INITIAL_BYTES:
+        if not stateless.MIN_INITIAL_BYTES <= len(data) <= _MAX_INITIAL_BYTES:
             return
         header = stateless.parse_long_header(data)
         if header is None:
             return
         if header.version != stateless.VERSION_1:
-            answer = stateless.version_negotiation(header)
-            transport.send(remote, answer, len(answer))
+            self._answer(transport, remote, lambda: stateless.version_negotiation(header))
             return
         if not header.is_initial or len(header.destination_cid) < 8:
             return
         if not self._endpoint.is_accepting:
             self._refuse(transport, header, remote, b"this endpoint accepts no connections")
             return
-        host = _host(remote)
-        original: bytes | None = header.destination_cid
-        retry_cid: bytes | None = None
-        if header.token:
-            original = self._retry.check(header, _token_address(remote), self._endpoint.now())
-            if original is None:
-                # A token of an earlier life of this endpoint, most likely: treat it as none.
-                original = header.destination_cid
-            else:
-                retry_cid = header.destination_cid
-        total = len(self._half_open) + len(self._filter_tasks)
-        from_host = self._half_open_hosts.get(host, 0)
-        if total >= limits.MAX_HALF_OPEN_HANDSHAKES or (
-            retry_cid is not None and from_host >= limits.MAX_HALF_OPEN_PER_ADDRESS
-        ):
-            self.counts["refused_too_many"] += 1
-            self._refuse(transport, header, remote, b"too many handshakes")
+        sources = sources_of(remote)
+        now = self._endpoint.now()
+        original, retry_cid, proved = header.destination_cid, None, False
+        proof = self._retry.check(header, _token_address(remote), now) if header.token else None
+        # A token that is not ours is one of an earlier life of this endpoint, most likely.
+        if proof is not None:
+            original, retry_cid = proof.original_cid, header.destination_cid
+            proved = proof.is_for_address
+        held = self._held.get(header.destination_cid)
+        if held is not None:
+            held.add(data, remote)
             return
-        # Who writes another's address on its packets can neither get in nor keep the other out.
-        is_busy = (
-            total >= limits.RETRY_ABOVE_HALF_OPEN or from_host >= limits.MAX_HALF_OPEN_PER_ADDRESS
-        )
-        if is_busy and retry_cid is None:
-            self.counts["retries"] += 1
-            answer = self._retry.packet(
-                header, _token_address(remote), self.new_cid(), self._endpoint.now()
-            )
-            transport.send(remote, answer, len(answer))
+        if self._endpoint.is_backlogged:
+            # Its client asks again; by then somebody may have accepted some.
+            self.counts["dropped_not_accepted"] += 1
             return
-        assert original is not None
-        if self._endpoint.plugins.has("dialkey_before_accept"):
-            self._ask_filters(transport, data, header, remote, original, retry_cid)
+        verdict = self._door.ask(sources, now, proved=proved)
+        if verdict is Verdict.LATER:
+            self.counts["dropped_too_many"] += 1
+        elif verdict is Verdict.PROVE:
+            # A client takes one Retry only; a copy by another way than the one that was proved is
+            # of no use now.
+            if proof is None:
+                self.counts["retries"] += 1
+                answer = self._retry.packet(header, _token_address(remote), self.new_cid(), now)
+                transport.send(remote, answer, len(answer))
         else:
-            self._accept([data], header, remote, original, retry_cid)
+            knock = _Knock(header, original, retry_cid, now)
+            knock.add(data, remote)
+            if self._endpoint.plugins.has("dialkey_before_accept"):
+                self._enter(knock, sources)
+                self._ask_filters(transport, knock, remote, proved=proved)
+            else:
+                self._accept(knock, sources)
+
+    def _enter(self, knock: _Knock, sources: Sources) -> None:
+        """Give a place to a handshake, and end the one that makes room for it, if any."""
+        evicted = self._door.enter(knock, sources, self._endpoint.now())
+        if evicted is None:
+            return
+        assert isinstance(evicted, _Knock)
+        self.counts["evicted"] += 1
+        if evicted.task is not None:
+            evicted.task.cancel()
+        connection = evicted.connection
+        if connection is not None:
+            self._knocks.pop(connection, None)
+            connection.core.turn_away(_BUSY, self._endpoint.now())
+            self._endpoint.touched(connection)
+            self._endpoint.flush_soon(connection)
 
     def _refuse(
         self, transport: Transport, header: InitialHeader, remote: PathAddress, reason: bytes
     ) -> None:
-        answer = stateless.refusal(header, codes.CONNECTION_REFUSED, reason)
-        transport.send(remote, answer, len(answer))
+        self._answer(
+            transport, remote, lambda: stateless.refusal(header, codes.CONNECTION_REFUSED, reason)
+        )
+
+    def _answer(self, transport: Transport, remote: PathAddress, make: Callable[[], bytes]) -> None:
+        """Send an answer that no state is kept for, unless there were many of late."""
+        if self._answers.take(self._endpoint.now()):
+            answer = make()
+            transport.send(remote, answer, len(answer))
 
     def _ask_filters(
-        self,
-        transport: Transport,
-        data: bytes,
-        header: InitialHeader,
-        remote: PathAddress,
-        original: bytes,
-        retry_cid: bytes | None,
+        self, transport: Transport, knock: _Knock, remote: PathAddress, *, proved: bool
     ) -> None:
-        held = self._held.get(header.destination_cid)
-        if held is not None:
-            if len(held) < _MAX_HELD_INITIALS:
-                held.append(data)
-            return
-        held = self._held[header.destination_cid] = [data]
+        header = knock.header
+        self._held[header.destination_cid] = knock
 
         async def ask() -> None:
+            let_in = False
             try:
-                refusal = await self._endpoint.plugins.refusal(
-                    "dialkey_before_accept", incoming=Incoming(remote, retry_cid is not None)
-                )
+                async with asyncio.timeout_at(knock.since + limits.HANDSHAKE_TIMEOUT_S):
+                    refusal = await self._endpoint.plugins.refusal(
+                        "dialkey_before_accept", incoming=Incoming(remote, proved)
+                    )
+                knock.task = None
+                if refusal is not None:
+                    self.counts["refused_by_plugin"] += 1
+                    self._refuse(transport, header, remote, refusal.reason)
+                else:
+                    let_in = self._endpoint.is_accepting
+            except TimeoutError:
+                self.counts["filters_too_slow"] += 1
             finally:
                 del self._held[header.destination_cid]
-            if refusal is not None:
-                self.counts["refused_by_plugin"] += 1
-                self._refuse(transport, header, remote, refusal.reason)
-            elif self._endpoint.is_accepting:
-                self._accept(held, header, remote, original, retry_cid)
+                if not let_in:
+                    self._door.leave(knock, self._endpoint.now(), failed=True)
+            if let_in:
+                self._accept(knock, None)
 
-        task = asyncio.create_task(ask(), name="dialkey-before-accept")
+        task = knock.task = asyncio.create_task(ask(), name="dialkey-before-accept")
         self._filter_tasks.add(task)
         task.add_done_callback(self._filter_tasks.discard)
 
-    def _accept(
-        self,
-        datagrams: list[bytes],
-        header: InitialHeader,
-        remote: PathAddress,
-        original: bytes,
-        retry_cid: bytes | None,
-    ) -> None:
+    def _accept(self, knock: _Knock, sources: Sources | None) -> None:
+        """Begin the handshake; with `sources`, it has no place yet."""
         endpoint = self._endpoint
         now = endpoint.now()
+        first, remote = knock.datagrams[0]
         core = Core.server(
             endpoint.quic_config,
             alpns=endpoint.alpns,
             remote=remote,
-            original_destination_cid=original,
-            retry_source_cid=retry_cid,
+            original_destination_cid=knock.original_cid,
+            retry_source_cid=knock.retry_cid,
             now=now,
+            began_at=knock.since,
         )
-        core.receive(memoryview(datagrams[0]), len(datagrams[0]), remote, now)
+        core.receive(memoryview(first), len(first), remote, now)
         if not core.has_heard_peer:
-            # Nothing in it was authentic: no state is kept for it.
+            # Nothing in it was authentic: no state is kept for it, but it cost something.
             self.counts["bad_initials"] += 1
             core.discard()
+            if sources is None:
+                self._door.leave(knock, now, failed=True)
+            else:
+                self._door.failed(sources, now)
             return
-        connection = Connection(endpoint, core)
+        if sources is not None:
+            self._enter(knock, sources)
+        connection = knock.connection = Connection(endpoint, core)
         self.route(core.host_cid, connection)
-        self.route(header.destination_cid, connection)
-        self._original_cids[connection] = header.destination_cid
-        host = _host(remote)
-        self._half_open[connection] = host
-        self._half_open_hosts[host] += 1
+        self.route(knock.header.destination_cid, connection)
+        self._original_cids[connection] = knock.header.destination_cid
+        self._knocks[connection] = knock
         self.counts["incoming"] += 1
-        for datagram in datagrams[1:]:
-            core.receive(memoryview(datagram), len(datagram), remote, now)
+        datagrams, knock.datagrams = knock.datagrams[1:], []
+        for datagram, source in datagrams:
+            core.receive(memoryview(datagram), len(datagram), source, now)
         endpoint.touched(connection)
         endpoint.flush_soon(connection)
 
 
-def _host(remote: PathAddress) -> str:
-    return str(remote.ip) if isinstance(remote, IpAddr) else repr(remote)
-
-
-def _token_address(remote: PathAddress) -> tuple[str, int]:
-    """Return what a Retry token is bound to; a hash in the form of an address if it is not UDP."""
-    if isinstance(remote, IpAddr):
-        return str(remote.ip), remote.port
-    digest = hashlib.sha256(repr(remote).encode()).digest()
-    return str(IpAddr.parse(f"[{_hex_groups(digest[:16])}]:0").ip), 0
-
-
-def _hex_groups(data: bytes) -> str:
-    return ":".join(data[i : i + 2].hex() for i in range(0, len(data), 2))
+def _token_address(remote: PathAddress) -> bytes:
+    """Return what a Retry token is bound to."""
+    return str(remote).encode() if isinstance(remote, IpAddr) else repr(remote).encode()

@@ -8,7 +8,10 @@ Source: wire/quic.md section 6.2.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
+import random
 from collections.abc import Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
@@ -21,6 +24,7 @@ from dialkey.errors import (
     DialTimeout,
     EndpointClosed,
     HandshakeError,
+    Refused,
     ResolveError,
 )
 from dialkey.identity import EndpointAddr, RelayAddr, TransportAddr
@@ -36,6 +40,14 @@ _REFUSALS_TO_GIVE_UP: Final = 2
 """So often must each address have been refused before a dial ends early: a restart takes a moment."""
 _MAX_HANDSHAKES: Final = 4
 """Handshakes of one dial. Somebody else may answer at a stale address; the right one is elsewhere."""
+_BUSY_REASONS: Final = (b"busy", b"too many handshakes")
+"""What a peer says that has no place for the moment."""
+_UNEXPLAINED_REFUSALS: Final = 4
+"""Tries at a peer that refuses without a word, as iroh does when it is full, or when its application
+says no."""
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 2.0
+_MAX_NOTES: Final = 64
 _SECOND_CHANCE_S: Final = 5.0
 """How long the other addresses have when somebody answered who will not do: then it is told why."""
 
@@ -126,11 +138,12 @@ class Dial:
         self._connection: Connection | None = None
         self._lookups: set[asyncio.Task[None]] = set()
         self._news = asyncio.Event()
-        self._endpoint_closed = False
+        self._endpoint_closed = asyncio.Event()
+        self._was_refused = False
 
     def end(self) -> None:
         """Give up because the endpoint closes."""
-        self._endpoint_closed = True
+        self._endpoint_closed.set()
         if self.target.gave_up is not None and not self.target.gave_up.done():
             self.target.gave_up.set_result(None)
         self._news.set()
@@ -148,11 +161,14 @@ class Dial:
                 connection = await self._run(timeout_s)
                 return connection
         except TimeoutError:
+            if self._was_refused:
+                message = f"the peer had no place for us within {timeout_s:g} s"
+                hint = "it is overloaded; try again later"
+            else:
+                message = f"nobody answered within {timeout_s:g} s"
+                hint = "is the other side running and online?"
             raise DialTimeout(
-                f"nobody answered within {timeout_s:g} s",
-                attempts=self.target.attempts(),
-                endpoint_id=self._id,
-                hint="is the other side running and online?",
+                message, attempts=self.target.attempts(), endpoint_id=self._id, hint=hint
             ) from None
         finally:
             if connection is None and self._connection is not None:
@@ -180,7 +196,7 @@ class Dial:
                 or "dial its ticket, which carries addresses, or enable an address lookup",
             )
         try:
-            return await self._shake_hands(timeout_s)
+            return await self._shake_hands_patiently(timeout_s)
         except HandshakeError as error:
             if not self._exclude(error):
                 raise
@@ -190,7 +206,7 @@ class Dial:
             async with asyncio.timeout(_SECOND_CHANCE_S):
                 for _ in range(_MAX_HANDSHAKES - 1):
                     try:
-                        return await self._shake_hands(timeout_s)
+                        return await self._shake_hands_patiently(timeout_s)
                     except HandshakeError as error:
                         if not self._exclude(error):
                             break
@@ -205,8 +221,31 @@ class Dial:
         return self.target.exclude(self._connection.core.remote, error.message)
 
     def _check_endpoint(self) -> None:
-        if self._endpoint_closed:
+        if self._endpoint_closed.is_set():
             raise EndpointClosed("this endpoint was closed while it dialled", endpoint_id=self._id)
+
+    async def _shake_hands_patiently(self, timeout_s: float) -> Connection:
+        """Run a handshake; again, after a pause, while the peer only has no place for the moment."""
+        pause_s = _FIRST_PAUSE_S
+        for tries in itertools.count(1):
+            try:
+                return await self._shake_hands(timeout_s)
+            except Refused as error:
+                assert self._connection is not None
+                reason = self._connection.core.close_reason
+                said = reason.reason if reason is not None else b""
+                if said not in _BUSY_REASONS and (said or tries >= _UNEXPLAINED_REFUSALS):
+                    raise
+                self._was_refused = True
+                note = f"{self._connection.core.remote}: {error.message}"
+                if note not in self.target.notes and len(self.target.notes) < _MAX_NOTES:
+                    self.target.notes.append(note)
+            # Those who were refused together do not come again together.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.5)):
+                    await self._endpoint_closed.wait()
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        raise AssertionError("the loop has no end")
 
     async def _shake_hands(self, timeout_s: float) -> Connection:
         """Run one handshake with whoever answers first."""
@@ -234,7 +273,7 @@ class Dial:
             if not handshake.done():
                 handshake.cancel()
                 await asyncio.wait([handshake])
-        if self._endpoint_closed and not handshake.cancelled():
+        if self._endpoint_closed.is_set() and not handshake.cancelled():
             handshake.exception()
         self._check_endpoint()
         if handshake.cancelled():

@@ -537,6 +537,12 @@ class Endpoint:
         """Whether anyone may connect."""
         return bool(self._alpns) and self._state == "open"
 
+    @property
+    def is_backlogged(self) -> bool:
+        """Whether as many connections wait to be accepted, or will soon, as may."""
+        waiting = len(self._accepted) + self.demux.half_open
+        return bool(self._accepted) and waiting >= limits.MAX_PENDING_ACCEPTS
+
     async def accept(self) -> Connection | None:
         """Wait for the next connection that somebody made to us; None when the endpoint is closed.
 
@@ -565,7 +571,7 @@ class Endpoint:
 
     def on_handshake(self, connection: Connection) -> None:
         """Let a connection whose handshake is complete in."""
-        self.demux.handshake_over(connection)
+        self.demux.handshake_over(connection, failed=False)
         if connection.is_client:
             return
         if self.plugins.has("dialkey_after_handshake"):
@@ -593,7 +599,7 @@ class Endpoint:
 
     def on_closed(self, connection: Connection) -> None:
         """Note that a connection is over; it lingers in the routes until it is drained."""
-        self.demux.handshake_over(connection)
+        self.demux.handshake_over(connection, failed=True)
 
     # --- driving the machines -------------------------------------------------------------------
 

@@ -159,8 +159,14 @@ class Connection(StreamTable):
         original_destination_cid: bytes,
         retry_source_cid: bytes | None = None,
         now: float,
+        began_at: float | None = None,
     ) -> Connection:
-        """Answer a client's first Initial; pass that datagram to `receive` next."""
+        """Answer a client's first Initial; pass that datagram to `receive` next.
+
+        Args:
+            retry_source_cid: what a Retry told the client to call us, if there was one.
+            began_at: when that datagram arrived, if not just now: the deadline counts from there.
+        """
         host_cid = config.new_cid()
         if config.qlog is not None:
             config.qlog.now = now
@@ -177,7 +183,12 @@ class Connection(StreamTable):
             qlog=config.qlog,
             secrets_log_file=config.secrets_log_file,
         )
-        return cls(config, handshake, is_client=False, host_cid=host_cid, remote=remote, now=now)
+        connection = cls(
+            config, handshake, is_client=False, host_cid=host_cid, remote=remote, now=now
+        )
+        if began_at is not None:
+            connection.deadline = began_at + config.handshake_timeout_s
+        return connection
 
     # --- datagrams in ---------------------------------------------------------------------------
 
@@ -278,10 +289,11 @@ class Connection(StreamTable):
         if self.state is State.OPEN:
             closing.end(self, CloseReason("reset"), State.GONE, now)
 
-    def refuse_in_handshake(self, error_code: int, reason: str) -> None:
-        """Turn a client away before its handshake is complete."""
-        if self.handshake is not None and self.state is State.HANDSHAKE:
-            self.handshake.close(error_code, reason, is_application=False)
+    def turn_away(self, reason: bytes, now: float) -> None:
+        """Refuse a client whose handshake is not complete, and free what it holds."""
+        if self.state is State.HANDSHAKE:
+            refusal = CloseReason("local", codes.CONNECTION_REFUSED, reason, during_handshake=True)
+            closing.end(self, refusal, State.CLOSING, now)
 
     # --- datagrams out --------------------------------------------------------------------------
 

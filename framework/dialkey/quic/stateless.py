@@ -5,6 +5,8 @@ Sources: RFC 9000 sections 6, 8.1.2, 10.3 and 17.2.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 
 import attrs
@@ -17,14 +19,19 @@ from aioquic.quic.packet import (
     pull_quic_header,
 )
 from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.retry import QuicRetryTokenHandler
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dialkey.quic import codes
 from dialkey.quic.wire import varint
 
 VERSION_1 = 1
 MIN_INITIAL_BYTES = 1200
+RETRY_LIFETIME_S = 30.0
+"""A client returns its token at once, and repeats that for as long as its dial lasts."""
 _MIN_RESET_BYTES = 21
+_NONCE_BYTES = 12
+_ADDRESS_BYTES = 16
 
 
 @attrs.frozen
@@ -106,22 +113,40 @@ def refusal(header: InitialHeader, error_code: int, reason: bytes) -> bytes:
     return b"".join(datagrams)
 
 
+@attrs.frozen
+class Proof:
+    """What a Retry token says.
+
+    Attributes:
+        original_cid: the destination id of the client's very first datagram.
+        is_for_address: whether it was given to this address, and lately: then the client receives
+            there. A dial over several addresses returns its one token by all of them.
+    """
+
+    original_cid: bytes
+    is_for_address: bool
+
+
 class Retry:
-    """Makes and checks the tokens by which a client proves its address."""
+    """Makes and checks the tokens by which a client proves its address.
+
+    A token names the address, the client's first destination id and the one that the Retry gave it,
+    and when. Only we can read it. It is good for as long as a dial lasts.
+    """
 
     def __init__(self) -> None:
-        self._handler = QuicRetryTokenHandler()
+        self._cipher = AESGCM(AESGCM.generate_key(bit_length=128))
 
-    def packet(
-        self, header: InitialHeader, address: tuple[str, int], new_cid: bytes, now: float
-    ) -> bytes:
-        """Return a Retry packet."""
-        token = self._handler.create_token(
-            address=address,
-            original_destination_connection_id=header.destination_cid,
-            retry_source_connection_id=new_cid,
-            now=now,
-        )
+    def packet(self, header: InitialHeader, address: bytes, new_cid: bytes, now: float) -> bytes:
+        """Return a Retry packet.
+
+        Args:
+            address: the client's, in any form of which the same address always has the same.
+        """
+        digest = hashlib.blake2b(address, digest_size=_ADDRESS_BYTES).digest()
+        nonce = os.urandom(_NONCE_BYTES)
+        inside = b"".join((int(now * 1000).to_bytes(8, "big"), digest, header.destination_cid))
+        token = nonce + self._cipher.encrypt(nonce, inside, new_cid)
         return encode_quic_retry(
             version=header.version,
             source_cid=new_cid,
@@ -130,17 +155,21 @@ class Retry:
             retry_token=token,
         )
 
-    def check(self, header: InitialHeader, address: tuple[str, int], now: float) -> bytes | None:
-        """Return the original destination id that a token vouches for; None if it is no good."""
-        try:
-            return self._handler.validate_token(
-                address=address,
-                destination_cid=header.destination_cid,
-                token=header.token,
-                now=now,
-            )
-        except ValueError:
+    def check(self, header: InitialHeader, address: bytes, now: float) -> Proof | None:
+        """Return what a token proves; None if it is not ours, or was given under another id."""
+        token = header.token
+        if len(token) < _NONCE_BYTES + 16:
             return None
+        try:
+            inside = self._cipher.decrypt(
+                token[:_NONCE_BYTES], token[_NONCE_BYTES:], header.destination_cid
+            )
+        except InvalidTag:
+            return None
+        age_s = now - int.from_bytes(inside[:8], "big") / 1000
+        digest = hashlib.blake2b(address, digest_size=_ADDRESS_BYTES).digest()
+        same = hmac.compare_digest(inside[8 : 8 + _ADDRESS_BYTES], digest)
+        return Proof(inside[8 + _ADDRESS_BYTES :], same and age_s <= RETRY_LIFETIME_S)
 
 
 def stateless_reset(token: bytes, trigger_bytes: int) -> bytes | None:

@@ -87,6 +87,11 @@ class RelayPath:
         """How such paths are called."""
         return "relay"
 
+    @property
+    def counts_as(self) -> tuple[str, ...]:
+        """What limits on strangers count: the id, which the relay has checked, and the relay."""
+        return f"id {self.endpoint_id}", f"relay {self.url}"
+
     def __str__(self) -> str:
         return f"{self.url} → {self.endpoint_id.short()}"
 

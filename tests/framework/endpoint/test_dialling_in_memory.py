@@ -447,11 +447,9 @@ async def test_a_hundred_dials_at_once() -> None:
 
         accepting = asyncio.create_task(accept())
         tasks = [asyncio.create_task(alice.connect(bob.addr(), ALPN)) for _ in range(100)]
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        good = [each for each in results if not isinstance(each, BaseException)]
-        # From one address only so many handshakes run at a time; the others are told so.
-        assert len(good) >= 16
-        assert all(isinstance(each, Refused) for each in results if each not in good)
+        # From one address few handshakes run before it is proved; all of them get in all the same.
+        connections = await asyncio.gather(*tasks)
+        assert len(set(connections)) == 100
         accepting.cancel()
 
 

@@ -188,7 +188,8 @@ def test_closing_before_anything_was_heard() -> None:
 def test_the_server_may_refuse_in_the_middle() -> None:
     pair = Pair()
     pair.run(lambda: pair.server.core is not None)
-    pair.server.c.refuse_in_handshake(codes.CONNECTION_REFUSED, "not today")
+    pair.server.c.turn_away(b"not today", pair.now)
+    assert pair.server.c.handshake is None, "nothing of it is kept"
     pair.wants_flush(pair.server)
     pair.settle()
     reason = pair.client.close_reason

@@ -13,7 +13,7 @@ from quic_pair import Pair
 
 from dialkey.quic import codes, stateless
 from dialkey.quic.handshake import split_datagram
-from dialkey.quic.stateless import InitialHeader, parse_long_header
+from dialkey.quic.stateless import RETRY_LIFETIME_S, InitialHeader, Proof, parse_long_header
 
 
 def initial() -> bytes:
@@ -117,28 +117,45 @@ def test_a_refusal_is_understood() -> None:
 def test_a_retry_token_is_good_for_its_address_and_for_a_while() -> None:
     retry = stateless.Retry()
     header = InitialHeader(1, b"original", b"client01", b"", True)
-    address = ("192.0.2.1", 5000)
-    packet = retry.packet(header, address, b"newserv1", 1000.0)
+    packet = retry.packet(header, b"192.0.2.1:5000", b"newserv1", 1000.0)
     token_header = parse_long_header(packet)
     # A Retry is no Initial; the token stands between the ids and the integrity tag.
     assert token_header is None or not token_header.is_initial
     token = packet[7 + 8 + 8 : -16]
     again = InitialHeader(1, b"newserv1", b"client01", token, True)
-    assert retry.check(again, address, 1001.0) == b"original"
-    assert retry.check(again, ("192.0.2.1", 5001), 1001.0) is None
-    assert retry.check(again, ("192.0.2.2", 5000), 1001.0) is None
-    assert retry.check(again, address, 1e9) is None
-    assert retry.check(InitialHeader(1, b"another1", b"c", token, True), address, 1001.0) is None
-    assert stateless.Retry().check(again, address, 1001.0) is None
+    good = Proof(b"original", is_for_address=True)
+    assert retry.check(again, b"192.0.2.1:5000", 1001.0) == good
+    # By another way, or late: it tells how the handshake began, and proves nothing.
+    stale = Proof(b"original", is_for_address=False)
+    assert retry.check(again, b"192.0.2.1:5001", 1001.0) == stale
+    assert retry.check(again, b"192.0.2.1:5000", 1000.0 + RETRY_LIFETIME_S + 1) == stale
+    other = InitialHeader(1, b"another1", b"c", token, True)
+    assert retry.check(other, b"192.0.2.1:5000", 1001.0) is None
+    assert stateless.Retry().check(again, b"192.0.2.1:5000", 1001.0) is None
     for damaged in (b"", token[:-1], bytes(len(token)), token + b"x"):
         broken = InitialHeader(1, b"newserv1", b"client01", damaged, True)
-        assert retry.check(broken, address, 1001.0) is None
+        assert retry.check(broken, b"192.0.2.1:5000", 1001.0) is None
+
+
+@given(st.binary(max_size=60), st.integers(0, 1000))
+def test_what_is_sent_without_state_is_no_larger_than_what_asked_for_it(
+    scid: bytes, reason_bytes: int
+) -> None:
+    """So whoever writes another's address on its packets gains nothing."""
+    header = InitialHeader(1, b"original", scid[:20], b"", True)
+    unknown = InitialHeader(0x1A2A3A4A, b"o" * 20, scid[:20], b"", False)
+    for answer in (
+        stateless.Retry().packet(header, b"192.0.2.1:5000", b"newserv1", 1000.0),
+        stateless.refusal(header, codes.CONNECTION_REFUSED, b"x" * reason_bytes),
+        stateless.version_negotiation(unknown),
+    ):
+        assert len(answer) <= stateless.MIN_INITIAL_BYTES
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_as_a_token(token: bytes) -> None:
     header = InitialHeader(1, b"newserv1", b"client01", token, True)
-    assert RETRY.check(header, ("192.0.2.1", 5000), 1000.0) is None
+    assert RETRY.check(header, b"192.0.2.1:5000", 1000.0) is None
 
 
 RETRY = stateless.Retry()

@@ -12,6 +12,7 @@ import pytest
 
 from dialkey import Endpoint, Router
 from dialkey.endpoint import PathClosed, PathDemoted
+from dialkey.endpoint.door import sources_of
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
@@ -418,3 +419,12 @@ async def test_a_relay_that_lets_us_in_and_drops_us_is_not_dialled_in_a_loop() -
             await rule.enough.wait()
     # 10, 20, 40 … 320 ms at least.
     assert loop.time() - began >= 0.6
+
+
+def test_a_path_through_a_relay_counts_as_its_endpoint_and_as_its_relay() -> None:
+    """For the limits on strangers: ids are free, and a relay stands for many."""
+    one, other = SecretKey.generate().id, SecretKey.generate().id
+    here, there = RelayUrl("https://one.example"), RelayUrl("https://two.example")
+    assert sources_of(RelayPath(here, one))[0] == sources_of(RelayPath(there, one))[0]
+    assert sources_of(RelayPath(here, one))[1] == sources_of(RelayPath(here, other))[1]
+    assert not set(sources_of(RelayPath(here, one))) & set(sources_of(RelayPath(there, other)))
