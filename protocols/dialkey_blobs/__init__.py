@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dialkey_blobs.bitfield import Bitfield
     from dialkey_blobs.blobs import Blobs, Entry, Exported
+    from dialkey_blobs.collecting import LeftOut
     from dialkey_blobs.collection import Collection
     from dialkey_blobs.download import (
         BlobFetched,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     )
     from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
     from dialkey_blobs.hash_seq import HashSeq
+    from dialkey_blobs.names import UnsafeName, UnsendableName
     from dialkey_blobs.protocol import (
         ALPN,
         GetManyRequest,
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     )
     from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
     from dialkey_blobs.receiving import Received
-    from dialkey_blobs.safe_paths import TargetExists, UnsafeName
+    from dialkey_blobs.safe_paths import TargetExists
     from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
     from dialkey_blobs.ticket import BlobTicket
 
@@ -93,6 +95,7 @@ __all__ = [
     "ImportMode",
     "ItemNotFound",
     "LeafMismatch",
+    "LeftOut",
     "MemoryStore",
     "ObserveRequest",
     "ParentMismatch",
@@ -113,12 +116,14 @@ __all__ = [
     "TargetExists",
     "TempTag",
     "UnsafeName",
+    "UnsendableName",
     "VerificationError",
 ]
 
 _HOMES = {
     "bitfield": ("Bitfield",),
     "blobs": ("Blobs", "Entry", "Exported"),
+    "collecting": ("LeftOut",),
     "collection": ("Collection",),
     "download": (
         "BlobFetched",
@@ -141,6 +146,7 @@ _HOMES = {
     ),
     "hash": ("BlobFormat", "Hash", "HashAndFormat"),
     "hash_seq": ("HashSeq",),
+    "names": ("UnsafeName", "UnsendableName"),
     "protocol": (
         "ALPN",
         "GetManyRequest",
@@ -161,7 +167,7 @@ _HOMES = {
     ),
     "receiving": ("Received",),
     "ranges": ("ChunkRanges", "ChunkRangesSeq"),
-    "safe_paths": ("TargetExists", "UnsafeName"),
+    "safe_paths": ("TargetExists",),
     "store": ("FsStore", "ImportMode", "MemoryStore", "Store", "TempTag"),
     "ticket": ("BlobTicket",),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -13,21 +14,24 @@ from dialkey import Connection, Endpoint, hookimpl
 from dialkey.errors import InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, Remote, parse_remote
 from dialkey_blobs.bitfield import Bitfield
+from dialkey_blobs.collecting import LeftOut, collect
 from dialkey_blobs.collection import Collection
 from dialkey_blobs.download import Download
-from dialkey_blobs.files import Exported, FolderExporter, collect_files, complete_sizes, open_folder
+from dialkey_blobs.files import Exported, FolderExporter, complete_sizes, open_folder, place_below
 from dialkey_blobs.getting import get, observe, push
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hash_seq import HashSeq
+from dialkey_blobs.names import check_own_names
 from dialkey_blobs.protocol import ALPN, GetManyRequest, GetRequest
 from dialkey_blobs.provider import Authorize, Provider, ProviderEvents, ProviderLimits
 from dialkey_blobs.receiving import STALL_TIMEOUT_S, Received
 from dialkey_blobs.responder import load_hash_seq
-from dialkey_blobs.safe_paths import check_names
 from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
 from dialkey_blobs.ticket import BlobTicket
 
-__all__ = ["Blobs", "Entry", "Exported", "collect_files"]
+__all__ = ["Blobs", "Entry", "Exported"]
+
+logger = logging.getLogger("dialkey.blobs")
 
 Source = BlobTicket | str
 
@@ -188,9 +192,9 @@ class Blobs:
         """Add a collection: names, and blobs that are in the store.
 
         Raises:
-            UnsafeName: a name could not be received safely by others.
+            UnsendableName: a name would be refused by every receiver.
         """
-        check_names([name for name, _ in entries], portable=False)
+        check_own_names([name for name, _ in entries])
         metadata, children = Collection(tuple(entries)).to_blobs()
         with await self.store.add_bytes(metadata):
             return await self.store.add_bytes(children.data, BlobFormat.HASH_SEQ)
@@ -201,20 +205,34 @@ class Blobs:
         mode: ImportMode = ImportMode.REFERENCE,
         *,
         progress: Callable[[int], None] | None = None,
+        on_left_out: Callable[[LeftOut], None] | None = None,
     ) -> tuple[TempTag, list[Entry]]:
         """Add files and folders as one collection.
 
-        A folder goes in with all regular files below it; links and special files are left out, and
-        so are empty folders. Names begin with the last component of the path that was given.
+        A folder goes in with all regular files below it. Links, special files, empty folders and the
+        state of our own downloads are left out, and so are modes and times, for which collections
+        have no place. Names begin with the last component of the path that was given.
+
+        Args:
+            paths: read as they are: ``~`` is the name of a file.
+            mode: copy the files, or refer to them.
+            progress: told the bytes that were read so far.
+            on_left_out: told of each thing below a folder that is left out.
 
         Returns:
             (the collection, its entries in order)
 
         Raises:
-            InvalidInput: there is no file, or two have the same name.
-            StorageError: one cannot be read.
+            InvalidInput: there is no file, or two have the same name, or one is not a file.
+            UnsendableName: a name would be refused by every receiver.
+            StorageError: a file or folder cannot be read.
         """
-        found = await asyncio.to_thread(collect_files, list(paths))
+        collected = await asyncio.to_thread(collect, list(paths))
+        for each in collected.left_out:
+            logger.info("%s is left out: %s", each.path, each.kind)
+            if on_left_out is not None:
+                on_left_out(each)
+        found = collected.files
         with self.store.batch() as batch:
             paths = [path for _, path in found]
             tags = await self.store.add_paths(paths, mode, progress=progress)
@@ -325,6 +343,9 @@ class Blobs:
     ) -> AsyncIterator[Exported]:
         """Write content to files; yield each as it is done.
 
+        A name that the file system of `target` cannot hold, or cannot tell from another one, is
+        changed; the path of what is yielded says to what.
+
         Args:
             content: a blob, which goes to the file `target`; or a collection, whose files go below
                 the folder `target`.
@@ -348,11 +369,13 @@ class Blobs:
             return
         collection = await self.load_collection(content.hash)
         sizes = await self.store.run(lambda core: complete_sizes(core, collection))
-        folder = await asyncio.to_thread(open_folder, target, collection.names, overwrite)
+        placed = await asyncio.to_thread(place_below, target, collection.names)
+        folder = await asyncio.to_thread(open_folder, target, placed.names, overwrite)
+        hashes = (hash for _, hash in collection)
         with folder:
             exporter = FolderExporter(folder, overwrite=overwrite, durable=durable)
             async for file in exporter.export(
-                self.store, list(zip(collection, sizes, strict=True))
+                self.store, list(zip(zip(placed.names, hashes, strict=True), sizes, strict=True))
             ):
                 yield file
 

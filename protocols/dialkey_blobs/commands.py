@@ -16,13 +16,16 @@ import attrs
 from dialkey import Endpoint, PathInfo, Router
 from dialkey.cli import Options, Output, Progress, format_bytes, format_rate
 from dialkey.identity import EndpointId
-from dialkey_blobs.blobs import Blobs, Entry, collect_files
+from dialkey.printable import printable
+from dialkey_blobs.blobs import Blobs, Entry
+from dialkey_blobs.collecting import collect_files
 from dialkey_blobs.download import Connected, Downloaded, ProviderFailed
 from dialkey_blobs.download import Progress as DownloadProgress
+from dialkey_blobs.files import place_below
 from dialkey_blobs.hash import BlobFormat, HashAndFormat
 from dialkey_blobs.protocol import GetManyRequest, GetRequest, Request
 from dialkey_blobs.provider import ProviderEvents, RequestEnded, RequestStarted
-from dialkey_blobs.safe_paths import TargetExists, check_names, safe_join
+from dialkey_blobs.safe_paths import TargetExists, safe_join
 from dialkey_blobs.store import ImportMode, TempTag
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
 from dialkey_blobs.ticket import BlobTicket
@@ -369,8 +372,7 @@ class _Receiving:
 
     def _look_at(self, entries: list[Entry]) -> None:
         """Show the names, and refuse what may not be written, before the content is fetched."""
-        names = [entry.name for entry in entries]
-        check_names(names)
+        names = place_below(self._target, [entry.name for entry in entries]).names
         self._is_listed = True
         if self._content.format is BlobFormat.HASH_SEQ:
             _list(self._output, "Receiving", entries)
@@ -415,7 +417,6 @@ def _list(output: Output, verb: str, entries: Sequence[Entry]) -> None:
     output.remark(f"{verb} {files}, {total}:")
     for entry in entries[:LISTED_NAMES]:
         # Names are strangers' text; what could move the cursor or turn the line is escaped.
-        name = entry.name if entry.name.isprintable() else ascii(entry.name)
-        output.remark(f"  {format_bytes(entry.size):>9}  {name}")
+        output.remark(f"  {format_bytes(entry.size):>9}  {printable(entry.name)}")
     if len(entries) > LISTED_NAMES:
         output.remark(f"  … and {len(entries) - LISTED_NAMES} more")

@@ -1,6 +1,6 @@
-"""Files on their way into and out of collections.
+"""Files on their way out of collections.
 
-Source: blobs wire reference 6.3, 6.4.
+Source: blobs wire reference 6.4.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey.errors import DialkeyError, InvalidInput
+from dialkey.errors import DialkeyError
 from dialkey_blobs.collection import Collection
 from dialkey_blobs.hash import Hash
-from dialkey_blobs.safe_paths import SafeRoot, TargetExists, check_names
+from dialkey_blobs.names import ANYWHERE, Placement, check_names, place
+from dialkey_blobs.safe_paths import SafeRoot, TargetExists, naming_of
 from dialkey_blobs.store.core import StoreCore, StoreReader
 from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing
 from dialkey_blobs.store.values import BlobState, finish
@@ -25,7 +26,7 @@ from dialkey_blobs.store.values import BlobState, finish
 if TYPE_CHECKING:
     from dialkey_blobs.store import Store
 
-__all__ = ["Exported", "FolderExporter", "collect_files", "complete_sizes", "open_folder"]
+__all__ = ["Exported", "FolderExporter", "complete_sizes", "open_folder", "place_below"]
 
 BATCH_BYTES: Final = 4 << 20
 BATCH_FILES: Final = 64
@@ -62,15 +63,31 @@ def complete_sizes(reader: StoreReader, collection: Collection) -> list[int]:
     return sizes
 
 
+def place_below(folder: Path, names: Sequence[str]) -> Placement:
+    """Find out where the files of a collection go below a folder, which need not exist yet.
+
+    Raises:
+        UnsafeName: a name is dangerous, or cannot stand beside the others.
+    """
+    check_names(names)
+    everywhere = place(names, ANYWHERE)
+    if not everywhere.renamed:
+        return everywhere
+    return place(names, naming_of(folder))
+
+
 def open_folder(path: Path, names: Sequence[str], overwrite: bool) -> SafeRoot:
     """Open the folder for files, none of which may be there unless they may be overwritten.
 
+    Args:
+        path: the folder.
+        names: local names, as `place_below` gives them.
+        overwrite: as for `Blobs.export`.
+
     Raises:
-        UnsafeName: a name leads elsewhere, or cannot stand beside the others.
         TargetExists: one is there.
         StorageError: the folder cannot be opened.
     """
-    check_names(names)
     if not overwrite:
         for name in names:
             target = path.joinpath(*name.split("/"))
@@ -136,43 +153,3 @@ def _batches(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
         total += entry[1]
     if batch:
         yield batch
-
-
-def collect_files(paths: Iterable[str | Path]) -> list[tuple[str, Path]]:
-    """Return (name, file) of all regular files at or below paths, sorted by name.
-
-    Raises:
-        InvalidInput: a path does not exist, nothing was found, or a name occurs twice or cannot
-            be received safely.
-    """
-    found: dict[str, Path] = {}
-    for given in paths:
-        path = Path(given)
-        if not path.exists():
-            raise InvalidInput(f"there is no file or folder {path}")
-        path = path.resolve()
-        for file in _walk(path):
-            name = "/".join([path.name, *file.relative_to(path).parts])
-            if name in found:
-                raise InvalidInput(
-                    f"two files would have the name {name!r}", hint="send them separately"
-                )
-            found[name] = file
-    if not found:
-        raise InvalidInput("there is no regular file at these paths")
-    entries = sorted(found.items(), key=lambda item: item[0].encode("utf-8", "surrogateescape"))
-    check_names([name for name, _ in entries], portable=False)
-    return entries
-
-
-def _walk(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = []
-    for folder, folders, files in os.walk(path):
-        folders.sort()
-        for file in sorted(files):
-            each = Path(folder, file)
-            if each.is_file() and not each.is_symlink():
-                found.append(each)
-    return found

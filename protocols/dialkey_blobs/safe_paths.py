@@ -4,12 +4,7 @@ A received name goes through `check_names` with all names that it comes with, an
 only through `SafeRoot`, which walks from directory to directory without following a symbolic link
 and writes under a temporary name until the content is complete.
 
-What is refused, always: an empty name or component, `.`, `..`, absolute names, backslashes, control
-and direction-changing characters, text that is not UTF-8, components above 255 bytes, names above
-4096 bytes or 64 components, a name twice (also in another normalisation of Unicode), a name that is a
-directory of another. Unless the caller gives up *portability*, also what is a danger or a lie on
-other systems: `:` (drive letters, alternate streams), reserved device names, a trailing dot or space,
-characters that Windows forbids, and names that differ only in case.
+Which names are refused, and what becomes of those that a file system cannot hold, is in `names`.
 
 Source: blobs wire reference 6.4.
 """
@@ -18,54 +13,25 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
-import unicodedata
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from dialkey.errors import ProtocolViolation, StorageError
-from dialkey.limits import MAX_COLLECTION_NAME_BYTES, MAX_COLLECTION_NAME_COMPONENTS
+from dialkey.errors import StorageError
+from dialkey_blobs.names import Naming, split_name
 
-__all__ = ["SafeFile", "SafeRoot", "TargetExists", "UnsafeName", "check_names", "safe_join"]
+__all__ = ["SafeFile", "SafeRoot", "TargetExists", "naming_of", "safe_join"]
 
-_MAX_COMPONENT_BYTES: Final = 255
-_DIRECTION_CHARACTERS: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_CONTROL_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp", "Cs"})
-_WINDOWS_CHARACTERS: Final = frozenset(':<>"|?*')
-# The digits are also reserved as superscripts; a device name with an extension is still a device.
-_DEVICE: Final = re.compile(
-    r"(?:con|prn|aux|nul|clock\$|conin\$|conout\$|(?:com|lpt)[0-9\u00b9\u00b2\u00b3])[ ]*(?:\..*)?",
-    re.IGNORECASE,
-)
+_LONGEST_COMPONENT_BYTES: Final = 255
 _TEMPORARY_PREFIX: Final = ".dialkey-"
 # Elsewhere than on Linux this tries to write to the directory itself, which fails as if unsupported.
 _UNNAMED: Final[int] = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _NO_HARD_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-
-
-class UnsafeName(ProtocolViolation):
-    """A received name must not become a path.
-
-    Attributes:
-        name: the name.
-    """
-
-    code = "remote.protocol.unsafe_name"
-
-    def __init__(self, name: str, reason: str, *, hint: str | None = None) -> None:
-        super().__init__(f"the name {_show(name)} is refused: {reason}", hint=hint)
-        self.name = name
-
-
-def _show(name: str) -> str:
-    # Escaped, since a hostile name may hold what moves a terminal's cursor.
-    return ascii(name if len(name) <= 80 else name[:80] + "…")
 
 
 class TargetExists(StorageError):
@@ -77,112 +43,14 @@ class TargetExists(StorageError):
 
     code = "local.storage.exists"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, hint: str | None = None) -> None:
         super().__init__(
-            f"{path} exists already", hint="choose another directory, or allow overwriting"
+            f"{path} exists already", hint=hint or "choose another folder, or allow overwriting"
         )
         self.path = path
 
 
-def _split(name: str, portable: bool) -> tuple[str, ...]:
-    try:
-        length = len(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        raise UnsafeName(name, "it is not valid Unicode") from None
-    if not name:
-        raise UnsafeName(name, "it is empty")
-    if length > MAX_COLLECTION_NAME_BYTES:
-        raise UnsafeName(name, f"it is longer than {MAX_COLLECTION_NAME_BYTES} bytes")
-    if name.startswith("/"):
-        raise UnsafeName(name, "it is absolute")
-    components = tuple(name.split("/"))
-    if len(components) > MAX_COLLECTION_NAME_COMPONENTS:
-        raise UnsafeName(name, f"it has more than {MAX_COLLECTION_NAME_COMPONENTS} components")
-    for component in components:
-        reason = _component_fault(component, portable)
-        if reason is not None:
-            raise UnsafeName(name, reason)
-    return components
-
-
-def _component_fault(component: str, portable: bool) -> str | None:
-    if not component:
-        return "it has an empty component"
-    if component in (".", ".."):
-        return f"{component} is no name of a file"
-    if "\\" in component:
-        return "it has a backslash, which separates directories on some systems"
-    if not component.isprintable() and any(
-        unicodedata.category(character) in _CONTROL_CATEGORIES or character in _DIRECTION_CHARACTERS
-        for character in component
-    ):
-        return "it has control characters"
-    if len(component.encode("utf-8")) > _MAX_COMPONENT_BYTES:
-        return f"a component is longer than {_MAX_COMPONENT_BYTES} bytes"
-    return _portability_fault(component) if portable else None
-
-
-def _portability_fault(component: str) -> str | None:
-    found = _WINDOWS_CHARACTERS.intersection(component)
-    if found:
-        return f"the character {min(found)} means something else on some systems"
-    if component[-1] in ". ":
-        return "a component ends in a dot or space, which some systems drop"
-    if _DEVICE.fullmatch(component):
-        return f"{_show(component)} is a device on some systems"
-    return None
-
-
-def _key(component: str, portable: bool) -> str:
-    normal = unicodedata.normalize("NFC", component)
-    return unicodedata.normalize("NFC", normal.casefold()) if portable else normal
-
-
-def check_names(names: Sequence[str], *, portable: bool = True) -> None:
-    """Check names that are to become files below one directory.
-
-    Takes memory of the order of the names themselves, and time of that by the logarithm of their
-    number, whatever they are.
-
-    Args:
-        names: relative paths with `/` between components.
-        portable: also refuse what is unsafe or ambiguous on other systems than this.
-
-    Raises:
-        UnsafeName: a name is refused, by itself or beside another one.
-    """
-    keys = []
-    for number, name in enumerate(names):
-        components = _split(name, portable)
-        # Zero bytes were refused, and sort before all else: so a directory is directly followed by
-        # what is in it, and whatever clashes stands side by side.
-        keys.append(("\0".join(_key(component, portable) for component in components), number))
-    keys.sort()
-    for (left_key, left), (right_key, right) in pairwise(keys):
-        _check_neighbours(names[left], left_key, names[right], right_key)
-
-
-def _check_neighbours(left: str, left_key: str, right: str, right_key: str) -> None:
-    if left_key == right_key:
-        what = "it is there twice" if left == right else f"it clashes with {_show(left)}"
-        raise UnsafeName(right, what, hint="the names of a collection must be distinct")
-    if right_key.startswith(left_key + "\0"):
-        raise UnsafeName(left, f"it is a file, and a directory of {_show(right)}")
-    left_parts, right_parts = left.split("/"), right.split("/")
-    for left_part, right_part, left_folded, right_folded in zip(
-        left_parts, right_parts, left_key.split("\0"), right_key.split("\0"), strict=False
-    ):
-        if left_folded != right_folded:
-            return
-        if left_part != right_part:
-            raise UnsafeName(
-                right,
-                f"its directory {_show(right_part)} clashes with {_show(left_part)}",
-                hint="they would be one directory here or on another system",
-            )
-
-
-def safe_join(root: Path, name: str, *, portable: bool = True) -> Path:
+def safe_join(root: Path, name: str) -> Path:
     """Return the path that `name` stands for below `root`, for display and existence checks.
 
     The result is always below `root`, and no directory between is a symbolic link now. To write
@@ -192,7 +60,7 @@ def safe_join(root: Path, name: str, *, portable: bool = True) -> Path:
         UnsafeName: the name is refused.
         StorageError: a symbolic link is in the way.
     """
-    components = _split(name, portable)
+    components = split_name(name)
     path = root
     for component in components[:-1]:
         path = path / component
@@ -202,6 +70,54 @@ def safe_join(root: Path, name: str, *, portable: bool = True) -> Path:
                 hint="remove it, or choose another directory",
             )
     return path / components[-1]
+
+
+def naming_of(folder: Path) -> Naming:
+    """Try out which names the file system of a folder can hold.
+
+    The folder need not exist yet; its nearest parent that does is tried. A file system that cannot be
+    written to is taken to hold what this system usually holds: writing says what is wrong.
+    """
+    usual = Naming(is_windows=os.name == "nt", ignores_case=os.name == "nt")
+    folder = folder.absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY_PREFIX, dir=folder) as place:
+            is_windows = usual.is_windows or not (
+                _can_hold(place, "a:b?") and _can_hold(place, "a.") and _can_hold(place, "a\\b")
+            )
+            return Naming(
+                is_windows=is_windows,
+                ignores_case=_can_make(place, "Probe") and _is_there(place, "probe"),
+                ignores_form=_can_make(place, "\u00e9") and _is_there(place, "e\u0301"),
+                max_component_bytes=_longest_component(place),
+            )
+    except OSError:
+        return usual
+
+
+def _can_hold(folder: str, name: str) -> bool:
+    return _can_make(folder, name) and name in os.listdir(folder)
+
+
+def _can_make(folder: str, name: str) -> bool:
+    try:
+        with open(os.path.join(folder, name), "xb"):
+            return True
+    except OSError:
+        return False
+
+
+def _is_there(folder: str, name: str) -> bool:
+    return os.path.lexists(os.path.join(folder, name))
+
+
+def _longest_component(folder: str) -> int:
+    try:
+        return min(os.pathconf(folder, "PC_NAME_MAX"), _LONGEST_COMPONENT_BYTES)
+    except (AttributeError, OSError, ValueError):
+        return _LONGEST_COMPONENT_BYTES
 
 
 class SafeRoot:
@@ -214,15 +130,13 @@ class SafeRoot:
     Args:
         path: the directory, which is created if it is missing. It may itself be reached through
             links; that is the caller's choice.
-        portable: as for `check_names`.
 
     Raises:
         StorageError: it cannot be created or opened.
     """
 
-    def __init__(self, path: Path, *, portable: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._portable = portable
         with _storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -250,7 +164,7 @@ class SafeRoot:
         Nothing stands under the name until `SafeFile.commit`.
 
         Args:
-            name: as for `check_names`.
+            name: a name that the file system can hold; see `names.place`.
             overwrite: whether a file that is there may be replaced.
 
         Raises:
@@ -258,7 +172,7 @@ class SafeRoot:
             TargetExists: something is there already and may not be overwritten.
             StorageError: a link or a file is in the way, or the disk refuses.
         """
-        *directories, last = _split(name, self._portable)
+        *directories, last = split_name(name)
         path = self.path.joinpath(*directories, last)
         with _storage_errors(path):
             directory = self._enter(directories)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import time
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,179 +14,17 @@ from hypothesis import strategies as st
 
 from dialkey.errors import DialkeyError, StorageError
 from dialkey_blobs import safe_paths
-from dialkey_blobs.safe_paths import (
-    SafeFile,
-    SafeRoot,
-    TargetExists,
-    UnsafeName,
-    check_names,
-    safe_join,
-)
-
-HOSTILE = {
-    "empty": "",
-    "absolute": "/etc/passwd",
-    "double slash": "//server/share",
-    "parent": "..",
-    "parent first": "../x",
-    "parent inside": "a/../../x",
-    "parent last": "a/..",
-    "current": ".",
-    "current inside": "a/./b",
-    "empty component": "a//b",
-    "trailing slash": "a/",
-    "zero byte": "a\0b",
-    "line break": "a\nb",
-    "escape sequence": "a\x1b[2Jb",
-    "delete": "a\x7fb",
-    "second control set": "a\x9bb",
-    "line separator": "a\u2028b",
-    "reversed text": "invoice\u202efdp.exe",
-    "isolate": "a\u2066b",
-    "half a character": "a\ud800",
-    "backslash": "a\\b",
-    "backslash parent": "..\\..\\x",
-    "share": "\\\\server\\share",
-    "long component": "a" * 256,
-    "long component in bytes": "é" * 128,
-    "long name": "/".join(["a" * 200] * 21),
-    "deep name": "/".join(["a"] * 65),
-}
-
-NOT_PORTABLE = {
-    "drive": "C:\\x",
-    "drive relative": "C:x",
-    "alternate stream": "file.txt:hidden",
-    "device": "con",
-    "device in capitals": "NUL",
-    "device with extension": "aux.txt",
-    "device with two extensions": "Aux.tar.gz",
-    "device as directory": "a/prn/b",
-    "device with space": "com1 .txt",
-    "device with superscript": "COM¹",
-    "console": "CONIN$",
-    "line printer": "lpt9",
-    "dot at the end": "a.",
-    "dots at the end": "a...",
-    "space at the end": "a ",
-    "directory with space": "a /b",
-    "wildcard": "a*b",
-    "question": "a?b",
-    "pipe": "a|b",
-    "angle": "a<b",
-    "quote": 'a"b',
-}
-
-FINE = [
-    "single",
-    "a/b/c.txt",
-    ".hidden",
-    "...x",
-    "a..b",
-    "ein Überblick.pdf",
-    "日本語/ファイル",
-    "contest",
-    "nullable",
-    "com10",
-    "console.log",
-    "auxiliary/x",
-    " leading space",
-    "a" * 255,
-    "é" * 127,
-    "/".join(["deep"] * 64),
-    "emoji 👩‍👩‍👧 family",
-]
-
-CLASHES = [
-    ["a", "a"],
-    ["a", "a/b"],
-    ["a/b", "a"],
-    ["d/x", "d!", "d-e", "d"],
-    ["a/b/c/d", "a/b"],
-    ["é", "e\u0301"],
-    ["d\u00e9/x", "de\u0301/y"],
-]
-
-CASE_CLASHES = [
-    ["README", "readme"],
-    ["A/x", "a/y"],
-    ["a/b/c", "a/B/d"],
-    ["straße", "STRASSE"],
-    ["a", "A/b"],
-    ["Ａ", "ａ"],
-]
-
-
-# --- names -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("portable", [True, False])
-def test_hostile_names_are_refused(name: str, portable: bool, tmp_path: Path) -> None:
-    with pytest.raises(UnsafeName) as caught:
-        check_names(["good", name], portable=portable)
-    assert caught.value.name == name
-    assert str(caught.value).isprintable()
-    with pytest.raises(UnsafeName):
-        safe_join(tmp_path, name, portable=portable)
-    with SafeRoot(tmp_path / "root", portable=portable) as root, pytest.raises(UnsafeName):
-        root.create(name)
-    assert list((tmp_path / "root").iterdir()) == []
-
-
-@pytest.mark.parametrize("name", NOT_PORTABLE.values(), ids=NOT_PORTABLE)
-def test_names_that_lie_elsewhere_are_refused_by_default(name: str) -> None:
-    with pytest.raises(UnsafeName):
-        check_names([name])
-    if "\\" not in name:
-        check_names([name], portable=False)
-
-
-def test_good_names_pass() -> None:
-    check_names(FINE)
-    check_names([])
-
-
-@pytest.mark.parametrize("names", CLASHES)
-def test_clashes_are_refused(names: list[str]) -> None:
-    for order in (names, names[::-1]):
-        for portable in (True, False):
-            with pytest.raises(UnsafeName):
-                check_names([*order, "other"], portable=portable)
-
-
-@pytest.mark.parametrize("names", CASE_CLASHES)
-def test_names_that_differ_in_case_are_refused_by_default(names: list[str]) -> None:
-    with pytest.raises(UnsafeName):
-        check_names(names)
-    check_names(names, portable=False)
-
-
-def test_a_hundred_thousand_names() -> None:
-    names = [f"directory {i % 100}/file {i}.txt" for i in range(100_000)]
-    began = time.process_time()
-    check_names(names)
-    with pytest.raises(UnsafeName, match="twice"):
-        check_names([*names, names[50_000]])
-    # Measured 0.9 s for both.
-    assert time.process_time() - began < 20
-
-
-def test_deep_names_cost_no_more_than_their_length() -> None:
-    names = ["a/" * 60 + str(i) for i in range(20_000)]
-    began = time.process_time()
-    check_names(names)
-    assert time.process_time() - began < 20
-
+from dialkey_blobs.names import Naming, UnsafeName
+from dialkey_blobs.safe_paths import SafeFile, SafeRoot, TargetExists, naming_of, safe_join
 
 nasty = st.text(st.sampled_from("aA.ÉéE\u0301/\\:\0 ~\u202e*NUL\ud800"), max_size=12)
 
 
-@given(nasty | st.text(max_size=20), st.booleans())
-def test_joined_paths_stay_below_the_root(name: str, portable: bool) -> None:
+@given(nasty | st.text(max_size=20))
+def test_joined_paths_stay_below_the_root(name: str) -> None:
     root = Path("/nowhere/root")
     try:
-        path = safe_join(root, name, portable=portable)
+        path = safe_join(root, name)
     except UnsafeName:
         return
     assert path.is_relative_to(root)
@@ -195,16 +33,69 @@ def test_joined_paths_stay_below_the_root(name: str, portable: bool) -> None:
     assert str(path) == f"{root}/{name}"
 
 
-@given(st.lists(nasty, max_size=6))
-def test_accepted_names_are_distinct_files_on_any_system(names: list[str]) -> None:
-    try:
-        check_names(names)
-    except UnsafeName:
-        return
-    folded = [name.casefold() for name in names]
-    assert len(set(folded)) == len(names)
-    for one in folded:
-        assert not any(other.startswith(one + "/") for other in folded)
+@pytest.mark.parametrize("name", ["../x", "/x", "a//b", "a\0b", "..\\..\\x"])
+def test_dangerous_names_reach_no_disk(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsafeName):
+        safe_join(tmp_path, name)
+    with SafeRoot(tmp_path / "root") as root, pytest.raises(UnsafeName):
+        root.create(name)
+    assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_what_this_file_system_can_hold_is_found_out(tmp_path: Path) -> None:
+    naming = naming_of(tmp_path / "not" / "there" / "yet")
+    assert naming == Naming(max_component_bytes=os.pathconf(tmp_path, "PC_NAME_MAX"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_is_blind_and_narrow_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = os.path.lexists
+
+    def blind(path: str) -> bool:
+        return there(path) or os.path.basename(path) in ("probe", "e\u0301")
+
+    monkeypatch.setattr(safe_paths.os.path, "lexists", blind)
+    genuine = os.listdir
+
+    def strips_dots(folder: str) -> list[str]:
+        return [name.rstrip(".") for name in genuine(folder)]
+
+    monkeypatch.setattr(safe_paths.os, "listdir", strips_dots)
+    monkeypatch.setattr(safe_paths.os, "pathconf", lambda *_: 143)
+    assert naming_of(tmp_path) == Naming(
+        is_windows=True, ignores_case=True, ignores_form=True, max_component_bytes=143
+    )
+
+
+@pytest.fixture
+def fat(tmp_path: Path) -> Iterator[Path]:
+    """A file system of DOS, which knows neither case nor colons."""
+    image, folder = tmp_path / "image", tmp_path / "fat"
+    folder.mkdir()
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    commands = (
+        ["mkfs.vfat", str(image)],
+        ["mount", "-t", "vfat", "-o", "loop,utf8", str(image), str(folder)],
+    )
+    for command in commands:
+        try:
+            made = subprocess.run(command, capture_output=True, text=True, check=False)
+        except FileNotFoundError as error:
+            pytest.skip(f"no such file system can be made here: {error}")
+        if made.returncode:
+            pytest.skip(f"no such file system can be mounted here: {made.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_file_system_of_dos(fat: Path) -> None:
+    naming = naming_of(fat)
+    assert naming.is_windows
+    assert naming.ignores_case
+    assert list(fat.iterdir()) == []
 
 
 # --- files -----------------------------------------------------------------------------------------
