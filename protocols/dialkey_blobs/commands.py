@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Final
 import attrs
 
 from dialkey import Endpoint, PathInfo, Router
-from dialkey.cli import Options, Output, Progress, format_bytes, format_rate
+from dialkey.cli import Options, Output, Progress, format_bytes, format_rate, scratch_folder
 from dialkey.identity import EndpointId
 from dialkey.printable import printable
 from dialkey_blobs.blobs import Blobs, Entry
@@ -55,7 +54,7 @@ async def send(output: Output, options: Options, paths: Sequence[Path], *, once:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(2, "no such file", str(path))
-    with tempfile.TemporaryDirectory(prefix="dialkey-send-") as scratch:
+    with scratch_folder("send") as scratch:
         async with (
             Blobs.persistent(scratch) as blobs,
             await options.open_endpoint() as endpoint,

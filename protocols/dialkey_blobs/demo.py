@@ -6,8 +6,6 @@ import asyncio
 import importlib.metadata
 import json
 import os
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,7 +15,7 @@ from typing import Any, Final
 from blake3 import blake3
 
 from dialkey import Endpoint, PathReport, PathSelected, hookimpl
-from dialkey.cli import Output, format_bytes
+from dialkey.cli import Output, child, format_bytes, scratch_folder
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.testing import Cable
 from dialkey_blobs.commands import fetch
@@ -36,6 +34,9 @@ bytes_per_second = 25000000
 
 LOOPBACK: Final = "127.0.0.1:0"
 
+ROOM: Final = 3
+"""The file is there three times for a moment: as sent, in the store of the receiver, and received."""
+
 
 async def demo(output: Output, *, size_bytes: int) -> None:
     """Send a file from another process to this one, over changing ways, and compare.
@@ -44,7 +45,7 @@ async def demo(output: Output, *, size_bytes: int) -> None:
         DialkeyError: the transfer failed.
     """
     async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dialkey-demo-")))
+        folder = stack.enter_context(scratch_folder("demo", room_bytes=ROOM * size_bytes))
         sent, received = folder / "sent" / "demo.bin", folder / "received"
         output.remark(f"1. Making a file of {format_bytes(size_bytes)}: {sent}")
         await asyncio.to_thread(_make_file, sent, size_bytes)
@@ -133,39 +134,28 @@ class _Story:
 async def _relay(config: Path) -> AsyncIterator[str]:
     """Run ``dialkey relay`` in a process of its own; its URL."""
     await asyncio.to_thread(config.write_text, RELAY_CONFIG)
-    async with _process("relay", "--config", str(config)) as process:
+    async with child("relay", "--json", "--config", str(config)) as process:
         yield (await _event(process, "listening"))["urls"][0]
-        process.terminate()
-        await process.wait()
 
 
 @asynccontextmanager
 async def _sender(file: Path, relay: str | None) -> AsyncIterator[BlobTicket]:
     """Run ``dialkey send --once`` in a process of its own."""
     options = ("--relay", relay) if relay is not None else ()
-    async with _process("send", "--once", *options, "--bind", LOOPBACK, str(file)) as process:
+    async with child(
+        "send", "--json", "--once", *options, "--bind", LOOPBACK, str(file)
+    ) as process:
         ticket = BlobTicket.parse((await _event(process, "ready"))["ticket"])
         assert process.stdout is not None
         draining = asyncio.create_task(process.stdout.read())
-        yield ticket
-        await draining
+        try:
+            yield ticket
+            await draining
+        finally:
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
         if await process.wait() != 0:
             raise LocalError(f"the sending process ended with code {process.returncode}")
-
-
-@asynccontextmanager
-async def _process(command: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "dialkey", command, "--json", *arguments),
-        stdout=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
 
 
 async def _event(process: asyncio.subprocess.Process, name: str) -> Mapping[str, Any]:

@@ -8,13 +8,11 @@ import hashlib
 import json
 import os
 import random
-import sys
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from dialkey.cli import Output, format_bytes
+from dialkey.cli import Output, child, format_bytes, scratch_folder
 from dialkey.errors import DialkeyError, LocalError
 
 __all__ = ["demo"]
@@ -22,6 +20,9 @@ __all__ = ["demo"]
 JOB: Final = "wordcount"
 LOOPBACK: Final = ("--bind", "127.0.0.1:0")
 WORDS: Final = 20_000
+
+ROOM: Final = 4
+"""Texts, with the client and with a worker, in its store and as it works on them."""
 
 
 async def demo(output: Output, *, files: int, size_bytes: int) -> None:
@@ -31,7 +32,7 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
         DialkeyError: a result is missing or wrong.
     """
     async with contextlib.AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dialkey-demo-")))
+        folder = stack.enter_context(scratch_folder("demo", room_bytes=ROOM * files * size_bytes))
         output.remark(f"1. Making {files} texts of {format_bytes(size_bytes)} each")
         inputs = await asyncio.to_thread(_make_texts, folder, files, size_bytes)
         output.remark("2. Three workers, processes of their own, find each other by gossip:")
@@ -56,8 +57,8 @@ async def demo(output: Output, *, files: int, size_bytes: int) -> None:
         if await client.wait() != 0:
             raise LocalError("the client failed")
         for worker in workers.values():
-            if worker.returncode is None:
-                worker.terminate()
+            if worker.stdin is not None:
+                worker.stdin.close()  # which asks it to end
         wrong = await asyncio.to_thread(_count_wrong, inputs, results)
         if wrong:
             raise LocalError(f"{wrong} results are missing or wrong")
@@ -90,20 +91,12 @@ async def _follow(
     return results
 
 
-@contextlib.asynccontextmanager
-async def _process(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "dialkey", "workshop", *arguments, "--json"),
-        stdout=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(folder)},  # what is killed leaves something there
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        await process.communicate()
+def _process(
+    folder: Path, *arguments: str
+) -> contextlib.AbstractAsyncContextManager[asyncio.subprocess.Process]:
+    # What is killed leaves something where temporary files are made.
+    env = {**os.environ, "TMPDIR": str(folder)}
+    return child("workshop", *arguments, "--json", env=env)
 
 
 async def _events(process: asyncio.subprocess.Process) -> AsyncIterator[Mapping[str, Any]]:

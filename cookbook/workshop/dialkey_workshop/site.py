@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from dialkey import EndpointId, Refusal, Router
+from dialkey.cli import scratch_folder
 from dialkey.errors import LimitExceeded
 from dialkey_blobs import (
     Blobs,
@@ -129,8 +129,7 @@ class Site:
 async def open_site(endpoint: Endpoint) -> AsyncIterator[Site]:
     """Serve blobs and gossip on an endpoint, which stays the caller's; add what else there is."""
     grants = Grants()
-    with tempfile.TemporaryDirectory(prefix="dialkey-workshop-") as name:
-        folder = Path(name)
+    with scratch_folder("workshop") as folder:
         async with (
             Blobs.persistent(folder / "blobs", authorize=grants.authorize) as blobs,
             Router(endpoint, grace_s=GRACE_S) as router,

@@ -11,6 +11,7 @@ Nothing heavy is imported before a command runs: ``dialkey --help`` must answer 
 from __future__ import annotations
 
 from dialkey.cli.app import CommandLine, build, main
+from dialkey.cli.children import child
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.options import (
     BindOption,
@@ -24,6 +25,7 @@ from dialkey.cli.options import (
 from dialkey.cli.output import Output, Progress, format_bytes, format_rate
 from dialkey.cli.pasting import read_ticket
 from dialkey.cli.running import guard, run
+from dialkey.cli.scratch import scratch_folder
 
 __all__ = [
     "BindOption",
@@ -37,6 +39,7 @@ __all__ = [
     "RelayOption",
     "SecretKeyOption",
     "build",
+    "child",
     "endpoint_options",
     "explain",
     "format_bytes",
@@ -45,4 +48,5 @@ __all__ = [
     "main",
     "read_ticket",
     "run",
+    "scratch_folder",
 ]

@@ -11,6 +11,7 @@ import typer
 import typer.main
 
 from dialkey import native
+from dialkey.cli.children import end_with_parent
 from dialkey.cli.exits import ExitCode, exit_code_table
 from dialkey.cli.output import Output
 from dialkey.cli.running import is_debugging, logging_to_stderr
@@ -175,6 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments without the program's name; by default those of the process.
     """
+    end_with_parent()
     with standard_streams(), logging_to_stderr():
         sys.exit(_exit_code(argv))
 
