@@ -8,9 +8,10 @@ needs, by name, and may return an awaitable, which the framework awaits.
 
 Each endpoint has its own `Plugins`; nothing is global. Plugins come from two sources: objects
 passed to `Endpoint.bind` or `Router.add`, then the entry points in group ``dialkey`` of installed
-distributions. Implementations run one after another in that order, except that
-`dialkey_endpoint_closing` runs backwards. When something goes wrong in a plugin decides what
-follows:
+distributions. Of the latter a router serves no protocol unasked, see `Router.add_installed`: what an
+application answers to is for the application to say. Implementations run one after another in that
+order, except that `dialkey_endpoint_closing` runs backwards. When something goes wrong in a plugin
+decides what follows:
 
 - at registration (an unknown hook, a wrong argument name): `PluginError`, naming plugin and hook;
 - while the endpoint starts: `PluginError`, naming plugin and hook, with the cause chained;
@@ -110,6 +111,7 @@ class Plugins:
         self._manager = _Manager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self._order: dict[str, int] = {}
+        self._installed: set[str] = set()
         self._implementations: dict[str, tuple[pluggy.HookImpl, ...]] = dict.fromkeys(
             HOOK_NAMES, ()
         )
@@ -182,6 +184,7 @@ class Plugins:
                     ) from error
                 if self.name_of(plugin) is None:
                     added.append(self.register(plugin, entry.name))
+                    self._installed.add(added[-1])
             except PluginError as error:
                 if not skip_broken:
                     raise
@@ -203,6 +206,10 @@ class Plugins:
     def names(self) -> tuple[str, ...]:
         """Return the names of all plugins in the order of registration."""
         return tuple(self._order)
+
+    def is_installed(self, name: str) -> bool:
+        """Say whether a plugin is there only because its distribution is installed."""
+        return name in self._installed
 
     def has(self, hook: str) -> bool:
         """Say whether any plugin implements a hook, to skip preparing its arguments."""

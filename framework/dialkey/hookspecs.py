@@ -82,7 +82,8 @@ class HookSpecs:
         """Serve protocols: return a mapping from ALPN to handler.
 
         Called once by the router that serves the endpoint, when the router is entered or when the
-        plugin is added to it. An ALPN that is already served is an error naming both plugins.
+        plugin is added to it. An ALPN that is already served is an error naming both plugins. A plugin
+        that is there because its distribution is installed is asked only in `Router.add_installed`.
         """
 
     @hookspec(firstresult=True)

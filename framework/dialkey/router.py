@@ -138,7 +138,7 @@ class Router:
     async def __aenter__(self) -> Self:
         plugins = self._endpoint.plugins
         for name in plugins.names():
-            if name in self._collected:
+            if name in self._collected or plugins.is_installed(name):
                 continue
             self._collected.add(name)
             for answer in await plugins.call(
@@ -212,6 +212,33 @@ class Router:
             task.add_done_callback(self._arrived)
         self._offer()
         return plugin
+
+    def add_installed(self, *names: str) -> tuple[str, ...]:
+        """Serve the protocols of installed plugins, which are not served unasked.
+
+        A plugin is installed when its distribution has an entry point in group ``dialkey``, and the
+        endpoint was bound with ``entry_points=True``. Otherwise as `add`.
+
+        Args:
+            names: of their entry points, such as ``"ping"``; those of all that are installed if none is
+                given. One that is not installed is passed over.
+
+        Returns:
+            The names of those that are there.
+
+        Raises:
+            PluginError: an ALPN is malformed or taken.
+            LocalError: the router has shut down.
+        """
+        plugins = self._endpoint.plugins
+        found = [
+            name
+            for name in plugins.names()
+            if plugins.is_installed(name) and (not names or name in names)
+        ]
+        for name in found:
+            self.add(plugins.get(name))
+        return tuple(found)
 
     def alpns(self) -> tuple[bytes, ...]:
         """Return the ALPNs that are served, in the order in which they were added."""

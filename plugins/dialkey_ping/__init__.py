@@ -4,8 +4,8 @@ The protocol: the caller opens a bidirectional stream and writes any number of 8
 other side writes each back as it arrives, and finishes when the caller has finished. Many streams
 may be open at once. The round-trip time includes both applications, unlike the one of QUIC.
 
-`Ping` is the plugin that answers; `ping` asks. As an entry point it answers on every endpoint that
-has a router, and brings the command ``dialkey ping``.
+`Ping` is the plugin that answers; `ping` asks. As an entry point it brings the command ``dialkey ping``,
+and answers where an application says ``router.add_installed("ping")``, as ``dialkey send`` does.
 """
 
 from __future__ import annotations

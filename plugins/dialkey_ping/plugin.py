@@ -1,4 +1,4 @@
-"""The entry point: answers pings everywhere, and adds ``dialkey ping``. Imports nothing heavy."""
+"""The entry point: answers pings where it is asked to, adds ``dialkey ping``. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def dialkey_protocols(endpoint: Endpoint) -> Mapping[str | bytes, ProtocolHandler]:
-    """Serve ``dialkey/ping/1`` on every endpoint that has a router."""
+    """Serve ``dialkey/ping/1`` on an endpoint whose router adds this plugin."""
     from dialkey_ping.protocol import Ping
 
     return Ping().dialkey_protocols(endpoint)

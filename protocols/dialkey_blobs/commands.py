@@ -61,6 +61,7 @@ async def send(output: Output, options: Options, paths: Sequence[Path], *, once:
             Router(endpoint) as router,
         ):
             router.add(blobs)
+            router.add_installed("ping")
             collection, entries = await _add(output, blobs, paths)
             with collection:
                 await options.until_online(endpoint, output)

@@ -49,6 +49,7 @@ async def talk(
     async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
         await options.until_online(endpoint, output)
         gossip = router.add(Gossip())
+        router.add_installed("ping")
         async with await gossip.join(named, peers, signing=signing) as handle:
             if text is not None:
                 await handle.joined(timeout=JOIN_TIMEOUT_S)

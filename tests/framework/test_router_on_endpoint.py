@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -197,3 +198,65 @@ async def test_it_serves_from_the_moment_it_is_entered() -> None:
                 await router.serve()
         await router.shutdown()
         await serving
+
+
+class Installed:
+    """What an entry point of a distribution gives."""
+
+    def __init__(self, *alpns: str) -> None:
+        self.alpns = alpns
+
+    @hookimpl
+    async def dialkey_protocols(self, endpoint: Endpoint) -> dict[str, Echo]:
+        return {alpn: Echo() for alpn in self.alpns}
+
+
+@contextlib.asynccontextmanager
+async def with_installed(
+    monkeypatch: pytest.MonkeyPatch, **plugins: Installed
+) -> AsyncIterator[Endpoint]:
+    found = [
+        SimpleNamespace(name=name, value=f"{name}_module", load=lambda plugin=plugin: plugin)
+        for name, plugin in plugins.items()
+    ]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found)
+    async with Endpoint.bind(bind="127.0.0.1:0") as bound:
+        yield bound
+
+
+async def test_installed_protocols_are_served_only_where_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugins = {"one": Installed("one/1"), "two": Installed("two/1", "two/2")}
+    async with with_installed(monkeypatch, **plugins) as here, Router(here) as router:
+        assert router.alpns() == ()
+        assert router.add_installed("two", "absent") == ("two",)
+        async with serving(router), endpoint() as there:
+            async with await there.connect(here.addr(), "two/2") as connection:
+                assert await echo(connection, b"hello") == b"hello"
+            with pytest.raises(AlpnMismatch):
+                await there.connect(here.addr(), "one/1")
+            assert router.alpns() == (b"two/1", b"two/2")
+            assert router.add_installed("two") == ("two",), "twice is once"
+        assert router.add_installed() == ("one", "two")
+
+
+async def test_a_protocol_of_ones_own_may_have_the_name_of_an_installed_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with with_installed(monkeypatch, one=Installed("one/1")) as here, Router(here) as router:
+        router.accept("one/1", Echo())
+        assert router.alpns() == (b"one/1",)
+
+
+async def test_an_installed_plugin_that_is_passed_is_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugin = Installed("one/1")
+    found = [SimpleNamespace(name="one", value="one_module", load=lambda: plugin)]
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found)
+    async with (
+        Endpoint.bind(bind="127.0.0.1:0", plugins=[plugin]) as here,
+        Router(here) as router,
+    ):
+        assert router.alpns() == (b"one/1",)

@@ -1,4 +1,4 @@
-"""Somebody else's distribution, installed: its protocol is served, its command is there."""
+"""Somebody else's distribution, installed: its command is there, its protocol where it is wanted."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ async def main():
         Router(here) as router,
         Endpoint.bind(bind="127.0.0.1:0") as there,
     ):
+        print("unasked:", router.alpns())
+        print("asked:", router.add_installed("weather", "absent"))
         serving = asyncio.create_task(router.serve())
         async with await there.connect(here.addr(), "weather/1") as connection:
             recv = await connection.accept_uni()
@@ -98,8 +100,28 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
-def test_its_protocol_is_served(installed: str) -> None:
-    assert python("-c", APPLICATION, path=[installed]) == "sunny\n"
+def test_its_protocol_is_served_where_it_is_wanted(installed: str) -> None:
+    out = python("-c", APPLICATION, path=[installed])
+    assert out.splitlines() == ["unasked: ()", "asked: ('weather',)", "sunny"]
+
+
+OF_ITS_OWN = """
+import asyncio
+from dialkey import Endpoint, Router
+from dialkey_weather import Weather
+
+async def main():
+    async with Endpoint.bind(bind="127.0.0.1:0") as here, Router(here) as router:
+        router.accept("weather/1", Weather())
+        print(router.alpns())
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+def test_an_application_may_serve_the_same_protocol_itself(installed: str) -> None:
+    assert python("-c", OF_ITS_OWN, path=[installed]) == "(b'weather/1',)\n"
 
 
 @pytest.mark.slow

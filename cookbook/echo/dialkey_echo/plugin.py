@@ -9,13 +9,10 @@ import typer
 
 from dialkey import hookimpl
 from dialkey.cli import (
-    BindOption,
     CommandLine,
-    JsonOption,
     Options,
     Output,
-    PresetOption,
-    SecretKeyOption,
+    endpoint_options,
     run,
 )
 
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def dialkey_protocols(endpoint: Endpoint) -> Mapping[str, Echo]:
-    """Serve ``echo/1`` on every endpoint that has a router."""
+    """Serve ``echo/1`` wherever a router adds this plugin."""
     from dialkey_echo.protocol import ALPN, Echo
 
     return {ALPN: Echo()}
@@ -37,22 +34,20 @@ def dialkey_commands(cli: CommandLine) -> None:
     """Add ``dialkey echo``."""
 
     @cli.command()
+    @endpoint_options
     def echo(
         ticket: Annotated[str | None, typer.Argument(help="Whom to ask.")] = None,
         text: Annotated[str, typer.Argument(help="What to say.")] = "hello",
         listen: Annotated[
             bool, typer.Option("--listen", help="Answer instead, and print a ticket.")
         ] = False,
-        json: JsonOption = False,
-        secret_key: SecretKeyOption = None,
-        preset: PresetOption = None,
-        bind: BindOption = None,
+        *,
+        options: Options,
     ) -> None:
         """Say something to an endpoint and hear it come back."""
         if (ticket is None) != listen:
             raise typer.BadParameter("give a ticket, or --listen")
-        options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
-        output = Output(json=json)
+        output = Output(json=options.json)
         if ticket is None:
             run(output, lambda: _listen(output, options))
         else:
@@ -62,9 +57,11 @@ def dialkey_commands(cli: CommandLine) -> None:
 
 async def _listen(output: Output, options: Options) -> None:
     from dialkey import Router
+    from dialkey_echo.protocol import ALPN, Echo
 
-    # This plugin is an entry point: the router has asked it for its protocol already.
     async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+        router.accept(ALPN, Echo())
+        await options.until_online(endpoint, output)
         ticket = str(endpoint.ticket())
         output.result("ready", ticket, ticket=ticket)
         output.remark("Answering. On the other machine: dialkey echo <the line above> hello")

@@ -139,7 +139,8 @@ class Endpoint:
                 By default what the preset says.
             bind: local addresses for UDP, such as "127.0.0.1:0"; all addresses, any port, if empty.
             alpns: protocols to accept; a `Router` sets them itself.
-            entry_points: load the plugins of installed distributions (entry point group "dialkey").
+            entry_points: load the plugins of installed distributions (entry point group "dialkey"). Their
+                protocols are served only where `Router.add_installed` says so.
             idle_timeout_s: a connection from which nothing comes for so long is lost; the peer's
                 value counts too, if it is smaller.
             keep_alive_s: a quiet connection is pinged this often.
