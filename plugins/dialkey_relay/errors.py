@@ -5,6 +5,7 @@ ProtocolViolation     ─ RelayViolation          a well-formed frame at the wro
 Refused               ─ RelayDenied             the relay's access rules turned us away
 HandshakeError        ─ RelayUpgradeError       the server did not answer as a relay does
 DialError             ─ RelayUnreachable        no connection to the relay could be made
+                        └─ RelayUntrusted       its certificate is not one that we trust
 ConnectionLost        ─ RelayLost               an established connection to the relay ended
 InvalidInput          ─ RelayConfigError        a configuration that cannot be used
 WireError             ─ InvalidGrant            a signed grant that is broken or expired
@@ -19,6 +20,7 @@ from dialkey.errors import (
     BindError,
     ConnectionLost,
     DialError,
+    DialkeyError,
     HandshakeError,
     InvalidInput,
     ProtocolViolation,
@@ -32,10 +34,12 @@ __all__ = [
     "RelayDenied",
     "RelayLost",
     "RelayUnreachable",
+    "RelayUntrusted",
     "RelayUpgradeError",
     "RelayViolation",
     "RelayWireError",
     "cannot_listen",
+    "is_final",
 ]
 
 
@@ -73,12 +77,21 @@ class RelayUnreachable(DialError):
     code = "network.dial.relay"
 
 
+class RelayUntrusted(RelayUnreachable):
+    code = "network.dial.relay_untrusted"
+
+
 class RelayLost(ConnectionLost):
     code = "network.lost.relay"
 
 
 class RelayConfigError(InvalidInput):
     code = "local.input.relay_config"
+
+
+def is_final(error: DialkeyError | None) -> bool:
+    """Say whether an attempt that ended so would end so again: somebody has to change something."""
+    return isinstance(error, RelayDenied | RelayUpgradeError | RelayUntrusted | InvalidInput)
 
 
 def cannot_listen(what: str, address: tuple[str, int], error: OSError) -> BindError:

@@ -29,6 +29,7 @@ from dialkey.errors import InvalidKey, WireError
 from dialkey.identity import EndpointId, InvalidSignature, SecretKey, Signature
 from dialkey.identity.postcard import Reader, Writer
 from dialkey.limits import MAX_RELAY_DENIAL_BYTES
+from dialkey.printable import printable
 from dialkey_relay.errors import RelayDenied, RelayViolation, RelayWireError
 from dialkey_relay.frames import FrameType, split_type
 
@@ -232,9 +233,9 @@ class ClientHandshake:
         if frame_type == FrameType.SERVER_DENIES_AUTH:
             reason = reader.string(MAX_RELAY_DENIAL_BYTES)
             raise RelayDenied(
-                f"the relay refused this endpoint: {reason!r}",
+                f"the relay refused this endpoint: “{printable(reason)}”",
                 reason=reason,
-                hint="it may need a token, or its access list our endpoint id",
+                hint="it may want a token (--relay-token), or our endpoint id on its access list",
             )
         raise RelayViolation(
             f"the relay sent frame type {frame_type} while we were {self._state.value}"

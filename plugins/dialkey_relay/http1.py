@@ -22,7 +22,7 @@ import attrs
 import h11
 
 from dialkey.limits import MAX_RELAY_HEADERS, MAX_RELAY_REQUEST_HEAD_BYTES, MAX_RELAY_TOKEN_CHARS
-from dialkey_relay.errors import RelayUpgradeError, RelayWireError
+from dialkey_relay.errors import RelayUnreachable, RelayUpgradeError, RelayWireError
 from dialkey_relay.frames import RelayVersion
 
 __all__ = [
@@ -480,7 +480,13 @@ def check_upgrade_response(response: ResponseHead, key: str) -> RelayVersion:
 
     Raises:
         RelayUpgradeError: the server is not a relay, or does not let us in.
+        RelayUnreachable: the relay is busy, or not there at the moment.
     """
+    if response.status == 429 or response.status >= 500:
+        # As a proxy answers while the relay behind it restarts: the next attempt may succeed.
+        raise RelayUnreachable(
+            f"the relay answered the upgrade with {response.status} {response.phrase[:80]}"
+        )
     if response.status != 101:
         hint = None
         if response.status in (401, 403):

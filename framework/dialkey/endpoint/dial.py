@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import logging
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +48,9 @@ says no."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 2.0
 _MAX_NOTES: Final = 64
+_WITHOUT_RELAYS_S: Final = 1.0
+"""How long direct addresses still have when every relay of a dial has refused us: long enough for a first
+flight lost once, and then people read the relay's own sentence rather than wait for the end."""
 _SECOND_CHANCE_S: Final = 5.0
 """How long the other addresses have when somebody answered who will not do: then it is told why."""
 
@@ -63,6 +66,11 @@ class Candidate:
         self.refused = 0
         self.failed = False
         self.trouble = ""
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether it leads through a relay."""
+        return getattr(self.address, "path_kind", None) == "relay"
 
     @property
     def is_hopeless(self) -> bool:
@@ -85,6 +93,7 @@ class AllAddresses:
         self.notes: list[str] = []
         self.gave_up: asyncio.Future[None] | None = None
         self.lookups_pending = 0
+        self._last_chance: asyncio.TimerHandle | None = None
         # What was sent to all of them last, for those that are found later.
         self.last_sent: tuple[bytes, int] | None = None
 
@@ -105,11 +114,36 @@ class AllAddresses:
         self.check_hopeless()
 
     def check_hopeless(self) -> None:
-        """End the dial early when nothing is left to hope for."""
+        """End the dial early when nothing is left to hope for, or soon when little is."""
         if self.lookups_pending or self.gave_up is None or self.gave_up.done():
             return
-        if all(candidate.is_hopeless for candidate in self.candidates.values()):
+        candidates = self.candidates.values()
+        if all(candidate.is_hopeless for candidate in candidates):
             self.gave_up.set_result(None)
+        elif self._last_chance is None and self.relay_refusals():
+            loop = asyncio.get_running_loop()
+            self._last_chance = loop.call_later(_WITHOUT_RELAYS_S, self._end_last_chance)
+
+    def relay_refusals(self) -> list[str]:
+        """Return what each relay said, if all relays among the addresses have refused us."""
+        relayed = [each for each in self.candidates.values() if each.is_relayed]
+        if not all(each.is_hopeless for each in relayed):
+            return []
+        return [each.trouble for each in relayed if each.trouble]
+
+    def _end_last_chance(self) -> None:
+        self._last_chance = None
+        # Addresses that were found meanwhile may have brought another relay.
+        if self.lookups_pending or not self.relay_refusals():
+            return
+        if self.gave_up is not None and not self.gave_up.done():
+            self.gave_up.set_result(None)
+
+    def end_of_handshake(self) -> None:
+        """Note that somebody has answered, or that all is over: there is no hurry any more."""
+        if self._last_chance is not None:
+            self._last_chance.cancel()
+            self._last_chance = None
 
     def exclude(self, address: PathAddress, reason: str) -> bool:
         """Try an address no more; return whether there are others."""
@@ -121,8 +155,10 @@ class AllAddresses:
         others = any(not each.is_hopeless for each in self.candidates.values())
         return others or self.lookups_pending > 0
 
-    def attempts(self) -> list[str]:
-        """Return one line for each address."""
+    def attempts(self, explain: Callable[[PathAddress], str | None]) -> list[str]:
+        """Return one line for each address; `explain` knows what keeps datagrams from one."""
+        for candidate in self.candidates.values():
+            candidate.trouble = candidate.trouble or explain(candidate.address) or ""
         return [*map(str, self.candidates.values()), *self.notes]
 
 
@@ -168,12 +204,16 @@ class Dial:
                 message = f"nobody answered within {timeout_s:g} s"
                 hint = "is the other side running and online?"
             raise DialTimeout(
-                message, attempts=self.target.attempts(), endpoint_id=self._id, hint=hint
+                message,
+                attempts=self.target.attempts(self._endpoint.trouble_with),
+                endpoint_id=self._id,
+                hint=hint,
             ) from None
         finally:
             if connection is None and self._connection is not None:
                 # It must not come to life when nobody waits for it any more.
                 self._connection.close()
+            self.target.end_of_handshake()
             for task in self._lookups:
                 task.cancel()
             self._endpoint.dial_over(self)
@@ -269,6 +309,12 @@ class Dial:
         handshake = asyncio.ensure_future(connection.handshake_done())
         try:
             await asyncio.wait([handshake, gave_up], return_when=asyncio.FIRST_COMPLETED)
+            while not (
+                handshake.done() or self._endpoint_closed.is_set() or core.remote is self.target
+            ):
+                # Somebody has answered after all, and what the others said matters no more.
+                gave_up = self.target.gave_up = asyncio.get_running_loop().create_future()
+                await asyncio.wait([handshake, gave_up], return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not handshake.done():
                 handshake.cancel()
@@ -277,16 +323,27 @@ class Dial:
             handshake.exception()
         self._check_endpoint()
         if handshake.cancelled():
-            raise DialError(
-                "no address of this endpoint answers",
-                attempts=self.target.attempts(),
-                endpoint_id=self._id,
-                hint="is the other side running?",
-            )
+            raise self._nobody_answered()
         handshake.result()
         if connection.path_manager is not None:
             connection.path_manager.add_addresses(list(self.target.candidates))
         return connection
+
+    def _nobody_answered(self) -> DialError:
+        refusals = self.target.relay_refusals()
+        attempts = self.target.attempts(self._endpoint.trouble_with)
+        if not refusals:
+            return DialError(
+                "no address of this endpoint answers",
+                attempts=attempts,
+                endpoint_id=self._id,
+                hint="is the other side running?",
+            )
+        return DialError(
+            f"no way leads there without the relay, and {'; '.join(dict.fromkeys(refusals))}",
+            attempts=attempts,
+            endpoint_id=self._id,
+        )
 
     def _add(self, addrs: Iterable[TransportAddr]) -> None:
         for addr in addrs:

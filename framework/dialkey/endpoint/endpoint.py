@@ -33,7 +33,12 @@ from dialkey.identity import (
     TransportAddr,
     parse_remote,
 )
-from dialkey.network.transport import PathAddress, RendezvousTransport, Transport
+from dialkey.network.transport import (
+    ExplainingTransport,
+    PathAddress,
+    RendezvousTransport,
+    Transport,
+)
 from dialkey.network.udp import UdpTransport
 from dialkey.presets import Preset, minimal
 from dialkey.quic.bursts import Scratch
@@ -731,6 +736,13 @@ class Endpoint:
     def on_unreachable(self, remote: PathAddress, reason: str) -> None:
         for dial in self._dials:
             dial.target.on_unreachable(remote, reason)
+
+    def trouble_with(self, remote: PathAddress) -> str | None:
+        """Say what keeps datagrams from an address now; None where nothing is known to."""
+        for transport in self._transports:
+            if isinstance(transport, ExplainingTransport) and transport.owns(remote):
+                return transport.trouble_with(remote)
+        return None
 
     def on_too_large(self, remote: PathAddress, max_datagram_bytes: int) -> None:
         for connection in self._connections:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from dialkey.network.transport import PathAddress, Receiver, RendezvousTransport, Transport
+from dialkey.network.transport import (
+    ExplainingTransport,
+    PathAddress,
+    Receiver,
+    RendezvousTransport,
+    Transport,
+)
 
-__all__ = ["PathAddress", "Receiver", "RendezvousTransport", "Transport"]
+__all__ = ["ExplainingTransport", "PathAddress", "Receiver", "RendezvousTransport", "Transport"]

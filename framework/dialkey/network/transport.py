@@ -94,6 +94,16 @@ class Transport(Protocol):
 
 
 @runtime_checkable
+class ExplainingTransport(Protocol):
+    """A transport that can say more of an address than that nobody answers there."""
+
+    def owns(self, remote: PathAddress) -> bool: ...
+
+    def trouble_with(self, remote: PathAddress) -> str | None:
+        """Say what keeps datagrams from `remote` now; None where nothing is known to."""
+
+
+@runtime_checkable
 class RendezvousTransport(Protocol):
     """A transport by which others reach us from anywhere once a server has let us in: a relay.
 

@@ -178,6 +178,15 @@ class RelayClient:
         """When datagrams were last sent, in the loop's time; 0 for never."""
         return self._link.sent_at if self._link is not None else 0.0
 
+    @property
+    def attempted_at(self) -> float:
+        """When the last attempt to connect began, in the loop's time; 0 for never."""
+        return self._attempt_since
+
+    def retry(self) -> None:
+        """Try at once rather than after the rest of the back-off, if there is no connection."""
+        self._poke.set()
+
     async def connected(self) -> None:
         """Wait until datagrams can be sent.
 

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import functools
 import ipaddress
+import os
 import re
 import ssl
 import urllib.parse
@@ -21,7 +22,12 @@ import attrs
 
 from dialkey.errors import InvalidAddress, InvalidInput
 from dialkey.identity import RelayUrl
-from dialkey_relay.errors import RelayConfigError, RelayUnreachable, RelayWireError
+from dialkey_relay.errors import (
+    RelayConfigError,
+    RelayUnreachable,
+    RelayUntrusted,
+    RelayWireError,
+)
 from dialkey_relay.http1 import ClientHttp
 
 __all__ = ["Dialer", "Target", "default_tls", "proxy_from_environment"]
@@ -201,6 +207,13 @@ class _Tunnel(asyncio.Protocol):
             self.opened.set_exception(RelayUnreachable("the proxy closed the connection"))
 
 
+def _words(error: OSError) -> str:
+    # asyncio puts more words into the error than people need; a resolver's numbers are negative.
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return str(error.strerror or error)
+
+
 def _race_after(host: str) -> float | None:
     """Return after how many seconds the next address of a host is tried beside the others.
 
@@ -258,9 +271,9 @@ class Dialer:
             else:
                 await self._through(proxy, target, context, protocol)
         except ssl.SSLCertVerificationError as error:
-            raise RelayUnreachable(
+            raise RelayUntrusted(
                 f"the certificate of {target.host} is not trusted: {error.verify_message}",
-                hint="a private authority's root can be added to the TLS context",
+                hint="the root of a private authority is given by --relay-ca or RelayAccess",
             ) from error
         except ssl.SSLError as error:
             raise RelayUnreachable(f"TLS with {target.host} failed: {error.reason}") from error
@@ -271,9 +284,7 @@ class Dialer:
             where = f"{target.host} port {target.port}"
             if proxy is not None:
                 where = f"the proxy {proxy.host} port {proxy.port}"
-            raise RelayUnreachable(
-                f"no connection to {where}: {error.strerror or error}"
-            ) from error
+            raise RelayUnreachable(f"no connection to {where}: {_words(error)}") from error
 
     def _context(self) -> ssl.SSLContext:
         return self.tls if self.tls is not None else _system_tls()

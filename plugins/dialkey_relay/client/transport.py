@@ -25,6 +25,7 @@ from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.home import HomeSelector, Report
 from dialkey_relay.client.probe import probe_all
 from dialkey_relay.client.status import ClientState, ClientStatus, Token
+from dialkey_relay.errors import is_final
 from dialkey_relay.frames import Datagrams
 
 __all__ = [
@@ -53,6 +54,13 @@ IDLE_S: Final = 60.0
 HOUSEKEEPING_S: Final = 5.0
 MAX_RELAYS: Final = 32
 """Connections to relays at a time: their URLs come from addresses that strangers make up."""
+
+ATTEMPTS_TO_BELIEVE: Final = 2
+"""So often in a row a relay has to turn us away before a dial through it is told; some 30 ms apart."""
+
+ASK_AGAIN_S: Final = 0.25
+"""A relay that turned us away this long ago is asked again when somebody dials through it: it may have
+been told to let us in. Shorter would hammer it, longer would keep the dial waiting."""
 
 MAX_PATHS: Final = 4096
 """Path addresses remembered, so that each is made once."""
@@ -227,6 +235,32 @@ class RelayTransport:
                 self.dropped += 1
                 return
         client.send(bytes(remote.endpoint_id), data, segment_bytes)
+        if self._keeps_us_out(client.status):
+            # It may rest for seconds, and somebody waits now; what it says will be told.
+            now = asyncio.get_running_loop().time()
+            if now - client.attempted_at > ASK_AGAIN_S:
+                client.retry()
+
+    def _report_trouble(self, remote: RelayPath) -> None:
+        trouble = self.trouble_with(remote)
+        if trouble is not None and self._receiver is not None and not self._closed:
+            self._receiver.on_unreachable(remote, trouble)
+
+    def _keeps_us_out(self, status: ClientStatus) -> bool:
+        # Once may be a mishap of a restart.
+        return (
+            status.state is ClientState.WAITING
+            and status.attempts >= ATTEMPTS_TO_BELIEVE
+            and is_final(status.error)
+        )
+
+    def trouble_with(self, remote: PathAddress) -> str | None:
+        """Say what keeps us from the relay of a path now; None where nothing is known to."""
+        assert isinstance(remote, RelayPath)
+        client = self._clients.get(remote.url)
+        if client is None or client.is_connected or client.status.error is None:
+            return None
+        return f"relay {remote.url}: {client.status.error}"
 
     @property
     def is_blocked(self) -> bool:
@@ -377,6 +411,9 @@ class RelayTransport:
             self._emit(RelayConnected(url, is_home))
         elif status.state is ClientState.WAITING and status.error is not None:
             self._emit(RelayDisconnected(url, is_home, status.error))
+            if self._keeps_us_out(status):
+                for path in [each for each in self._paths.values() if each.url == url]:
+                    self._report_trouble(path)
         if is_home:
             self._update_home()
         self._wake()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
 
 from dialkey import Connection, Endpoint, Router, hookimpl, presets
 from dialkey.errors import (
+    DialError,
     DialkeyError,
+    DialTimeout,
     EndpointClosed,
     InvalidAddress,
     LocalError,
@@ -17,7 +20,7 @@ from dialkey.errors import (
     PluginError,
     ResolveError,
 )
-from dialkey.identity import EndpointAddr, RelayAccess, RelayAddr, RelayUrl
+from dialkey.identity import EndpointAddr, IpAddr, RelayAccess, RelayAddr, RelayUrl, SecretKey
 from dialkey_relay import (
     Everyone,
     Relay,
@@ -219,3 +222,89 @@ async def test_an_authority_of_its_own(certificate) -> None:
         with pytest.raises(PluginError, match=message):
             async with Endpoint.bind(relays=[RelayAccess(roots=[file])]):
                 raise AssertionError
+
+
+# --- a relay that does not let us in --------------------------------------------------------------
+
+
+async def dial_in_vain(client: Endpoint, addr: EndpointAddr) -> tuple[DialError, float]:
+    """Dial, and give the error and how many seconds it took to come."""
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(DialError) as caught:
+        await client.connect(addr, ALPN, timeout=60)
+    assert not isinstance(caught.value, DialTimeout)
+    return caught.value, asyncio.get_running_loop().time() - began
+
+
+def silent_address() -> tuple[socket.socket, IpAddr]:
+    """Open a UDP port of this machine that never answers."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    host, port = sock.getsockname()
+    return sock, IpAddr.parse(f"{host}:{port}")
+
+
+@pytest.mark.parametrize("is_direct_known", [False, True])
+async def test_a_dial_ends_with_the_sentence_of_the_relay(is_direct_known: bool) -> None:
+    """Rather than with "nobody answered" after the whole time."""
+    sock, silent = silent_address()
+    with sock:
+        async with (
+            RelayServer([SharedTokens(["letmein"])], OPEN) as relay,
+            Endpoint.bind(relays=(), bind="127.0.0.1:0") as client,
+        ):
+            addrs = [RelayAddr(RelayUrl(relay.url)), *([silent] if is_direct_known else [])]
+            addr = EndpointAddr(SecretKey.generate().id, addrs)
+            for _ in range(2):
+                # The second time while the relay's answer to the first dial is known.
+                error, took = await dial_in_vain(client, addr)
+                assert took < 30
+                assert "this relay wants a token" in error.message
+                assert "--relay-token" in error.message
+
+
+async def test_an_old_refusal_is_not_believed() -> None:
+    """The relay may have been told to let us in since."""
+    tokens = SharedTokens(["letmein"])
+    key = SecretKey.generate()
+    async with (
+        RelayServer([tokens], OPEN) as relay,
+        Endpoint.bind(relays=[relay.url, RelayAccess("letmein")], transports=()) as server,
+        Router(server) as router,
+        Endpoint.bind(
+            secret_key=key, relays=[RelayConfig(relay.url, "wrong")], transports=()
+        ) as client,
+    ):
+        router.accept(ALPN, Shout())
+        addr = await server.online()
+        error, _ = await dial_in_vain(client, addr)
+        assert "not authorized" in error.message
+        tokens.replace(["letmein", "wrong"])
+        relay_of(client).network_changed()
+        async with await client.connect(addr, ALPN, timeout=60) as connection:
+            assert await shout(connection) == b"HELLO"
+
+
+async def test_a_certificate_that_is_not_trusted_ends_a_dial(certificate) -> None:
+    files = TlsFiles(certificate.chain, certificate.key)
+    options = RelayOptions(http=None, https=("127.0.0.1", 0), tls=files, client_rate=None)
+    async with (
+        RelayServer([Everyone()], options) as relay,
+        Endpoint.bind(relays=(), transports=()) as client,
+    ):
+        addr = EndpointAddr(SecretKey.generate().id, [RelayAddr(RelayUrl(relay.url))])
+        error, _ = await dial_in_vain(client, addr)
+        assert "is not trusted: self-signed certificate" in error.message
+        assert "--relay-ca" in error.message
+
+
+async def test_a_relay_that_is_away_is_named_when_the_time_is_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = RelayUrl(f"http://127.0.0.1:{port}")
+    async with Endpoint.bind(relays=(), transports=()) as client:
+        addr = EndpointAddr(SecretKey.generate().id, [RelayAddr(url)])
+        with pytest.raises(DialTimeout) as caught:
+            # It may come back within the time: it is not given up early.
+            await client.connect(addr, ALPN, timeout=0.5)
+    assert "Connection refused" in "; ".join(caught.value.attempts)
