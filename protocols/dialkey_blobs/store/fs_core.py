@@ -58,7 +58,7 @@ from dialkey_blobs.store.fs_import import FsImport, add_file
 from dialkey_blobs.store.importing import Hashed, TempFile
 from dialkey_blobs.store.leftovers import Leftovers
 from dialkey_blobs.store.partial import BlobPaths, OpenPartials, PartialFiles
-from dialkey_blobs.store.pins import TempTag
+from dialkey_blobs.store.pins import TempTag, released_on_failure
 from dialkey_blobs.store.recovery import (
     StoreLock,
     claimed_files,
@@ -221,10 +221,10 @@ class FsCore(StoreCore):
     # --- adding ---------------------------------------------------------------------------------
 
     def add_many(self, blobs: Sequence[Buffer], format: BlobFormat) -> list[TempTag]:
-        tags = []
-        for built, content in zip(outboards(blobs), blobs, strict=True):
-            self._put_bytes(built.hash, content, built.data)
-            tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
+        with released_on_failure() as tags:
+            for built, content in zip(outboards(blobs), blobs, strict=True):
+                self._put_bytes(built.hash, content, built.data)
+                tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
         return tags
 
     def _put_bytes(self, hash: Hash, content: Buffer, outboard: bytes) -> None:
@@ -277,14 +277,14 @@ class FsCore(StoreCore):
     def _add_small(
         self, files: Sequence[SmallFile], mode: ImportMode, format: BlobFormat
     ) -> list[TempTag]:
-        tags = []
-        for built, file in zip(outboards([file.content for file in files]), files, strict=True):
-            if mode is ImportMode.COPY or built.size <= INLINE_BYTES:
-                self._put_bytes(built.hash, file.content, built.data)
-                tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
-            else:
-                reference = Reference(file.path, file.mtime_ns)
-                tags.append(self.add_hashed(Hashed(built, None), None, reference, format))
+        with released_on_failure() as tags:
+            for built, file in zip(outboards([file.content for file in files]), files, strict=True):
+                if mode is ImportMode.COPY or built.size <= INLINE_BYTES:
+                    self._put_bytes(built.hash, file.content, built.data)
+                    tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
+                else:
+                    reference = Reference(file.path, file.mtime_ns)
+                    tags.append(self.add_hashed(Hashed(built, None), None, reference, format))
         return tags
 
     def add_hashed(

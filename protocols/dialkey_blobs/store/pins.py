@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
 
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 
-__all__ = ["Batch", "Pins", "TempTag"]
+__all__ = ["Batch", "Pins", "TempTag", "released_on_failure"]
 
 
 class Pins:
@@ -141,3 +143,19 @@ class Batch:
         traceback: TracebackType | None,
     ) -> None:
         self.release()
+
+
+@contextmanager
+def released_on_failure() -> Iterator[list[TempTag]]:
+    """Collect tags in the list that is yielded; if an exception leaves the context, release them.
+
+    Dropping them is not enough: whoever keeps the exception, say to report it later, keeps with its
+    traceback the frames that hold the tags.
+    """
+    tags: list[TempTag] = []
+    try:
+        yield tags
+    except BaseException:
+        for tag in tags:
+            tag.release()
+        raise

@@ -13,7 +13,7 @@ from dialkey_blobs.store.core import SLICE_BYTES
 from dialkey_blobs.store.errors import file_errors
 from dialkey_blobs.store.files import FileOps, open_regular
 from dialkey_blobs.store.importing import changed_during_import, read_small, same_file
-from dialkey_blobs.store.pins import TempTag
+from dialkey_blobs.store.pins import TempTag, released_on_failure
 from dialkey_blobs.store.values import Steps
 
 __all__ = ["SmallFile", "add_in_batches"]
@@ -58,22 +58,22 @@ def add_in_batches(
         ReferenceChanged: a file changed while it was read.
         FileFailed: one cannot be read, or is no regular file.
     """
-    tags: list[TempTag] = []
     done = 0
-    for batch in _batches(ops, paths):
-        if isinstance(batch, LargeFile):
-            steps = add_path(batch.path)
-            while True:
-                try:
-                    yield done + next(steps)
-                except StopIteration as end:
-                    tags.append(end.value)
-                    break
-            done += batch.size
-        else:
-            tags += add_batch(batch)
-            done += sum(len(file.content) for file in batch)
-        yield done
+    with released_on_failure() as tags:
+        for batch in _batches(ops, paths):
+            if isinstance(batch, LargeFile):
+                steps = add_path(batch.path)
+                while True:
+                    try:
+                        yield done + next(steps)
+                    except StopIteration as end:
+                        tags.append(end.value)
+                        break
+                done += batch.size
+            else:
+                tags += add_batch(batch)
+                done += sum(len(file.content) for file in batch)
+            yield done
     return tags
 
 

@@ -64,6 +64,11 @@ class _Job(Generic[T]):
         self.future = future
         return future
 
+    def fail(self, error: BaseException) -> None:
+        # Not kept: the error's traceback leads here, and a temp tag would live as long as that.
+        self.result = None
+        self.error = error
+
     def deliver(self) -> None:
         if self.future.done():
             return
@@ -277,12 +282,12 @@ class Worker:
             _log.error("a commit failed though nothing was to be committed", exc_info=error)
         for job in finished:
             if job.has_written:
-                job.error = job.error or error
+                job.fail(job.error or error)
         for job in [job for job in self._long if job.has_written]:
             # What it has done since the last commit is undone, which it cannot know.
             self._long.remove(job)
             self._close_steps(job)
-            job.error = error
+            job.fail(error)
             finished.append(job)
 
     def _deliver(self, jobs: list[_Job[Any]]) -> None:

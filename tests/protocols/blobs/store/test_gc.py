@@ -11,7 +11,14 @@ import pytest
 from dialkey.errors import StorageError
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.ranges import ChunkRanges
-from dialkey_blobs.store import FsStore, MemoryStore, Store, StoreCore
+from dialkey_blobs.store import (
+    FileFailed,
+    FsStore,
+    ImportMode,
+    MemoryStore,
+    Store,
+    StoreCore,
+)
 from dialkey_blobs.store.fs_core import FsCore
 from dialkey_blobs.store.gc import collect
 from dialkey_blobs.store.memory_core import MemoryCore
@@ -244,3 +251,24 @@ async def test_collecting_again_and_again() -> None:
     await asyncio.wait([task])
     assert store.gc_failures == 1
     await store.close()
+
+
+async def test_an_error_that_is_kept_protects_nothing_of_what_failed(
+    tmp_path: Path, content: Content
+) -> None:
+    """A traceback holds frames, and frames would hold the temp tags of what got through."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    good = [folder / f"good {number}" for number in range(3)]
+    for number, path in enumerate(good):
+        path.write_bytes(content(1_100_000 if number == 1 else 20_000, number))
+    kept: list[BaseException] = []
+    async with FsStore(tmp_path / "store") as store:
+        for mode in ImportMode:
+            try:
+                await store.add_paths([*good, folder / "missing"], mode)
+            except FileFailed as error:
+                kept.append(error)
+        await store.collect_garbage()
+        assert await store.blobs() == []
+    assert len(kept) == len(ImportMode)
