@@ -70,35 +70,27 @@ async def send(output: Output, options: Options, paths: Sequence[Path], *, once:
                 async with asyncio.TaskGroup() as tasks:
                     following = tasks.create_task(taken.follow(blobs.provider_events()))
                     serving = tasks.create_task(router.serve())
+                    preparing = tasks.create_task(blobs.store.make_outboards())
                     if once:
                         await taken.once()
-                        serving.cancel()
-                        following.cancel()
+                        for task in (serving, following, preparing):
+                            task.cancel()
 
 
 async def _add(output: Output, blobs: Blobs, paths: Sequence[Path]) -> tuple[TempTag, list[Entry]]:
-    found = [(name, path, path.stat().st_size) for name, path in collect_files(paths)]
-    tags: list[TempTag] = []
-    entries: list[Entry] = []
-    done_bytes = 0
-    try:
-        with output.progress("reading", sum(size for _, _, size in found)) as progress:
-            for name, path, size in found:
-                tag = await blobs.store.add_path(
-                    path, ImportMode.REFERENCE, progress=_beyond(done_bytes, progress)
-                )
-                tags.append(tag)
-                entries.append(Entry(name, tag.hash, size))
-                done_bytes += size
-                progress.update(done_bytes)
+    found = await asyncio.to_thread(collect_files, paths)
+    sizes = [path.stat().st_size for _, path in found]
+    with blobs.store.batch() as batch:
+        with output.progress("reading", sum(sizes)) as progress:
+            # Their hashes are all that the ticket takes; see `ImportMode.DEFERRED`.
+            tags = await blobs.store.add_paths(
+                [path for _, path in found], ImportMode.DEFERRED, progress=progress.update
+            )
+        entries = [
+            Entry(name, batch.add(tag).hash, size)
+            for (name, _), tag, size in zip(found, tags, sizes, strict=True)
+        ]
         return await blobs.add_collection([(e.name, e.hash) for e in entries]), entries
-    finally:
-        for tag in tags:
-            tag.release()
-
-
-def _beyond(before_bytes: int, progress: Progress) -> Callable[[int], None]:
-    return lambda done_bytes: progress.update(before_bytes + done_bytes)
 
 
 def _announce(output: Output, blobs: Blobs, tag: TempTag, entries: list[Entry]) -> None:

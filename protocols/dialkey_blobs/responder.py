@@ -145,6 +145,11 @@ class Responder:
                 if self._pieces is None:
                     self._next_blob(reader, begun)
                     continue
+                if self._blob is not None and not self._blob.prepare():
+                    # Its outboard is being made, a part in each step.
+                    if pieces:
+                        break
+                    continue
                 piece = next(self._pieces, None)
                 if piece is None:
                     self._end_blob()

@@ -108,6 +108,22 @@ class OpenBlob(ABC):
     @abstractmethod
     def _read_data(self, offset: int, length: int) -> bytes: ...
 
+    def prepare(self) -> bool:
+        """Do a part of what has to be done before `read_outboard` answers at once.
+
+        That is some 20 ms of work in the store's thread, for a blob whose outboard is still to be
+        made; see `ImportMode.DEFERRED`.
+
+        Returns:
+            Whether nothing is left to do.
+
+        Raises:
+            ReferenceChanged: the file outside the store is not what was imported.
+            BlobMissing: the blob was deleted.
+            StorageError: the outboard cannot be made.
+        """
+        return True
+
     @abstractmethod
     def read_outboard(self, offset: int, length: int) -> bytes:
         """Return `length` bytes of the pre-order outboard from `offset`.
@@ -291,6 +307,13 @@ class StoreCore(ABC):
             SizeConflict: another size is proven already.
             StorageError: not all could be stored; what was held before is intact.
         """
+
+    def make_outboards(self) -> Steps[None]:
+        """Make the outboards that `ImportMode.DEFERRED` has left to be made.
+
+        What fails is logged, and fails again for whoever asks for the blob.
+        """
+        yield from ()
 
     # --- tags -----------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import attrs
+
 from dialkey.errors import StorageError
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
@@ -47,9 +49,11 @@ from dialkey_blobs.store.core import (
     whole_blob,
 )
 from dialkey_blobs.store.database import Database, Place, Reference, Row
+from dialkey_blobs.store.deferred import DeferredBlobs
 from dialkey_blobs.store.errors import (
     BlobDamaged,
     BlobMissing,
+    ReferenceChanged,
     SizeConflict,
 )
 from dialkey_blobs.store.file_blob import FileBlob
@@ -115,6 +119,7 @@ class FsCore(StoreCore):
         self._partials = OpenPartials()
         self._unsealed: set[Hash] = set()
         self._leftovers = Leftovers(self.ops)
+        self._deferred = DeferredBlobs(self.ops, self.new_temp, self._place_deferred)
         self._closed = False
         for folder in (root, root / "data", root / "temp"):
             make_directory(self.ops, folder)
@@ -167,7 +172,7 @@ class FsCore(StoreCore):
     def _bitfield(self, hash: Hash) -> Bitfield | None:
         row = self.database.row(hash)
         if row is None:
-            return None
+            return self._deferred.bitfield(hash)
         if row.place == Place.PARTIAL:
             return self._partial(hash).bitfield
         return Bitfield.complete(row.size or 0)
@@ -184,6 +189,8 @@ class FsCore(StoreCore):
     def _open_entry(self, hash: Hash) -> OpenBlob:
         bitfield = self._bitfield(hash)
         row = self.database.row(hash)
+        if row is None and hash in self._deferred:
+            return self._deferred.open(hash, lambda: self._open(hash))
         if row is None or bitfield is None:
             raise BlobMissing(hash)
         paths = self.paths(hash)
@@ -216,7 +223,10 @@ class FsCore(StoreCore):
         return partial
 
     def blobs(self) -> list[BlobInfo]:
-        return self.database.blobs()
+        deferred = self._deferred.infos()
+        if not deferred:
+            return self.database.blobs()
+        return sorted(self.database.blobs() + deferred, key=lambda info: info.hash)
 
     # --- adding ---------------------------------------------------------------------------------
 
@@ -277,6 +287,8 @@ class FsCore(StoreCore):
     def _add_small(
         self, files: Sequence[SmallFile], mode: ImportMode, format: BlobFormat
     ) -> list[TempTag]:
+        if mode is ImportMode.DEFERRED:
+            return self._defer_small(files, format)
         with released_on_failure() as tags:
             for built, file in zip(outboards([file.content for file in files]), files, strict=True):
                 if mode is ImportMode.COPY or built.size <= INLINE_BYTES:
@@ -286,6 +298,34 @@ class FsCore(StoreCore):
                     reference = Reference(file.path, file.mtime_ns)
                     tags.append(self.add_hashed(Hashed(built, None), None, reference, format))
         return tags
+
+    def _defer_small(self, files: Sequence[SmallFile], format: BlobFormat) -> list[TempTag]:
+        with released_on_failure() as tags:
+            for file in files:
+                hash = Hash.of(file.content)
+                if len(file.content) <= INLINE_BYTES:
+                    self._put_bytes(hash, file.content, b"")
+                    tags.append(self.pins.pin(HashAndFormat(hash, format)))
+                else:
+                    reference = Reference(file.path, file.mtime_ns)
+                    tags.append(self.defer(hash, len(file.content), reference, format))
+        return tags
+
+    def defer(self, hash: Hash, size: int, reference: Reference, format: BlobFormat) -> TempTag:
+        """Keep a file outside the store whose outboard is still to be made."""
+        if not self._is_owned(hash):
+            # An entry that is not complete, or of another file, gives way to this one.
+            self.remove(hash)
+            self._deferred.add(hash, size, reference)
+            self._changed(hash, Bitfield.complete(size))
+        return self.pins.pin(HashAndFormat(hash, format))
+
+    def make_outboards(self) -> Steps[None]:
+        return (yield from self._deferred.make_all())
+
+    def _place_deferred(self, hashed: Hashed, reference: Reference) -> None:
+        built = hashed.built
+        self._place(built.hash, built.size, None, built.data, hashed.outboard_file, reference)
 
     def add_hashed(
         self,
@@ -343,6 +383,7 @@ class FsCore(StoreCore):
         """Make the entry of a complete blob, and doom what it does not speak of."""
         self._partials.close(hash)
         self._unsealed.discard(hash)
+        self._deferred.discard(hash)
         old = self.database.row(hash)
         row = self.database.put(
             hash, place, size, data=data, outboard=outboard, reference=reference
@@ -361,6 +402,8 @@ class FsCore(StoreCore):
         if hash == EMPTY_HASH or not leaves:
             return
         row = self.database.row(hash)
+        if row is None and hash in self._deferred:
+            return
         if row is None:
             whole = whole_blob(size, parents, leaves)
             if whole is not None:
@@ -414,7 +457,10 @@ class FsCore(StoreCore):
     def remove(self, hash: Hash) -> bool:
         row = self.database.row(hash)
         if row is None:
-            return False
+            is_known = self._deferred.discard(hash)
+            if is_known:
+                self._changed(hash, Bitfield())
+            return is_known
         self._partials.close(hash)
         self._unsealed.discard(hash)
         self.database.delete(row)
@@ -427,6 +473,13 @@ class FsCore(StoreCore):
         if hash == EMPTY_HASH:
             whole = Bitfield.complete(0)
             return CheckReport(hash, CheckOutcome.GOOD, whole, whole)
+        before = self._deferred.bitfield(hash)
+        try:
+            while not self._deferred.advance(hash):
+                yield 0
+        except ReferenceChanged:
+            self.remove(hash)
+            return CheckReport(hash, CheckOutcome.LOST, before or Bitfield(), Bitfield())
         return (yield from check_blob(self, hash))
 
     def strike(self, hash: Hash, lost: ChunkRanges) -> None:
@@ -461,7 +514,14 @@ class FsCore(StoreCore):
         self.database.put(hash, row.place, row.size, outboard=inline, reference=reference)
 
     def stats(self) -> StoreStats:
-        return self.database.stats(len(self.pins.live()))
+        stats = self.database.stats(len(self.pins.live()))
+        deferred = self._deferred.infos()
+        return attrs.evolve(
+            stats,
+            complete=stats.complete + len(deferred),
+            references=stats.references + len(deferred),
+            reference_bytes=stats.reference_bytes + sum(info.size or 0 for info in deferred),
+        )
 
     # --- transactions ---------------------------------------------------------------------------
 
@@ -476,6 +536,7 @@ class FsCore(StoreCore):
             self._undo()
             raise
         self._leftovers.committed()
+        self._deferred.committed()
         super().commit()
 
     def _flush(self) -> None:
@@ -486,10 +547,12 @@ class FsCore(StoreCore):
             self._undo()
             raise
         self._leftovers.committed()
+        self._deferred.committed()
 
     def _undo(self) -> None:
         """Forget what was about to happen; what the files say is in force again."""
         self._leftovers.undone()
+        self._deferred.undone()
         self._changes.clear()
         self._partials.close_all()
 
@@ -525,6 +588,7 @@ class FsCore(StoreCore):
             self._release()
 
     def _release(self) -> None:
+        self._deferred.close()
         self._partials.close_all()
         self.database.close()
         self._lock.release()

@@ -17,6 +17,7 @@ from dialkey_blobs.store.importing import (
     TempFile,
     changed_during_import,
     hash_file,
+    hash_only,
     read_small,
     same_file,
 )
@@ -81,6 +82,11 @@ def add_file(core: FsCore, path: Path, mode: ImportMode, format: BlobFormat) -> 
     try:
         if before.st_size <= INLINE_BYTES:
             return core.add_many([read_small(source, path, before)], format)[0]
+        if mode is ImportMode.DEFERRED:
+            hash = yield from hash_only(source, path, before.st_size)
+            if not same_file(before, os.fstat(source)):
+                raise changed_during_import(path)
+            return core.defer(hash, before.st_size, Reference(path, before.st_mtime_ns), format)
         if mode is ImportMode.COPY:
             copy = TempFile(core.ops, core.new_temp())
         hashed = yield from hash_file(core.ops, source, path, before.st_size, core.new_temp, copy)

@@ -289,6 +289,16 @@ class Store:
         wanted = [Path(path) for path in paths]
         return await self._worker.run(lambda core: core.add_paths(wanted, mode, format), progress)
 
+    async def make_outboards(self, *, progress: Progress | None = None) -> None:
+        """Make the outboards that `ImportMode.DEFERRED` has left to be made.
+
+        It does not keep requests waiting, and those for such a blob come first. What fails is logged.
+
+        Args:
+            progress: called with the bytes that are done.
+        """
+        await self._worker.run(lambda core: core.make_outboards(), progress)
+
     async def write_items(
         self,
         hash: Hash,

@@ -49,11 +49,17 @@ class ImportMode(enum.Enum):
 
     `COPY` takes the bytes into the store. `REFERENCE` leaves the file where it is and remembers its
     path, size and time of modification: no space is used, but the file must not change. Small files
-    are copied in both cases.
+    are copied in all cases.
+
+    `DEFERRED` is a reference that is there as soon as the file's hash is known, at gigabytes per
+    second. What serving it takes besides, its outboard, is made by `Store.make_outboards`, or when
+    somebody asks for the blob, who then waits for it; only then does the blob outlive the process. A
+    file that was changed by then is noticed, and the request fails. A store in memory copies.
     """
 
     COPY = "copy"
     REFERENCE = "reference"
+    DEFERRED = "deferred"
 
 
 class BlobState(enum.Enum):
