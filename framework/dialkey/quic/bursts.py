@@ -49,7 +49,7 @@ class Scratch:
 def count_sent(c: Connection, path: Path, size: int, packets: int, now: float) -> None:
     """Count what was sent, and change the keys if they have sealed enough."""
     c.bytes_sent += size
-    path.bytes_sent += size
+    path.count_sent(size)
     protection = c.protection
     assert protection is not None
     if protection.count_sealed(packets):

@@ -29,16 +29,17 @@ def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
             text = reason.reason.decode("utf-8", "replace")
             handshake.close(reason.error_code, text, is_application=reason.is_application)
         if handshake is not None:
-            remotes = [c.remote] if c.routes is None else c.routes.remotes()
+            rooms = {c.remote: c.doubtful_room} if c.routes is None else c.routes.rooms()
             for datagram in handshake.transmit(now):
-                c.close_datagrams.extend((remote, datagram) for remote in remotes)
+                for remote, room in rooms.items():
+                    c.farewell.add(remote, datagram, room)
     if state is not State.GONE and c.protection is not None:
         # Entering the draining state answers once, so that the peer need not ask again.
         answer = reason if state is State.CLOSING else CloseReason("local")
         path = c.selected_path
         if path is not None:
             packet = outbound.build_close(c, path, answer)
-            c.close_datagrams.append((path.remote, packet))
+            c.farewell.add(path.remote, packet, None if path.validated else path.room)
     # A path that was never answered knows no round trip, only a cautious guess at one.
     pto = max((path.recovery.pto for path in c.paths.values() if path.validated), default=0.0)
     pto = pto or 3 * c.config.initial_rtt_s
@@ -50,18 +51,13 @@ def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
         gone(c)
     else:
         c.gone_at = now + 3 * pto
-        c.close_answers = 1
 
 
 def flush(c: Connection, now: float, send: Send) -> None:
     """Send the close, at first and again for packets that still arrive."""
-    # The first time at once; then for the 1st, 2nd, 4th, 8th … packet that still arrives.
-    if c.close_answers >= c.close_answer_at:
-        c.close_answer_at *= 2
-        for remote, datagram in c.close_datagrams:
-            send(remote, datagram, len(datagram))
-        if c.state is State.DRAINING:
-            c.close_datagrams = []
+    said = c.farewell.send(lambda remote, datagram: send(remote, datagram, len(datagram)))
+    if said and c.state is State.DRAINING:
+        c.farewell.forget()
 
 
 def gone(c: Connection) -> None:
@@ -70,7 +66,7 @@ def gone(c: Connection) -> None:
         c.state = State.GONE
         c.gone_at = None
         c.deadline = None
-        c.close_datagrams = []
+        c.farewell.forget()
         c.control.clear()
         c.ready.clear()
         c.datagrams.clear()

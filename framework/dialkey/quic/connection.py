@@ -25,10 +25,12 @@ from dialkey.quic.bursts import Scratch
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Config, Send, State
 from dialkey.quic.events import CloseReason, Event
+from dialkey.quic.farewell import Farewell
 from dialkey.quic.handshake import Handshake
 from dialkey.quic.keys import PacketProtection
 from dialkey.quic.path import ACK_EVERY, MAX_LOCAL_CIDS, Address, LocalCid, Path, PathCids
 from dialkey.quic.recovery import Frame, Sent
+from dialkey.quic.room import Room
 from dialkey.quic.routes import Routes
 from dialkey.quic.stream_table import StreamTable
 
@@ -100,12 +102,12 @@ class Connection(StreamTable):
         self._eliciting_sent_since_receipt = False
         self.pacing_at: float | None = None
         self.gone_at: float | None = None
-        self.close_datagrams: list[tuple[Address, bytes]] = []
-        self.close_answers = 0
-        self.close_answer_at = 1
+        self.farewell = Farewell()
         self.early_short: list[tuple[bytes, Address]] = []
         self.remote_fixed = False
         self.routes = None if is_client else Routes(remote)
+        # Of the address that a client of several ways chose, until path 0 has proved it.
+        self.doubtful_room: Room | None = None
 
     # --- making one -----------------------------------------------------------------------------
 
@@ -204,7 +206,7 @@ class Connection(StreamTable):
         if self.qlog is not None:
             self.qlog.now = now
         if self.state is not State.OPEN and self.state is not State.HANDSHAKE:
-            self.close_answers += 1
+            self.farewell.heard(remote, len(data))
             return
         try:
             if data[0] & 0x80:
@@ -225,7 +227,7 @@ class Connection(StreamTable):
             cids,
             remote,
             validated=validated,
-            limited=not self.is_client and not validated,
+            room=None if self.is_client or validated else Room(),
             initial_rtt=initial_rtt or self.config.initial_rtt_s,
             max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
             on_acked=self._on_acked,

@@ -117,7 +117,7 @@ def _receive_packet(
     c.packets_received += 1
     if newest:
         path.largest_received_time = now
-    path.bytes_received += len(packet)
+    path.count_received(remote, len(packet))
     if path.parked:
         # An answer, after all.
         path.unpark(path.remote, now)
@@ -183,13 +183,16 @@ def _follow(c: Connection, path: Path, remote: Address, size: int, now: float) -
     same_host = getattr(previous, "ip", None) is not None and getattr(
         previous, "ip", None
     ) == getattr(remote, "ip", None)
-    path.migrate(remote, same_host=same_host, initial_rtt=c.config.initial_rtt_s)
-    path.unproven_received -= size
+    path.migrate(remote, size, same_host=same_host, initial_rtt=c.config.initial_rtt_s)
     c.remote = remote
-    # A path that was never proved is asked until it is idle for too long; nothing to go back to.
-    path.start_challenge(now, None if path.previous_remote is not None else float("inf"))
-    c.rotate_cid(path)
     c.events.append(events.PathMigrated(path.id, previous, remote))
+    if path.validated:
+        # Somebody else's packet, or a network that was there for a moment, had led it away.
+        c.events.append(events.PathValidated(path.id, remote))
+    else:
+        # A path that was never proved is asked until it is idle for too long; nothing to go back to.
+        path.start_challenge(now, None if path.previous_remote is not None else float("inf"))
+    c.rotate_cid(path)
 
 
 def _apply_frames(c: Connection, path: Path, plain: bytes, remote: Address, now: float) -> int:
@@ -384,9 +387,7 @@ def _on_path_response(
     token, pos = read_bytes(data, pos, 8)
     challenge = path.challenge
     if challenge is not None and token in challenge.tokens:
-        path.challenge = None
-        path.validated = True
-        path.previous_remote = None
+        path.prove()
         if path.waiting_since is not None:
             path.waiting_since = now
         c.events.append(events.PathValidated(path.id, path.remote))

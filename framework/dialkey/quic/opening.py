@@ -36,6 +36,8 @@ def receive_long(c: Connection, datagram: bytes, remote: Address, now: float) ->
             return
     elif remote != c.remote:
         return
+    elif c.doubtful_room is not None:
+        c.doubtful_room.heard(len(datagram))
     long_part, short_part = split_datagram(datagram)
     if datagram[0] & 0x80:
         authentic = handshake.receive(long_part, now)
@@ -61,8 +63,10 @@ def receive_long(c: Connection, datagram: bytes, remote: Address, now: float) ->
         if authentic:
             c.heard(now)
             if c.routes is not None and handshake.heard_handshake_packet:
-                # Our answer got there, and by this way the client goes on: it is path 0.
+                # Our answer got there, and by this way the client goes on: it is path 0. If there
+                # were others it may have got there by another, and this address may be forged.
                 c.remote = remote
+                c.doubtful_room = c.routes.rooms()[remote] if len(c.routes.rooms()) > 1 else None
                 c.routes = None
         if c.protection is None and handshake.complete:
             _install_keys(c, handshake, now)
@@ -108,6 +112,8 @@ def _install_keys(c: Connection, handshake: Handshake, now: float) -> None:
     cids.local.append(LocalCid(0, c.host_cid, c.config.reset_token(c.host_cid)))
     cids.next_sequence = 1
     path = c.new_path(cids, c.remote, validated=True, initial_rtt=handshake.rtt_sample_s)
+    if c.doubtful_room is not None:
+        path.doubt(c.doubtful_room, now)
     path.last_received = path.last_activity = now
     c.paths[0] = path
     if c.config.multipath and peer.initial_max_path_id is not None:
@@ -139,4 +145,5 @@ def send_handshake(c: Connection, datagrams: list[bytes], send: Send) -> None:
         c.routes.send(datagrams, emit)
     else:
         for datagram in datagrams:
-            emit(c.remote, datagram)
+            if c.doubtful_room is None or c.doubtful_room.take(len(datagram)):
+                emit(c.remote, datagram)

@@ -20,6 +20,7 @@ from dialkey.quic.codes import TransportError
 from dialkey.quic.mtu import MtuDiscovery
 from dialkey.quic.received import ReceivedPackets
 from dialkey.quic.recovery import Recovery, Sent
+from dialkey.quic.room import Room
 
 Address = Hashable
 
@@ -183,7 +184,9 @@ class Path:
         remote: where datagrams of this path go.
         validated: whether `remote` has proved that it receives (RFC 9000 section 8).
         previous_remote: where the path led before a migration, until the new address is validated.
-        limited: whether little may be sent to `remote` until it is validated; only a server is.
+        room: how much may be sent to `remote` until it is validated; None for a client, which chose it.
+        provisional: whether it carries data before that: the first path of a client that was heard
+            by several ways, of which one has worked in both directions.
         abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
         parked: whether this is the id of an attempt that was given up, and nothing is sent on it.
@@ -215,7 +218,6 @@ class Path:
         "largest_received_time",
         "last_activity",
         "last_received",
-        "limited",
         "mtu",
         "next_number",
         "parked",
@@ -223,15 +225,15 @@ class Path:
         "ping_pending",
         "previous_remote",
         "probes_pending",
+        "provisional",
         "received",
         "recovery",
         "remote",
         "replaced",
         "responses",
+        "room",
         "status_sequence",
         "suspect",
-        "unproven_received",
-        "unproven_sent",
         "validated",
         "waiting_since",
     )
@@ -242,7 +244,7 @@ class Path:
         remote: Address,
         *,
         validated: bool,
-        limited: bool,
+        room: Room | None,
         initial_rtt: float,
         max_datagram: int,
         on_acked: Callable[[Path, Sent], None],
@@ -253,7 +255,8 @@ class Path:
         self.remote = remote
         self.previous_remote: Address | None = None
         self.validated = validated
-        self.limited = limited
+        self.room = room
+        self.provisional = False
         self.abandoned = False
         self.forget_at: float | None = None
         self.idle_timeout_s = PATH_IDLE_TIMEOUT_S
@@ -286,9 +289,6 @@ class Path:
         self.ping_pending = False
         self.bytes_received = 0
         self.bytes_sent = 0
-        # Of these, what is older than the address now in use.
-        self.unproven_received = 0
-        self.unproven_sent = 0
         self.last_activity = 0.0
 
     def start_challenge(self, now: float, deadline: float | None = None) -> None:
@@ -312,7 +312,7 @@ class Path:
         """When the path becomes suspect if nothing comes; None while nothing is awaited."""
         if self.waiting_since is None or self.suspect or self.abandoned:
             return None
-        if not self.validated and self.previous_remote is None:
+        if not self.may_carry_data:
             # It never worked: there is nothing to be left.
             return None
         return self.waiting_since + self._patience_s
@@ -340,8 +340,8 @@ class Path:
 
     @property
     def may_carry_data(self) -> bool:
-        """Whether `remote`, or where the path led before a migration, has proved that it receives."""
-        return self.validated or self.previous_remote is not None
+        """Whether `remote`, or where the path led before, has proved that it receives, or will soon."""
+        return self.validated or self.previous_remote is not None or self.provisional
 
     def park(self) -> None:
         """Send nothing any more, until the path is led elsewhere. Packet numbers go on, with the keys."""
@@ -366,20 +366,58 @@ class Path:
 
     def amplification_room(self) -> int:
         """Return how many bytes may go to an address that is not validated (RFC 9000 section 8.1)."""
-        if not self.limited:
-            return 1 << 30
-        received = self.bytes_received - self.unproven_received
-        return 3 * received - (self.bytes_sent - self.unproven_sent)
+        return 1 << 30 if self.room is None else self.room.left
 
-    def migrate(self, remote: Address, *, same_host: bool, initial_rtt: float) -> None:
-        """Follow the peer to `remote`; it is to be validated before much is sent there."""
+    def count_received(self, remote: Address, size: int) -> None:
+        """Count a packet that came from `remote`, which need not be the address in use."""
+        self.bytes_received += size
+        if self.room is not None and not self.validated and remote == self.remote:
+            self.room.heard(size)
+
+    def count_sent(self, size: int) -> None:
+        """Count what was sent to the address in use."""
+        self.bytes_sent += size
+        if self.room is not None and not self.validated:
+            self.room.spend(size)
+
+    def doubt(self, room: Room, now: float) -> None:
+        """Ask `remote` to prove that it receives, and send little more than data until then."""
+        self.room = room
+        self.validated = False
+        self.provisional = True
+        self.start_challenge(now, float("inf"))
+
+    def prove(self) -> None:
+        """Note that `remote` receives what is sent there."""
+        self.validated = True
+        self.provisional = False
+        self.previous_remote = None
+        self.challenge = None
+
+    def return_to_previous(self) -> None:
+        """Go back to the address that was good before a migration."""
+        assert self.previous_remote is not None
+        self.remote = self.previous_remote
+        self.prove()
+
+    def migrate(self, remote: Address, size: int, *, same_host: bool, initial_rtt: float) -> None:
+        """Follow the peer to `remote`; it is to be validated before much is sent there.
+
+        Args:
+            size: of the packet that came from there.
+        """
+        # Of answers to an address that is not the path's there is one at most, see `inbound`.
+        self.responses = deque({each[1]: each for each in self.responses}.values())
+        if remote == self.previous_remote:
+            self.return_to_previous()
+            return
         if self.validated:
             self.previous_remote = self.remote
         self.remote = remote
         self.validated = False
-        self.limited = True
-        self.unproven_received = self.bytes_received
-        self.unproven_sent = self.bytes_sent
+        self.provisional = False
+        self.room = Room()
+        self.room.heard(size)
         if not same_host:
             # Another network: nothing learnt about the old one holds.
             recovery = self.recovery

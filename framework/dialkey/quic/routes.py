@@ -9,10 +9,11 @@ the limit against amplification of each, until a Handshake packet shows which of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from dialkey.quic.path import Address
+from dialkey.quic.room import Room
 
 MAX_ROUTES: Final = 4
 """Ways of one client that are answered: some addresses and a relay."""
@@ -26,8 +27,7 @@ class Routes:
     __slots__ = ("_flight", "_fresh", "_room")
 
     def __init__(self, first: Address) -> None:
-        # How many bytes may still be sent there (RFC 9000 section 8.1).
-        self._room: dict[Address, int] = {first: 0}
+        self._room: dict[Address, Room] = {first: Room()}
         self._fresh: list[Address] = []
         self._flight: list[bytes] = []
 
@@ -36,14 +36,14 @@ class Routes:
         if remote not in self._room:
             if len(self._room) >= MAX_ROUTES:
                 return False
-            self._room[remote] = 0
+            self._room[remote] = Room()
             self._fresh.append(remote)
-        self._room[remote] += 3 * size
+        self._room[remote].heard(size)
         return True
 
-    def remotes(self) -> list[Address]:
-        """Return all ways, the oldest first."""
-        return list(self._room)
+    def rooms(self) -> Mapping[Address, Room]:
+        """Return all ways, the oldest first, and how much may go by each."""
+        return self._room
 
     def send(self, datagrams: list[bytes], emit: Callable[[Address, bytes], None]) -> None:
         """Send new datagrams over all ways, and earlier ones over those that are new."""
@@ -60,6 +60,5 @@ class Routes:
     def _send_one(
         self, remote: Address, datagram: bytes, emit: Callable[[Address, bytes], None]
     ) -> None:
-        if len(datagram) <= self._room[remote]:
-            self._room[remote] -= len(datagram)
+        if self._room[remote].take(len(datagram)):
             emit(remote, datagram)

@@ -94,10 +94,8 @@ def _on_path_timer(c: Connection, path: Path, now: float) -> None:
         path.challenge = None
         if path.previous_remote is not None:
             # Nobody answers at the new address: go back to the one that was good.
-            previous, path.previous_remote = path.previous_remote, None
-            path.remote = previous
-            path.validated = True
-            c.remote = previous
+            path.return_to_previous()
+            c.remote = path.remote
 
 
 def _expects_data(c: Connection) -> bool:

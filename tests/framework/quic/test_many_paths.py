@@ -186,7 +186,7 @@ def test_an_acknowledgement_that_may_not_be_sent_yet_does_not_spin() -> None:
     # From now on the server hears the second path only; and the client has given that one up.
     pair.ways[0].cut()
     moved = pair.server.c.paths[0]
-    moved.unproven_sent -= max(0, moved.amplification_room() - 20)
+    moved.count_sent(max(0, moved.amplification_room() - 20))
     second = pair.client.c.paths[1]
     cid = outbound._cid(second)
     assert cid is not None

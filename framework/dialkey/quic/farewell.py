@@ -1,0 +1,54 @@
+"""The last words of a connection: what is sent when it closes, and again while packets still arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dialkey.quic.path import Address
+from dialkey.quic.room import Room
+
+
+class Farewell:
+    """Datagrams with CONNECTION_CLOSE, each for one address, sent at growing distances.
+
+    Source: RFC 9000 section 10.2.1.
+    """
+
+    __slots__ = ("_asked", "_datagrams", "_next_at")
+
+    def __init__(self) -> None:
+        self._datagrams: list[tuple[Address, bytes, Room | None]] = []
+        self._asked = 1
+        self._next_at = 1
+
+    def add(self, remote: Address, datagram: bytes, room: Room | None) -> None:
+        """Prepare a datagram.
+
+        Args:
+            room: how much may go to `remote`; None if it has proved that it receives.
+        """
+        self._datagrams.append((remote, datagram, room))
+
+    def heard(self, remote: Address, size: int) -> None:
+        """Note that the peer still sends."""
+        self._asked += 1
+        for room in {id(r): r for other, _, r in self._datagrams if r and other == remote}.values():
+            room.heard(size)
+
+    def send(self, emit: Callable[[Address, bytes], None]) -> bool:
+        """Say it at first, then for the 1st, 2nd, 4th, 8th … packet that still arrives.
+
+        Returns:
+            Whether it was time to.
+        """
+        if self._asked < self._next_at:
+            return False
+        self._next_at *= 2
+        for remote, datagram, room in self._datagrams:
+            if room is None or room.take(len(datagram)):
+                emit(remote, datagram)
+        return True
+
+    def forget(self) -> None:
+        """Say nothing any more."""
+        self._datagrams.clear()
