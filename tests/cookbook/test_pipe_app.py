@@ -290,7 +290,10 @@ def test_a_target_that_is_not_there_is_a_reset_not_an_end(start: Start) -> None:
                 sock.recv(1)
 
 
-def test_the_listener_may_be_restarted(start: Start, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_the_listener_may_be_restarted(
+    start: Start, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     key = tmp_path / "key"
     SecretKey.generate().save(key)
     with socket.socket(type=socket.SOCK_DGRAM) as free:
@@ -304,8 +307,8 @@ def test_the_listener_may_be_restarted(start: Start, tmp_path: Path) -> None:
         host, _, near_port = line(connecting.stdout).rpartition(":")
         for restart in (False, True):
             if restart:
-                listening.send_signal(signal.SIGTERM)
-                assert listening.wait(TIMEOUT_S) == 143
+                listening.send_signal(number)
+                assert listening.wait(TIMEOUT_S) == code
                 assert line(start(*again).stdout) == ticket
             with socket.create_connection((host, int(near_port)), TIMEOUT_S) as sock:
                 sock.shutdown(socket.SHUT_WR)

@@ -1,9 +1,9 @@
-"""Standard streams, TCP ports and Unix sockets, forwarded to a key: ``pipe/1``.
+"""Standard streams, TCP ports and Unix sockets, forwarded to a key: ``pipe/2``.
 
 The protocol: the connecting side opens a bidirectional stream for each thing that it forwards and
-writes the 4 bytes ``pipe``, because a stream on which nothing was sent cannot be seen. From there
-the stream carries bytes both ways. Each direction ends by itself; a direction that was cut off is
-reset, never ended.
+writes the 4 bytes ``pipe``, because a stream on which nothing was sent cannot be seen. The listening
+side returns them when it has taken the pipe. From there the stream carries bytes both ways. Each
+direction ends by itself; a direction that was cut off is reset, never ended.
 
 `Forwarder` is the listening side's handler, `Dialer` and `forward_all` are the connecting side.
 """

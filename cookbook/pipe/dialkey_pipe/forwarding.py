@@ -5,9 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from dialkey.errors import ConnectionClosedByPeer, DialkeyError, StreamReset, StreamStopped
+from dialkey.errors import (
+    ConnectionClosedByPeer,
+    ConnectionLost,
+    DialkeyError,
+    LocalError,
+    StreamReset,
+    StreamStopped,
+)
 from dialkey_pipe.protocol import ALPN, Code, Near, open_pipe, splice
 from dialkey_pipe.serving import finish
 
@@ -18,8 +25,38 @@ if TYPE_CHECKING:
 __all__ = ["Dialer", "forward_all", "forward_one"]
 
 
+PIPES_PER_CONNECTION: Final = 90
+"""A peer takes 100 streams of a connection at a time, and streams that have ended need a moment."""
+
+MAX_CONNECTIONS: Final = 8
+"""What many programs at once may need; one that is here 720 times has forgotten to close something."""
+
+PATIENCE_S: Final = 3.0
+"""A far side that is there answers within a round trip; even over a bad relay that is shorter."""
+
+FRESH_PATIENCE_S: Final = 15.0
+"""On a connection that has just been made the far side is there, and may be busy."""
+
+
+class _Line:
+    """One connection to the listening side, and how many pipes are on it."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.pipes = 0
+        self.is_silent = False
+        """Whether a pipe was not taken. Those that run may only be slow, but no more are put there."""
+
+    @property
+    def has_room(self) -> bool:
+        return not self.is_silent and self.pipes < PIPES_PER_CONNECTION
+
+
 class Dialer:
-    """Keep one connection to the listening side; dial anew when it is needed and gone.
+    """Keep a connection to the listening side; dial anew when it is needed and gone, or full.
+
+    A pipe begins when the far side has said that it has it. So what was dialled before the far side was
+    restarted is noticed before any byte is lost on it, and a new connection takes its place.
 
     Args:
         endpoint: stays the caller's.
@@ -29,39 +66,89 @@ class Dialer:
     def __init__(self, endpoint: Endpoint, remote: EndpointAddr) -> None:
         self._endpoint = endpoint
         self._remote = remote
-        self._connection: Connection | None = None
+        self._lines: list[_Line] = []
         self._dialing = asyncio.Lock()
 
-    async def open(self) -> tuple[SendStream, RecvStream]:
-        """Open a pipe; all pipes share the connection.
+    @contextlib.asynccontextmanager
+    async def pipe(self) -> AsyncIterator[tuple[SendStream, RecvStream]]:
+        """Have a pipe within the context, over a connection that has room for it.
+
+        Raises:
+            LocalError: as many pipes as there may be are open.
+            DialkeyError: the remote cannot be reached, or does not want us.
+        """
+        line, streams = await self._open()
+        try:
+            yield streams
+        finally:
+            self._leave(line)
+
+    async def dial(self) -> None:
+        """See that there is a connection.
 
         Raises:
             DialkeyError: the remote cannot be reached, or does not want us.
         """
-        connection = self._connection
-        if connection is not None:
+        line, _ = await self._enter()
+        self._leave(line)
+
+    async def _open(self) -> tuple[_Line, tuple[SendStream, RecvStream]]:
+        line, is_fresh = await self._enter()
+        if not is_fresh:
             try:
-                return await open_pipe(connection)
+                return line, await self._open_on(line, PATIENCE_S)
             except DialkeyError:
-                await self._forget(connection)
-        return await open_pipe(await self.dial())
+                line = await self._enter_fresh()
+        return line, await self._open_on(line, FRESH_PATIENCE_S)
 
-    async def dial(self) -> Connection:
-        """Return the connection; dial if there is none.
+    async def _open_on(self, line: _Line, patience_s: float) -> tuple[SendStream, RecvStream]:
+        try:
+            async with asyncio.timeout(patience_s):
+                return await open_pipe(line.connection)
+        except TimeoutError as error:
+            line.is_silent = True
+            self._leave(line)
+            raise ConnectionLost(
+                "the other side does not take the connection",
+                endpoint_id=self._remote.id,
+                hint="it has as many as it takes, or it hangs",
+            ) from error
+        except BaseException as error:
+            line.is_silent |= isinstance(error, DialkeyError)
+            self._leave(line)
+            raise
 
-        Raises:
-            DialkeyError: the remote cannot be reached, or does not want us.
-        """
+    async def _enter(self) -> tuple[_Line, bool]:
+        """Return a connection that has room, and whether it is new."""
         async with self._dialing:
-            if self._connection is None:
-                self._connection = await self._endpoint.connect(self._remote, ALPN)
-            return self._connection
+            for line in self._lines:
+                if line.has_room:
+                    line.pipes += 1
+                    return line, False
+            return await self._dial(), True
 
-    async def _forget(self, connection: Connection) -> None:
-        # Another pipe may have found it gone before, and dialled.
-        if self._connection is connection:
-            self._connection = None
-            connection.close()
+    async def _enter_fresh(self) -> _Line:
+        async with self._dialing:
+            return await self._dial()
+
+    async def _dial(self) -> _Line:
+        if len(self._lines) >= MAX_CONNECTIONS:
+            raise LocalError(
+                f"{sum(each.pipes for each in self._lines)} connections are forwarded already, "
+                "which is as many as there may be",
+                hint="close some that are idle",
+            )
+        line = _Line(await self._endpoint.connect(self._remote, ALPN))
+        line.pipes = 1
+        self._lines.append(line)
+        return line
+
+    def _leave(self, line: _Line) -> None:
+        line.pipes -= 1
+        # One is kept, so that the next pipe need not wait for a dial.
+        if line.pipes == 0 and (line.is_silent or len(self._lines) > 1):
+            self._lines.remove(line)
+            line.connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -81,7 +168,8 @@ async def forward_all(
 
     async def serve(near: SocketNear) -> None:
         try:
-            await splice(near, *await dialer.open())
+            async with dialer.pipe() as (send, recv):
+                await splice(near, send, recv)
         except (OSError, DialkeyError) as error:
             near.abort()
             tell(why(error))
@@ -99,9 +187,9 @@ async def forward_one(dialer: Dialer, near: Near) -> None:
         OSError: the near side broke.
         DialkeyError: the far side, or what lies between, did.
     """
-    send, recv = await open_pipe(await dialer.dial())
-    await splice(near, send, recv)
-    await finish(send)
+    async with dialer.pipe() as (send, recv):
+        await splice(near, send, recv)
+        await finish(send)
 
 
 def why(error: OSError | DialkeyError) -> str:

@@ -12,13 +12,10 @@ import typer
 
 from dialkey import hookimpl
 from dialkey.cli import (
-    BindOption,
     CommandLine,
-    JsonOption,
     Options,
     Output,
-    PresetOption,
-    SecretKeyOption,
+    endpoint_options,
     guard,
     run,
 )
@@ -53,35 +50,31 @@ def dialkey_commands(cli: CommandLine) -> None:
     cli.add_typer(group, name="pipe")
 
 
+@endpoint_options
 def listen(
     tcp: TcpOption = None,
     unix: UnixOption = None,
     allow: AllowOption = None,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Print a ticket; forward who connects with it to stdin/stdout, or to a port or socket here."""
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
-    output = Output(json=json)
-    local = _local(output, tcp, unix, json=json)
+    output = Output(json=options.json)
+    local = _local(output, tcp, unix, json=options.json)
     run(output, lambda: _listen(output, options, local, allow or []))
 
 
+@endpoint_options
 def connect(
     ticket: Annotated[str, typer.Argument(help="The ticket that 'listen' printed.")],
     tcp: TcpOption = None,
     unix: UnixOption = None,
-    json: JsonOption = False,
-    secret_key: SecretKeyOption = None,
-    preset: PresetOption = None,
-    bind: BindOption = None,
+    *,
+    options: Options,
 ) -> None:
     """Join stdin/stdout with a listening side, or offer it as a port or socket here."""
-    options = Options(json=json, secret_key=secret_key, preset=preset, bind=bind)
-    output = Output(json=json)
-    local = _local(output, tcp, unix, json=json)
+    output = Output(json=options.json)
+    local = _local(output, tcp, unix, json=options.json)
     run(output, lambda: _connect(output, options, local, ticket))
 
 
@@ -105,6 +98,7 @@ async def _listen(output: Output, options: Options, local: Local | None, allow: 
 
     allowed = [EndpointId.parse(text) for text in allow]
     async with await options.open_endpoint() as endpoint:
+        await options.until_online(endpoint, output)
         if local is None:
             await _listen_once(output, endpoint, allowed)
         else:
@@ -120,6 +114,7 @@ async def _listen_for(
 
     async with Router(endpoint) as router:
         router.accept(ALPN, Forwarder(local, allowed))
+        router.add_installed("ping")
         ticket = str(endpoint.ticket())
         output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
         output.remark(f"Forwarding to {local}. Elsewhere: dialkey pipe connect <the line above>")

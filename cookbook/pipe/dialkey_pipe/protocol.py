@@ -1,4 +1,4 @@
-"""``pipe/1``: the greeting, the codes, and two byte streams joined into one."""
+"""``pipe/2``: the greeting, the codes, and two byte streams joined into one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dialkey.errors import ProtocolViolation
 if TYPE_CHECKING:
     from dialkey import Connection, RecvStream, SendStream
 
-__all__ = ["ALPN", "CHUNK_BYTES", "Code", "Near", "greet", "open_pipe", "splice"]
+__all__ = ["ALPN", "CHUNK_BYTES", "Code", "Near", "greet", "open_pipe", "splice", "take"]
 
-ALPN: Final = "pipe/1"
+ALPN: Final = "pipe/2"
 
 GREETING: Final = b"pipe"
 
@@ -53,9 +53,22 @@ class Near(Protocol):
 
 
 async def open_pipe(connection: Connection) -> tuple[SendStream, RecvStream]:
-    """Open a stream and greet."""
+    """Open a stream, greet, and wait until the greeting is returned.
+
+    Cancelling it gives the stream up.
+
+    Raises:
+        ProtocolViolation: something else comes back.
+        DialkeyError: the connection is gone, or the far side does not take the pipe.
+    """
     send, recv = await connection.open_bi()
-    await send.write(GREETING)
+    try:
+        await send.write(GREETING)
+        await greet(recv)
+    except BaseException:
+        send.reset(Code.CUT)
+        recv.stop(Code.CUT)
+        raise
     return send, recv
 
 
@@ -68,6 +81,11 @@ async def greet(recv: RecvStream) -> None:
     """
     if await recv.read_exactly(len(GREETING)) != GREETING:
         raise ProtocolViolation("the stream does not begin with the greeting of a pipe")
+
+
+async def take(send: SendStream) -> None:
+    """Tell the far side that its pipe is taken."""
+    await send.write(GREETING)
 
 
 async def splice(near: Near, send: SendStream, recv: RecvStream) -> None:

@@ -1,4 +1,4 @@
-"""The listening side: handlers of ``pipe/1``."""
+"""The listening side: handlers of ``pipe/2``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dialkey.errors import (
     StreamStopped,
     WireError,
 )
-from dialkey_pipe.protocol import Code, Near, greet, splice
+from dialkey_pipe.protocol import Code, Near, greet, splice, take
 
 if TYPE_CHECKING:
     from dialkey import Connection, EndpointId, RecvStream, SendStream
@@ -75,6 +75,7 @@ class Forwarder(_Guarded):
         """Forward one stream. What breaks it is told to the peer, and ends no other stream."""
         try:
             await greet(recv)
+            await take(send)
         except (ProtocolViolation, WireError):
             raise
         except DialkeyError:
@@ -124,6 +125,7 @@ class OnePipe(_Guarded):
             return
         self._taken = True
         try:
+            await take(send)
             await splice(self._near, send, recv)
             await finish(send)
         except (OSError, DialkeyError) as error:
