@@ -247,6 +247,19 @@ _ALL: Final = ChunkRanges((0,))
 _LAST: Final = ChunkRanges((_MAX_CHUNK,))
 
 
+def _canonical(
+    entries: Iterable[tuple[int, ChunkRanges]],
+) -> tuple[tuple[int, ChunkRanges], ...]:
+    """Leave out entries that change nothing, unless their index is wrong, which is to be seen."""
+    kept: list[tuple[int, ChunkRanges]] = []
+    last_index, last = -1, _EMPTY
+    for index, ranges in entries:
+        if ranges != last or not last_index < index <= _MAX_CHUNK:
+            kept.append((index, ranges))
+        last_index, last = index, ranges
+    return tuple(kept)
+
+
 @attrs.frozen
 class ChunkRangesSeq:
     """An endless sequence of chunk sets, run-length encoded.
@@ -255,6 +268,9 @@ class ChunkRangesSeq:
     sets are empty, and the last entry applies for ever. In a request, index 0 is the blob itself
     and index i its child i - 1.
 
+    It is kept as iroh would build it, which since 0.104 refuses a request that has any other form:
+    an entry whose set equals the one before it is left out.
+
     Args:
         entries: (index, ranges), by strictly increasing index.
 
@@ -262,7 +278,7 @@ class ChunkRangesSeq:
         InvalidInput: the indices are not strictly increasing, or out of range.
     """
 
-    entries: tuple[tuple[int, ChunkRanges], ...] = attrs.field(default=())
+    entries: tuple[tuple[int, ChunkRanges], ...] = attrs.field(default=(), converter=_canonical)
 
     @entries.validator
     def _check_entries(
@@ -366,10 +382,9 @@ def write_range_spec(writer: postcard.Writer, ranges: ChunkRanges) -> None:
 def read_range_spec(reader: postcard.Reader, limit: int = MAX_BLOB_RANGE_BOUNDARIES) -> ChunkRanges:
     """Read a RangeSpec of at most `limit` boundaries.
 
-    A distance of zero toggles twice at one place, that is not at all, as in iroh.
-
     Raises:
-        WireError: malformed, too many boundaries, or a boundary past 2**64 - 1.
+        WireError: malformed, too many boundaries, a boundary past 2**64 - 1, or one that is repeated:
+            iroh has refused such sets since 0.104.
     """
     count = reader.count(limit)
     bounds: list[int] = []
@@ -379,9 +394,8 @@ def read_range_spec(reader: postcard.Reader, limit: int = MAX_BLOB_RANGE_BOUNDAR
         if position > _MAX_CHUNK:
             raise WireError("a chunk range reaches past 2**64 - 1")
         if bounds and bounds[-1] == position:
-            bounds.pop()
-        else:
-            bounds.append(position)
+            raise WireError("a set of chunks repeats a boundary")
+        bounds.append(position)
     if not bounds:
         return _EMPTY
     return _ALL if bounds == [0] else ChunkRanges(tuple(bounds))
@@ -398,11 +412,13 @@ def write_ranges_seq(writer: postcard.Writer, sequence: ChunkRangesSeq) -> None:
 
 
 def read_ranges_seq(reader: postcard.Reader) -> ChunkRangesSeq:
-    """Read a sequence of range sets; of two entries at one index the later counts.
+    """Read a sequence of range sets.
 
     Raises:
-        WireError: malformed, an index past 2**64 - 1, or more entries or boundaries in total than
-            `MAX_BLOB_RANGE_ENTRIES` and `MAX_BLOB_RANGE_BOUNDARIES`.
+        WireError: malformed, an index past 2**64 - 1, more entries or boundaries in total than
+            `MAX_BLOB_RANGE_ENTRIES` and `MAX_BLOB_RANGE_BOUNDARIES`, or not as iroh would write it: an
+            index that is repeated, or an entry with the same set as the one before (for the first
+            entry: the empty set).
     """
     count = reader.count(MAX_BLOB_RANGE_ENTRIES)
     entries: list[tuple[int, ChunkRanges]] = []
@@ -415,6 +431,8 @@ def read_ranges_seq(reader: postcard.Reader) -> ChunkRangesSeq:
         ranges = read_range_spec(reader, budget)
         budget -= len(ranges.boundaries)
         if entries and entries[-1][0] == index:
-            entries.pop()
+            raise WireError("a sequence of ranges repeats an index")
+        if ranges == (entries[-1][1] if entries else _EMPTY):
+            raise WireError("a sequence of ranges repeats a set")
         entries.append((index, ranges))
     return ChunkRangesSeq(tuple(entries))
