@@ -42,6 +42,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from dialkey.printable import printable
+
 if TYPE_CHECKING:
     from dialkey.identity import EndpointId
 
@@ -81,6 +83,9 @@ __all__ = [
 class DialkeyError(Exception):
     """The root: catch this to catch everything that dialkey raises on purpose.
 
+    Messages and hints often repeat what somebody else said, so control characters in them are escaped
+    here, once for all: they can be printed and logged as they are.
+
     Attributes:
         message: what happened, one sentence without the endpoint id.
         endpoint_id: the endpoint that it is about, or None.
@@ -92,10 +97,11 @@ class DialkeyError(Exception):
     def __init__(
         self, message: str, *, endpoint_id: EndpointId | None = None, hint: str | None = None
     ) -> None:
+        message = printable(message)
         super().__init__(message)
         self.message = message
         self.endpoint_id = endpoint_id
-        self.hint = hint
+        self.hint = None if hint is None else printable(hint)
 
     def __str__(self) -> str:
         text = self.message
@@ -287,7 +293,7 @@ class DialError(NetworkError):
         hint: str | None = None,
     ) -> None:
         super().__init__(message, endpoint_id=endpoint_id, hint=hint)
-        self.attempts = tuple(attempts)
+        self.attempts = tuple(map(printable, attempts))
 
     def __str__(self) -> str:
         text = super().__str__()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-__all__ = ["printable", "printable_bytes"]
+__all__ = ["escaped_json", "printable", "printable_bytes", "printable_traceback"]
 
 _DANGEROUS: Final = re.compile(
     "["
@@ -53,3 +53,20 @@ def printable(text: str, *, keep: str = "", max_chars: int | None = None) -> str
 def printable_bytes(data: bytes, *, max_chars: int | None = None) -> str:
     r"""Return bytes that are meant to be UTF-8 text as `printable` does; others show as ``\xff``."""
     return printable(data.decode("utf-8", "backslashreplace"), max_chars=max_chars)
+
+
+def printable_traceback(error: BaseException) -> str:
+    """Return the traceback of an error for a log, indented, so that no line of it looks like a record.
+
+    Foreign exceptions often repeat what they were given, and that may be a stranger's text.
+    """
+    import textwrap  # as is traceback: not for every start of the command line
+    import traceback
+
+    lines = "".join(traceback.format_exception(error)).rstrip("\n")
+    return textwrap.indent(printable(lines, keep="\n\t"), "    ", lambda line: True)
+
+
+def escaped_json(text: str) -> str:
+    r"""Return JSON text with the dangerous characters that JSON itself lets pass as ``\u202e``."""
+    return _DANGEROUS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

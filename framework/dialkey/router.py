@@ -43,6 +43,7 @@ from dialkey.errors import (
     WireError,
 )
 from dialkey.hooks import Answer, discard
+from dialkey.printable import printable_traceback
 from dialkey.signals import on_ending_signal
 
 if TYPE_CHECKING:
@@ -410,7 +411,10 @@ class Router:
             else:
                 self._counts["failed"] += 1
                 logger.error(
-                    "%s failed on a connection from %s", served.owner, peer, exc_info=error
+                    "%s failed on a connection from %s\n%s",
+                    served.owner,
+                    peer,
+                    printable_traceback(error),
                 )
                 connection.close(CLOSE_INTERNAL_ERROR, b"internal error")
 

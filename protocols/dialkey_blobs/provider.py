@@ -39,6 +39,7 @@ from dialkey.limits import (
     MAX_LARGE_BLOB_REQUESTS,
     MAX_LARGE_BLOB_REQUESTS_PER_PEER,
 )
+from dialkey.printable import printable_bytes, printable_traceback
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.hash import BlobFormat, HashAndFormat
 from dialkey_blobs.protocol import (
@@ -414,9 +415,9 @@ class _Exchanges:
             # A reset would say that we do not have the content. We are going away: whoever sees that
             # may come back.
             self._connection.close()
-        except Exception:
+        except Exception as error:
             # One request that fails must not end the others of its connection.
-            logger.exception("a request of %s failed", self._name)
+            logger.error("a request of %s failed\n%s", self._name, printable_traceback(error))
             _reset(send, recv, StreamCode.INTERNAL)
 
     async def _exchange(self, send: SendStream, recv: RecvStream) -> None:
@@ -430,7 +431,7 @@ class _Exchanges:
                 request = reader.finish() if push is None else push
                 refusal = await provider.refusal(self._connection.remote_id, request)
                 if refusal is not None:
-                    reason = refusal.reason.decode("utf-8", "replace")
+                    reason = printable_bytes(refusal.reason)
                     logger.info("request of %s refused: %s", self._name, reason)
                     _reset(send, recv, refusal.code)
                     return

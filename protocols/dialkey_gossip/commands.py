@@ -14,6 +14,7 @@ from dialkey import Router
 from dialkey.cli import Options, Output
 from dialkey.errors import InvalidInput
 from dialkey.identity import compact_ticket
+from dialkey.printable import printable
 from dialkey_gossip.errors import MessageTooLarge, NoNeighbors
 from dialkey_gossip.events import Lagged, NeighborDown, NeighborUp, Received
 from dialkey_gossip.gossip import Gossip
@@ -84,7 +85,7 @@ async def _show(output: Output, topic: Topic) -> None:
             author = event.author or event.delivered_from
             output.result(
                 "received",
-                f"{author.short()}: {_printable(text)}",
+                f"{author.short()}: {printable(text)}",
                 text=text,
                 delivered_from=str(event.delivered_from),
                 hops=event.hops,
@@ -96,11 +97,6 @@ async def _show(output: Output, topic: Topic) -> None:
             output.remark(f"{len(topic.neighbors())} neighbours")
         elif isinstance(event, Lagged):
             output.remark(f"{event.missed} events were missed")
-
-
-def _printable(text: str) -> str:
-    """Escape what could do something else to a terminal than to be read."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 async def _publish(output: Output, topic: Topic) -> None:

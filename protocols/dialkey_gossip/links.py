@@ -29,6 +29,7 @@ from dialkey.limits import (
     MAX_GOSSIP_PEERS,
     MAX_GOSSIP_PENDING_PEERS,
 )
+from dialkey.printable import printable_traceback
 from dialkey_gossip.ids import PeerId, TopicId
 from dialkey_gossip.incoming import Incoming
 from dialkey_gossip.lanes import Lane, NoStreamGranted
@@ -478,4 +479,4 @@ class Links:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._counts["failed_tasks"] += 1
-            logger.error("%s failed", task.get_name(), exc_info=error)
+            logger.error("%s failed\n%s", task.get_name(), printable_traceback(error))

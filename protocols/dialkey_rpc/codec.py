@@ -16,6 +16,7 @@ import cattrs
 
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RPC_ERROR_CHARS, MAX_RPC_METADATA_ENTRIES
+from dialkey.printable import printable
 from dialkey_rpc.convert import (
     Mismatch,
     Structure,
@@ -413,19 +414,24 @@ def error_from_wire(plain: object, endpoint_id: EndpointId | None) -> RpcError:
         remote = plain.get("traceback")
         return InternalError(
             message,
-            remote_traceback=_cut(remote) if type(remote) is str else None,
+            remote_traceback=_lines(remote) if type(remote) is str else None,
             endpoint_id=endpoint_id,
         )
     if status == ApplicationError.STATUS:
         name = plain.get("name")
         if type(name) is not str:
             raise MalformedMessage("an error of the application has a name")
+        name = printable(name)
         return ApplicationError(message, name=name, data=plain.get("data"), endpoint_id=endpoint_id)
     return STATUSES.get(status, RpcError)(message, status=status, endpoint_id=endpoint_id)
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_RPC_ERROR_CHARS else text[:MAX_RPC_ERROR_CHARS] + " …"
+
+
+def _lines(text: str) -> str:
+    return printable(_cut(text), keep="\n\t")
 
 
 def _without_none(**fields: object) -> dict[str, object]:

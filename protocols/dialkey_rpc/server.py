@@ -22,6 +22,7 @@ from dialkey.errors import (
     StreamStopped,
 )
 from dialkey.limits import MAX_RPC_CALLS, RPC_CALL_ARRIVAL_TIMEOUT_S
+from dialkey.printable import printable_traceback
 from dialkey.shares import Claim, FairShares
 from dialkey_rpc.budget import Account
 from dialkey_rpc.codec import (
@@ -495,7 +496,7 @@ class _ServerCall:
         else:
             outcome = InternalError.code
             what = f"{self._rpc.spec.name}.{codec.spec.name if codec else '?'}"
-            logger.error("%s failed: %s", what, error, exc_info=error)
+            logger.error("%s failed\n%s", what, printable_traceback(error))
         if self._is_writing:
             if isinstance(error, DeadlineExceeded):
                 code = StopCode.DEADLINE

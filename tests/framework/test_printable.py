@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialkey.printable import printable, printable_bytes
+from dialkey.cli import Output
+from dialkey.cli.exits import explain
+from dialkey.endpoint.closing import to_error
+from dialkey.errors import ConnectionClosedByPeer, DialError, InvalidTicket
+from dialkey.printable import printable, printable_bytes, printable_traceback
+from dialkey.quic.events import CloseReason
 
 EVIL = "\x1b]0;pwned\x07\x9b2K\r\nroot: all is well\u202egnp.exe\u2066\u2028\ud800\x7f"
 
@@ -59,3 +66,50 @@ def test_nothing_dangerous_comes_through(text: str) -> None:
         )
     assert printable(shown) == shown
     assert len(shown.splitlines()) <= 1
+
+
+def test_errors_are_fit_to_be_shown_whoever_they_quote() -> None:
+    error = DialError(f"it said {EVIL}", hint=f"ask {EVIL}", attempts=[f"192.0.2.1:1: {EVIL}"])
+    closed = ConnectionClosedByPeer(f"closed: {EVIL}", error_code=1, reason=EVIL[:-3].encode())
+    for shown in (str(error), error.message, error.hint, *error.attempts, str(closed)):
+        assert shown is not None
+        assert printable(shown, keep="\n") == shown
+    assert len(str(error).splitlines()) == 2, "one line for each attempt, and no more"
+    assert closed.reason == EVIL[:-3].encode(), "programs get what came"
+
+
+def test_close_reasons_are_escaped_at_the_border() -> None:
+    reason = CloseReason(
+        cause="peer", error_code=7, reason=EVIL.encode("utf-8", "replace"), is_application=True
+    )
+    text = str(to_error(reason, None))
+    assert r"\x1b]0;pwned" in text
+    assert printable(text) == text
+
+
+def test_tracebacks_in_a_log_forge_no_record() -> None:
+    try:
+        raise ValueError(EVIL)
+    except ValueError as error:
+        text = printable_traceback(error)
+    assert all(line.startswith("    ") for line in text.splitlines())
+    assert printable(text, keep="\n") == text
+
+
+def test_output_of_commands_is_clean_in_every_form() -> None:
+    for as_json in (False, True):
+        out, err = io.StringIO(), io.StringIO()
+        output = Output(json=as_json, stdout=out, stderr=err)
+        output.result("received", f"{EVIL}", text=EVIL)
+        output.remark(EVIL)
+        assert len(err.getvalue().splitlines()) == (0 if as_json else 1)
+        for shown in (out.getvalue(), err.getvalue()):
+            assert printable(shown, keep="\n") == shown
+        if as_json:
+            assert json.loads(out.getvalue())["text"] == EVIL, "programs get what came"
+
+
+def test_every_exception_has_one_clean_line() -> None:
+    for error in (ValueError(EVIL), OSError(5, EVIL, EVIL), InvalidTicket(EVIL)):
+        _, line = explain(error)
+        assert printable(line) == line

@@ -15,6 +15,7 @@ from dialkey.cli import (
     endpoint_options,
     run,
 )
+from dialkey.printable import printable
 
 if TYPE_CHECKING:
     from dialkey import Endpoint
@@ -76,4 +77,4 @@ async def _ask(output: Output, options: Options, ticket: str, text: str) -> None
         await endpoint.connect(ticket, ALPN) as connection,
     ):
         answer = (await echo(connection, text.encode())).decode()
-        output.result("echo", answer, text=answer, endpoint_id=str(connection.remote_id))
+        output.result("echo", printable(answer), text=answer, endpoint_id=str(connection.remote_id))

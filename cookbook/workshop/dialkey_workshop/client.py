@@ -16,6 +16,7 @@ import attrs
 import dialkey_rpc as rpc
 from dialkey import EndpointId
 from dialkey.errors import DialkeyError, InvalidInput, StorageError
+from dialkey.printable import printable
 from dialkey_blobs import BlobTicket, Hash, HashAndFormat, ImportMode, TempTag
 from dialkey_gossip import NeighborUp, NoNeighbors, Received, Topic
 from dialkey_workshop.announcements import Board, Hello, Here, encode
@@ -335,4 +336,4 @@ def _first(error: BaseException) -> BaseException:
 
 def _plain(text: str) -> str:
     """Make what a stranger says fit for a terminal."""
-    return "".join(each if each.isprintable() else " " for each in text[:MAX_REASON_CHARS])
+    return printable(text, max_chars=MAX_REASON_CHARS)

@@ -18,6 +18,7 @@ from dialkey.errors import (
     StreamReset,
     StreamStopped,
 )
+from dialkey.printable import printable
 
 __all__ = ["ExitCode", "exit_code_table", "explain"]
 
@@ -92,4 +93,4 @@ def _explain_os_error(error: OSError) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))

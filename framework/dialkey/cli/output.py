@@ -15,6 +15,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self, TextIO
 
+from dialkey.printable import escaped_json, printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -57,21 +59,20 @@ class Output:
         """Write a result: `text` for people (None: nothing), `fields` for programs."""
         if self.json:
             ascii = not _is_utf8(self.stdout)
-            _print(
-                json.dumps({"event": event, **fields}, ensure_ascii=ascii, default=str), self.stdout
-            )
+            line = json.dumps({"event": event, **fields}, ensure_ascii=ascii, default=str)
+            _print(escaped_json(line), self.stdout)
         elif text is not None:
-            _print(text, self.stdout)
+            _print(printable(text, keep="\n\t"), self.stdout)
 
     def remark(self, text: str) -> None:
-        """Tell people something that is not a result."""
+        """Tell people something that is not a result, in one line."""
         if not self.json:
             self.complain(text)
 
     def complain(self, text: str) -> None:
-        """Tell people what went wrong; with ``--json``, too."""
+        """Tell people what went wrong, in one line; with ``--json``, too."""
         try:
-            _print(text, self.stderr)
+            _print(printable(text), self.stderr)
         except OSError:
             # Nobody hears it, and that is no reason to fail.
             pass

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Final, cast
 
@@ -14,6 +13,7 @@ import typer
 
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.output import Output
+from dialkey.printable import printable_traceback
 from dialkey.signals import on_ending_signal
 
 __all__ = ["guard", "is_debugging", "logging_to_stderr", "run"]
@@ -84,7 +84,7 @@ def guard(output: Output) -> Iterator[None]:
     except Exception as error:
         code, line = explain(error)
         if is_debugging():
-            traceback.print_exception(error, file=output.stderr)
+            print(printable_traceback(error), file=output.stderr, flush=True)
         if output.json:
             name = getattr(error, "code", type(error).__name__)
             output.result("error", None, code=name, message=line, exit_code=int(code))

@@ -14,6 +14,7 @@ from dialkey.errors import (
     WrongKey,
 )
 from dialkey.identity import EndpointId
+from dialkey.printable import printable_bytes
 from dialkey.quic import codes
 from dialkey.quic.events import CloseReason
 
@@ -23,7 +24,7 @@ _NO_ALPN = codes.CRYPTO_ERROR + codes.ALERT_NO_APPLICATION_PROTOCOL
 
 def to_error(reason: CloseReason, endpoint_id: EndpointId | None) -> DialkeyError:
     """Return the exception that tells why a connection ended."""
-    text = reason.reason.decode("utf-8", "replace")
+    text = printable_bytes(reason.reason)
     if reason.during_handshake and reason.cause in ("peer", "protocol"):
         return _handshake_error(reason, text, endpoint_id)
     if reason.cause == "internal":

@@ -41,6 +41,7 @@ from dialkey.network.transport import (
 )
 from dialkey.network.udp import UdpTransport
 from dialkey.presets import Preset, minimal
+from dialkey.printable import printable_bytes
 from dialkey.quic.bursts import Scratch
 from dialkey.quic.connection import Config
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
@@ -494,7 +495,7 @@ class Endpoint:
         )
         if refusal is not None:
             raise Refused(
-                f"a plugin here forbids this dial: {refusal.reason.decode('utf-8', 'replace')}",
+                f"a plugin here forbids this dial: {printable_bytes(refusal.reason)}",
                 endpoint_id=addr.id,
             )
         self._check_open()
@@ -522,7 +523,7 @@ class Endpoint:
         refusal = await self.plugins.refusal("dialkey_after_handshake", connection=connection)
         if refusal is not None:
             connection.close(refusal.code, refusal.reason)
-            reason = refusal.reason.decode("utf-8", "replace")
+            reason = printable_bytes(refusal.reason)
             raise Refused(
                 f"a plugin here refused the connection: {reason}", endpoint_id=connection.remote_id
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dialkey.printable import printable_bytes
 from dialkey.quic import events, outbound
 from dialkey.quic.config import Send, State
 from dialkey.quic.events import CloseReason
@@ -26,7 +27,7 @@ def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
         c.qlog.connection_closed(reason)
     if state is State.CLOSING:
         if handshake is not None and not c.confirmed and handshake.failure is None:
-            text = reason.reason.decode("utf-8", "replace")
+            text = printable_bytes(reason.reason)
             handshake.close(reason.error_code, text, is_application=reason.is_application)
         if handshake is not None:
             rooms = {c.remote: c.doubtful_room} if c.routes is None else c.routes.rooms()

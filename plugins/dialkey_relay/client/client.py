@@ -26,6 +26,7 @@ import attrs
 
 from dialkey.errors import DialkeyError, LocalError, NetworkError
 from dialkey.identity import EndpointId, RelayUrl, SecretKey
+from dialkey.printable import printable
 from dialkey_relay.client.backoff import Backoff
 from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.client.link import Link
@@ -302,7 +303,7 @@ class RelayClient:
         notice: str | None
         if isinstance(remark, Health):
             healthy = remark.text in ("", HEALTH_TEXTS[StatusCode.HEALTHY])
-            notice = None if healthy else remark.text
+            notice = None if healthy else printable(remark.text)
         elif remark.code == StatusCode.HEALTHY:
             notice = None
         else:

@@ -8,6 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from dialkey.limits import RELAY_WRITE_TIMEOUT_S
+from dialkey.printable import printable
 from dialkey_relay.access import AdmitRequest
 from dialkey_relay.server.tls import TlsError, TlsPipe
 from dialkey_relay.session import Session, State
@@ -112,7 +113,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._listener.relay.left(self)
         if session is not None:
             session.closed()
-            logger.debug("%s left: %s", self, session.closing)
+            logger.debug("%s left: %s", self, printable(session.closing or ""))
             self._listener.relay.flush_ready()
         # Without its cycles a connection is freed at once, not by the garbage collector.
         self._tls = None

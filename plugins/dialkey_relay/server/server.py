@@ -15,6 +15,7 @@ from dialkey.errors import BindError
 from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED, RELAY_WRITE_TIMEOUT_S
+from dialkey.printable import printable
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
 from dialkey_relay.errors import RelayConfigError, cannot_listen
 from dialkey_relay.frames import Restarting
@@ -391,7 +392,8 @@ class RelayServer:
         """Tell a session the verdict."""
         if isinstance(answer, Denial):
             if session.endpoint_id is not None:
-                logger.info("denied %s: %s", session.endpoint_id.short(), answer.reason)
+                reason = printable(answer.reason)
+                logger.info("denied %s: %s", session.endpoint_id.short(), reason)
             session.deny(answer.reason)
             return
         session.admit(answer, self.loop.time())
@@ -407,7 +409,7 @@ class RelayServer:
                 continue
             reason = recheck_all(self.rules, session.endpoint_id, session.admission)
             if reason is not None and session.closing is None:
-                logger.info("%s has to leave: %s", connection, reason)
+                logger.info("%s has to leave: %s", connection, printable(reason))
                 self.hub.counters.clients_revoked += 1
                 connection.end(reason)
                 ended += 1

@@ -309,7 +309,8 @@ def os_error(number: int, name: str = "f") -> OSError:
         (errors.WireError("junk"), 7, "junk"),
         (errors.LimitExceeded("too much"), 7, "too much"),
         (ZeroDivisionError("oops"), 1, "unexpected ZeroDivisionError: oops (set DIALKEY_DEBUG=1"),
-        (ExceptionGroup("g", [errors.WireError("two\nlines")]), 7, "two lines"),
+        (ExceptionGroup("g", [errors.WireError("two\nlines")]), 7, r"two\nlines"),
+        (ValueError("two\n lines\x1b[0m"), 1, r"unexpected ValueError: two lines\x1b[0m"),
     ],
 )
 def test_every_error_has_a_code_and_one_line(error: Exception, code: int, text: str) -> None:

@@ -24,6 +24,7 @@ from dialkey.errors import (
 )
 from dialkey.identity import SecretKey
 from dialkey.limits import MAX_RPC_ERROR_CHARS
+from dialkey.printable import printable
 from dialkey_rpc.codec import (
     Buffers,
     CallRequest,
@@ -368,3 +369,18 @@ def test_counters() -> None:
     assert f'dialkey_rpc_items_total{{{labels},direction="up"}} 7\n' in text
     assert text.count("# TYPE") == 4
     assert len(BUCKETS_S) + 1 == len(stats.buckets)
+
+
+@pytest.mark.parametrize("status", [3, 5, 8, 9, 99])
+def test_what_a_service_says_cannot_steer_a_terminal(status: int) -> None:
+    evil = "\x1b]0;pwned\x07\r\nroot: all is well\u202egnp.exe\x9b2K"
+    wire = {"status": status, "message": evil, "name": evil, "traceback": f"one\n{evil}"}
+    error = error_from_wire(wire, None)
+    assert r"\x1b]0;pwned\x07\r\nroot" in str(error)
+    shown = [str(error), getattr(error, "name", "")]
+    assert [printable(text) for text in shown] == shown
+    remote = getattr(error, "remote_traceback", None)
+    if status == 8:
+        assert remote is not None
+        assert remote.startswith("one\n\\x1b")
+        assert printable(remote, keep="\n") == remote
