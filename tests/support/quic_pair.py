@@ -259,6 +259,7 @@ class Pair:
         return Config(
             **{
                 "secret_key": secret_key(number),
+                "draw": random.Random(number).randrange,
                 "new_cid": lambda: rng.randbytes(8),
                 "reset_token": lambda cid: hashlib.sha256(b"%d" % number + cid).digest()[:16],
                 **(extra or {}),

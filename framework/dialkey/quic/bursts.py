@@ -95,7 +95,7 @@ def try_burst(
         if half.fin_sent:
             half.fin_sent = False
     count = -(-len(data) // per_packet)
-    number = path.next_number
+    number = path.begin_run()
     used = _seal_burst(c, path, scratch, slots, cid, head, offset, data, per_packet, wide)
     record = Sent(number, number + count, now, size, used)
     record.stream = half

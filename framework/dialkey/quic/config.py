@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import secrets
 from collections.abc import Callable
 from typing import TextIO
 
@@ -15,6 +16,7 @@ from dialkey.quic.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.parameters import TransportParameters
 from dialkey.quic.path import MAX_PEER_CIDS, Address
 from dialkey.quic.qlog import Qlog
+from dialkey.quic.skips import Draw
 
 Send = Callable[[Address, bytes | memoryview, int], None]
 """Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and
@@ -37,12 +39,14 @@ class Config:
         multipath: offer the multipath extension.
         new_cid: makes a fresh connection id.
         reset_token: derives the stateless-reset token of a connection id.
+        draw: returns an unforeseeable number below its argument.
         max_datagram: upper end of path MTU discovery, bytes of UDP payload.
     """
 
     secret_key: SecretKey
     new_cid: Callable[[], bytes]
     reset_token: Callable[[bytes], bytes]
+    draw: Draw = secrets.randbelow
     multipath: bool = True
     idle_timeout_s: float = 30.0
     keep_alive_s: float = 5.0

@@ -230,6 +230,7 @@ class Connection(StreamTable):
             room=None if self.is_client or validated else Room(),
             initial_rtt=initial_rtt or self.config.initial_rtt_s,
             max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
+            draw=self.config.draw,
             on_acked=self._on_acked,
             on_lost=self._on_lost,
         )

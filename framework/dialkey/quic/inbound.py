@@ -269,6 +269,10 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
         return pos
     if ranges[0][1] > path.next_number:
         raise TransportError(codes.PROTOCOL_VIOLATION, "an unsent packet was acknowledged")
+    if path.skips.claimed(ranges):
+        raise TransportError(
+            codes.PROTOCOL_VIOLATION, "a packet was acknowledged whose number was left out"
+        )
     exponent = c.peer_parameters.ack_delay_exponent
     delay_s = (delay_us >> 3 << exponent) / 1e6
     assert c.protection is not None

@@ -45,7 +45,7 @@ def seal_packet(c: Connection, path: Path, payload: bytes, cid: bytes) -> bytes:
     """Seal one packet with the next number of `path`."""
     protection = c.protection
     assert protection is not None
-    number = path.next_number
+    number = path.begin_run()
     path.next_number = number + 1
     wide = number - path.recovery.largest_acked > SHORT_NUMBER_RANGE
     length = 4 if wide else 2

@@ -21,6 +21,7 @@ from dialkey.quic.mtu import MtuDiscovery
 from dialkey.quic.received import ReceivedPackets
 from dialkey.quic.recovery import Recovery, Sent
 from dialkey.quic.room import Room
+from dialkey.quic.skips import Draw, Skips
 
 Address = Hashable
 
@@ -184,6 +185,7 @@ class Path:
         remote: where datagrams of this path go.
         validated: whether `remote` has proved that it receives (RFC 9000 section 8).
         previous_remote: where the path led before a migration, until the new address is validated.
+        skips: packet numbers that were left out on purpose.
         room: how much may be sent to `remote` until it is validated; None for a client, which chose it.
         provisional: whether it carries data before that: the first path of a client that was heard
             by several ways, of which one has worked in both directions.
@@ -232,6 +234,7 @@ class Path:
         "replaced",
         "responses",
         "room",
+        "skips",
         "status_sequence",
         "suspect",
         "validated",
@@ -247,6 +250,7 @@ class Path:
         room: Room | None,
         initial_rtt: float,
         max_datagram: int,
+        draw: Draw,
         on_acked: Callable[[Path, Sent], None],
         on_lost: Callable[[Path, Sent], None],
     ) -> None:
@@ -282,6 +286,7 @@ class Path:
         self.ack_pending = 0
         self.ack_at: float | None = None
         self.next_number = 0
+        self.skips = Skips(draw)
         # Tokens to return, where to, and how long the payload was that asked for it.
         self.responses: deque[tuple[bytes, Address, int]] = deque()
         self.challenge: Challenge | None = None
@@ -290,6 +295,11 @@ class Path:
         self.bytes_received = 0
         self.bytes_sent = 0
         self.last_activity = 0.0
+
+    def begin_run(self) -> int:
+        """Return the number of the next packet, with which a run of consecutive ones may begin."""
+        self.next_number = self.skips.first_free(self.next_number)
+        return self.next_number
 
     def start_challenge(self, now: float, deadline: float | None = None) -> None:
         """Begin to validate `remote`, until `deadline` or for three probe timeouts."""
