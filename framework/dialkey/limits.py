@@ -196,7 +196,8 @@ MAX_RELAY_QUEUE_BYTES: Final = 2 << 20
 """Of those, bytes: 100 Mbit/s over a round trip of 160 ms."""
 
 MAX_RELAY_QUEUES_BYTES: Final = 512 << 20
-"""Bytes waiting for all clients of one relay process together."""
+"""Bytes waiting for all clients of one relay process together, shared fairly among the networks that they
+come from."""
 
 MAX_RELAY_CONTROL_FRAMES: Final = 512
 """Pongs and notices waiting for one client that does not read."""
@@ -208,7 +209,7 @@ MAX_RELAY_CONNECTIONS_PER_ID: Final = 8
 """Connections of one endpoint id at a time; beyond it the oldest inactive one is ended."""
 
 MAX_RELAY_UNAUTHENTICATED: Final = 4096
-"""Connections of one relay process that have not proven a key yet."""
+"""Connections of one relay process that have not proven a key yet, shared in the same way."""
 
 # --- gossip -------------------------------------------------------------------------------------
 

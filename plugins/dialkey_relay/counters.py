@@ -45,6 +45,7 @@ class Counters:
     http_connections_closed: int = 0
     http_connections_errored: int = 0
     http_connections_refused: int = 0
+    http_connections_displaced: int = 0
     http_requests: int = 0
     tls_errors: int = 0
     tls_reloads: int = 0

@@ -13,7 +13,8 @@ Source: relay wire reference 4.3 and 4.4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Hashable, Iterator
 from typing import Final, Protocol
 
 from dialkey.limits import (
@@ -23,6 +24,7 @@ from dialkey.limits import (
     MAX_RELAY_PAYLOAD_BYTES,
     MAX_RELAY_QUEUES_BYTES,
 )
+from dialkey.shares import Claim, FairShares
 from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError
 from dialkey_relay.frames import (
@@ -49,6 +51,9 @@ _FORWARD_FROM: Final = 33
 
 FLUSH_FRAMES: Final = 128
 """So many frames for one peer are sent at once, rather than at the end of the read."""
+
+FREE_PART: Final = 1 << 17
+"""Of all memory for queues, this part of it (4 KiB) each peer has without an account."""
 
 MAX_SEEN_KEYS: Final = 16_384
 """Endpoint ids remembered to count distinct ones."""
@@ -90,9 +95,11 @@ class Peer:
         key: its endpoint id, raw.
         version: the protocol version it speaks.
         outlet: who sends.
+        network: where it comes from, to share memory fairly; by itself if None.
     """
 
     __slots__ = (
+        "_claim",
         "_control",
         "_control_count",
         "_ready",
@@ -102,6 +109,7 @@ class Peer:
         "entry",
         "joined_at",
         "key",
+        "network",
         "outlet",
         "plain_head",
         "queue",
@@ -109,12 +117,18 @@ class Peer:
     )
 
     def __init__(
-        self, key: bytes, version: RelayVersion, outlet: Outlet, connection_id: int = 0
+        self,
+        key: bytes,
+        version: RelayVersion,
+        outlet: Outlet,
+        connection_id: int = 0,
+        network: Hashable = None,
     ) -> None:
         self.key = key
         self.version = version
         self.outlet = outlet
         self.connection_id = connection_id
+        self.network = network if network is not None else key
         self.plain_head = bytes((FrameType.RELAY_TO_CLIENT_DATAGRAM,)) + key
         self.batch_head = bytes((FrameType.RELAY_TO_CLIENT_BATCH,)) + key
         self.entry: Entry | None = None
@@ -122,6 +136,7 @@ class Peer:
         self.joined_at = 0
         # Made when first needed: an idle connection should cost little.
         self.queue: FairQueue | None = None
+        self._claim: Claim | None = None
         self._control: list[bytes] | None = None
         self._ready = False
 
@@ -164,7 +179,8 @@ class Hub:
     """The registry of one relay process.
 
     Args:
-        max_queued_bytes: bytes waiting for all peers together.
+        max_queued_bytes: bytes waiting for all peers together, shared fairly among the networks that
+            they come from: the one for which most waits gives way.
 
     Attributes:
         mesh: the other processes that share our port, or None.
@@ -175,7 +191,9 @@ class Hub:
         self._entries: dict[bytes, Entry] = {}
         self._ready: list[Peer] = []
         self._seen: dict[bytes, None] = {}
-        self._max_queued_bytes = max_queued_bytes
+        self._shares: FairShares[Hashable] = FairShares(max_queued_bytes)
+        # The queue of somebody who keeps up, for the most part, is not worth an account.
+        self._free_bytes = max_queued_bytes // FREE_PART
         self.queued_bytes = 0
         self.mesh: Mesh | None = None
 
@@ -272,6 +290,9 @@ class Hub:
             dropped = peer.queue.clear()
             self.counters.send_packets_dropped += dropped
             self.counters.dropped_disconnected += dropped
+        if peer._claim is not None:
+            peer._claim.release()
+            peer._claim = None
 
     def _farewell(self, entry: Entry) -> None:
         stays = self.mesh is not None and self.mesh.is_elsewhere(entry.key)
@@ -349,7 +370,7 @@ class Hub:
         if queue is None:
             queue = peer.queue = FairQueue()
         before = queue.size
-        if self.queued_bytes + content > self._max_queued_bytes:
+        if before + content > self._free_bytes and not self._charge(peer, before + content):
             self.drop("dropped_queues_full")
             return
         dropped = queue.push(source, header, message, start, content)
@@ -362,6 +383,21 @@ class Hub:
         if queue.frames >= FLUSH_FRAMES:
             # One read can bring thousands of small frames, more than a queue holds.
             peer.outlet.flush()
+
+    def _charge(self, peer: Peer, size: int) -> bool:
+        """Take memory for a queue of this size; tell whether there was some."""
+        claim = peer._claim
+        if claim is None:
+            claim = self._shares.claim(peer.network, functools.partial(self._give_way, peer))
+            peer._claim = claim
+        return size <= claim.amount or claim.take(size - claim.amount)
+
+    def _give_way(self, peer: Peer) -> None:
+        """Drop what waits for a peer, because its network holds most while memory is short."""
+        peer._claim = None
+        if peer.queue is not None:
+            self.queued_bytes -= peer.queue.size
+            self.drop("dropped_queues_full", peer.queue.clear())
 
     def _remember(self, sender: Peer, destination: Entry) -> None:
         """Note who has to hear of it when the sender's last connection ends."""
@@ -446,5 +482,9 @@ class Hub:
         counters = self.counters
         counters.send_packets_sent += moved
         counters.bytes_sent += sent
+        claim = peer._claim
+        if claim is not None:
+            # It is kept, empty: to make one for each burst would cost more than the rest of it.
+            claim.give(claim.amount - queue.size)
         if not queue:
             peer.queue = None

@@ -14,6 +14,10 @@ REFILL_PERIOD_S: Final = 0.1
 MAX_ADDRESSES: Final = 65_536
 """Addresses remembered by one limiter; the ones least recently seen are forgotten first."""
 
+RARE: Final = 4
+"""Events that a network may have outstanding and still count as one that seldom comes: a client tries a
+few times."""
+
 
 @attrs.frozen
 class Rate:
@@ -80,9 +84,13 @@ class Limiter:
         self._level = rate.burst
         self._at = now
 
+    def left(self, now: float) -> float:
+        """Return how many events may happen at once now."""
+        return min(self.rate.burst, self._level + (now - self._at) * self.rate.per_second)
+
     def allow(self, now: float) -> bool:
         """Tell whether one more event is within the limit, and count it if so."""
-        self._level = min(self.rate.burst, self._level + (now - self._at) * self.rate.per_second)
+        self._level = self.left(now)
         self._at = now
         if self._level < 1:
             return False
@@ -91,7 +99,7 @@ class Limiter:
 
 
 class AddressLimiter:
-    """How often one source address may do something; IPv6 addresses count by their /64.
+    """How often one source network may do something: an IPv4 address, or the /64 of an IPv6 one.
 
     Args:
         rate: events per second and at once, for each address.
@@ -103,12 +111,18 @@ class AddressLimiter:
 
     def allow(self, address: str, now: float) -> bool:
         """Tell whether one more event of this address is within the limit, and count it if so."""
-        key = network_of(address)
-        limiter = self._seen.pop(key, None) or Limiter(self._rate, now)
-        self._seen[key] = limiter
+        network = network_of(address)
+        limiter = self._seen.pop(network, None) or Limiter(self._rate, now)
+        self._seen[network] = limiter
         if len(self._seen) > MAX_ADDRESSES:
             del self._seen[next(iter(self._seen))]
         return limiter.allow(now)
+
+    def is_rare(self, address: str, now: float) -> bool:
+        """Tell whether an address has hardly used what it may lately."""
+        limiter = self._seen.get(network_of(address))
+        some = min(RARE, self._rate.burst / 2)
+        return limiter is None or limiter.left(now) >= self._rate.burst - some
 
 
 def network_of(address: str) -> str | int:

@@ -53,7 +53,7 @@ from dialkey_relay.http1 import (
 )
 from dialkey_relay.hub import Hub, Outlet, Peer
 from dialkey_relay.keepalive import KeepAlive
-from dialkey_relay.rates import Bucket, Rate
+from dialkey_relay.rates import Bucket, Rate, network_of
 from dialkey_relay.websocket import BINARY, PONG, FrameReader, encode_close, encode_frame
 
 __all__ = ["Exporter", "Session", "Settings", "State"]
@@ -338,7 +338,13 @@ class Session:
         if admission.rate is not None:
             self._bucket = Bucket(admission.rate, now)
         self._keepalive = KeepAlive(self._settings.random, now)
-        self.peer = Peer(bytes(self.endpoint_id), self._version, self.outlet, self.connection_id)
+        self.peer = Peer(
+            bytes(self.endpoint_id),
+            self._version,
+            self.outlet,
+            self.connection_id,
+            network_of(self.remote) if self.remote else None,
+        )
         self._hub.register(self.peer)
 
     def deny(self, reason: str) -> None:

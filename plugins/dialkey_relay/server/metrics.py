@@ -64,6 +64,7 @@ OUR_COUNTERS: Final = {
     "ping_timeouts": "Clients ended because they did not answer a ping.",
     "write_timeouts": "Clients ended because they did not read.",
     "http_connections_refused": "TCP connections refused by a limit.",
+    "http_connections_displaced": "TCP connections ended for those of networks that have fewer.",
     "http_requests": "HTTP requests answered.",
     "tls_errors": "TLS handshakes that failed.",
     "tls_reloads": "Certificates replaced while running.",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Final
 
 import attrs
@@ -16,11 +18,12 @@ from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED, RELAY_WRITE_TIMEOUT_S
 from dialkey.printable import printable
+from dialkey.shares import Claim, FairShares
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
 from dialkey_relay.errors import RelayConfigError, cannot_listen
 from dialkey_relay.frames import Restarting
 from dialkey_relay.hub import Hub
-from dialkey_relay.rates import AddressLimiter, Limiter, Rate
+from dialkey_relay.rates import AddressLimiter, Limiter, Rate, network_of
 from dialkey_relay.server.listener import ClientConnection
 from dialkey_relay.server.tls import TlsFiles
 from dialkey_relay.session import Session, Settings, State
@@ -59,8 +62,10 @@ class RelayOptions:
         client_rate: bytes that one client may send, where its grant says nothing; None for any.
         accept_rate: new TCP connections; None for any.
         accept_rate_per_address: the same, from one address; None for any.
-        max_unauthenticated: connections whose key is not proven yet.
-        max_connections: TCP connections in all; None for as many as the system has.
+        max_unauthenticated: connections whose key is not proven yet. When they are as many, the network
+            (an IPv4 address, or the /64 of an IPv6 one) that has most of them gives way.
+        max_connections: TCP connections in all, shared in the same way; None for as many as the system
+            has.
         reload_s: how often to look whether the certificate files have changed; None for never.
         reuse_port: let other processes listen on the same port.
     """
@@ -168,7 +173,11 @@ class RelayServer:
         self.buffer = memoryview(bytearray(RECEIVE_BYTES))
         self.plain_buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._connections: set[ClientConnection] = set()
-        self._waiting: set[ClientConnection] = set()
+        # Places of those who have not proven a key yet, and of all.
+        self._waiting_places: FairShares[Hashable] = FairShares(self.options.max_unauthenticated)
+        self._waiting: dict[ClientConnection, Claim] = {}
+        self._places: FairShares[Hashable] = FairShares(self.options.max_connections or sys.maxsize)
+        self._placed: dict[ClientConnection, Claim] = {}
         self._stalled: dict[ClientConnection, None] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._last_connection_id = 0
@@ -328,29 +337,43 @@ class RelayServer:
     def may_enter(self, connection: ClientConnection) -> bool:
         """Count a new connection in, if the limits allow."""
         self.hub.counters.http_connections += 1
-        options = self.options
         now = self.loop.time()
-        full = (
-            self._closing
-            or len(self._waiting) >= options.max_unauthenticated
-            or (options.max_connections or 1 << 62) <= len(self._connections)
-            or (
-                self._accept_per_address is not None
-                and not self._accept_per_address.allow(connection.remote, now)
-            )
-            or (self._accept is not None and not self._accept.allow(now))
-        )
+        network = network_of(connection.remote)
         self._connections.add(connection)
-        if full:
-            self.hub.counters.http_connections_refused += 1
+        if not self._closing and self._within_rates(connection.remote, now):
+            give_way = functools.partial(self._give_way, connection)
+            waiting = self._waiting_places.claim(network, give_way)
+            place = self._places.claim(network, give_way)
+            if waiting.take(1) and place.take(1):
+                self._waiting[connection] = waiting
+                self._placed[connection] = place
+                return True
+            waiting.release()
+            place.release()
+        self.hub.counters.http_connections_refused += 1
+        return False
+
+    def _within_rates(self, address: str, now: float) -> bool:
+        """Count a new connection against the rates; tell whether they allow it."""
+        per_address = self._accept_per_address
+        is_rare = per_address is not None and per_address.is_rare(address, now)
+        if per_address is not None and not per_address.allow(address, now):
             return False
-        self._waiting.add(connection)
-        return True
+        # Many addresses that each keep to their rate can use up that of all; who seldom comes passes.
+        return self._accept is None or self._accept.allow(now) or is_rare
+
+    def _give_way(self, connection: ClientConnection) -> None:
+        """End a connection, because those of its network are most and places are short."""
+        self.hub.counters.http_connections_displaced += 1
+        # Not at once: this is in the midst of the arrival of another one.
+        self.loop.call_soon(connection.abort, "other networks have fewer connections")
 
     def left(self, connection: ClientConnection) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
-        self._waiting.discard(connection)
+        for places in (self._waiting, self._placed):
+            if (place := places.pop(connection, None)) is not None:
+                place.release()
         self._stalled.pop(connection, None)
         self.hub.counters.http_connections_closed += 1
         if not self._connections:
@@ -398,7 +421,7 @@ class RelayServer:
             return
         session.admit(answer, self.loop.time())
         if session.state is State.OPEN:
-            self._waiting.discard(connection)
+            self._waiting.pop(connection).release()
 
     def recheck(self) -> int:
         """Ask the rules again about everybody, because they changed; return how many were ended."""

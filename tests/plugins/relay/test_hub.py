@@ -38,8 +38,8 @@ class Outlet:
         self.ended = reason
 
 
-def join(hub, key, version=RelayVersion.V2):
-    peer = Peer(key, version, Outlet())
+def join(hub, key, version=RelayVersion.V2, network=None):
+    peer = Peer(key, version, Outlet(), network=network)
     hub.register(peer)
     return peer
 
@@ -226,6 +226,55 @@ def test_all_queues_together_are_bounded() -> None:
             send(hub, peers[0], key, b"x" * 1000)
     assert hub.queued_bytes <= 10_000
     assert hub.counters.dropped_queues_full == 40
+
+
+def test_many_slow_readers_do_not_starve_the_others() -> None:
+    """285 of them held all memory for queues, and nothing more was passed on for anybody."""
+    hub = Hub(max_queued_bytes=1 << 20)
+    sender = join(hub, KEYS[0], network="192.0.2.1")
+    slow = [join(hub, n.to_bytes(32, "big"), network=f"10.0.0.{n % 7}") for n in range(1, 40)]
+    for _ in range(40):
+        for peer in slow:
+            send(hub, sender, peer.key, b"x" * 1200)
+    assert hub.queued_bytes <= 1 << 20
+    honest = join(hub, KEYS[1], network="192.0.2.2")
+    for n in range(50):
+        send(hub, sender, honest.key, bytes((n,)) * 1200)
+        for peer in slow:
+            send(hub, sender, peer.key, b"x" * 1200)
+    assert [frame.content[0] for frame in output(hub, honest)] == list(range(50))
+    assert hub.queued_bytes <= 1 << 20
+    assert hub.queued_bytes == sum(peer.queue.size for peer in slow if peer.queue)
+    assert hub.counters.dropped_queues_full > 0
+
+
+def test_many_keys_of_one_network_are_one_reader() -> None:
+    """Keys cost nothing: whose many queues are short holds as much as whose one is long."""
+    hub = Hub(max_queued_bytes=100_000)
+    sender = join(hub, KEYS[0], network="192.0.2.1")
+    crowd = [join(hub, n.to_bytes(32, "big"), network="10.0.0.1") for n in range(1, 31)]
+    honest = join(hub, KEYS[1], network="192.0.2.2")
+    for _ in range(20):
+        send(hub, sender, honest.key, b"x" * 1000)
+        for peer in crowd:
+            send(hub, sender, peer.key, b"x" * 1000)
+    assert len(output(hub, honest)) == 20
+
+
+def test_memory_comes_back() -> None:
+    hub = Hub(max_queued_bytes=100_000)
+    peers = [join(hub, key, network=n) for n, key in enumerate(KEYS)]
+    for _ in range(5):
+        for peer in peers[1:]:
+            for _ in range(15):
+                send(hub, peers[0], peer.key, b"x" * 1000)
+        output(hub, peers[1], budget=5000)
+        hub.unregister(peers[2])
+        peers[2] = join(hub, KEYS[2], network=2)
+        for peer in peers[1:]:
+            assert output(hub, peer) or peer is peers[2]
+    assert hub.queued_bytes == 0
+    assert hub.counters.dropped_queues_full == 0
 
 
 def test_control_frames_are_bounded_too() -> None:

@@ -74,3 +74,19 @@ def test_many_addresses_are_forgotten_in_order() -> None:
         limiter.allow(f"x{n}", 0.0)
     assert len(limiter._seen) == 65_536
     assert limiter.allow("192.0.2.1", 0.0)
+
+
+def test_who_seldom_comes_is_known() -> None:
+    limiter = AddressLimiter(Rate(1, 100))
+    assert limiter.is_rare("192.0.2.1", 0)
+    for n in range(6):
+        assert limiter.is_rare("192.0.2.1", 0) is (n <= 4)
+        assert limiter.allow("192.0.2.1", 0)
+    assert limiter.is_rare("192.0.2.2", 0)
+    assert limiter.is_rare("192.0.2.1", 2)
+    # Where a network may do little at all, a part of that is much.
+    small = AddressLimiter(Rate(1, 2))
+    assert small.allow("192.0.2.1", 0)
+    assert small.is_rare("192.0.2.1", 0)
+    assert small.allow("192.0.2.1", 0)
+    assert not small.is_rare("192.0.2.1", 0)

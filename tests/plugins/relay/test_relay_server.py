@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
+import sys
 
 import pytest
 from OpenSSL import SSL
@@ -380,6 +381,49 @@ async def test_those_who_prove_nothing_do_not_fill_the_relay(join) -> None:
         a.send(B, b"still here")
         await b.until(Datagrams)
         for _, writer in idle:
+            writer.close()
+
+
+async def knock(relay, source: str, count: int) -> list[asyncio.StreamWriter]:
+    """Open connections from an address of this machine, and prove nothing."""
+    host, port = relay.addresses[0]
+    return [
+        (await asyncio.open_connection(host, port, local_addr=(source, 0)))[1] for _ in range(count)
+    ]
+
+
+async def ping_from(relay, source: str) -> str:
+    host, port = relay.addresses[0]
+    reader, writer = await asyncio.open_connection(host, port, local_addr=(source, 0))
+    writer.write(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    try:
+        async with asyncio.timeout(10):
+            return (await reader.read()).decode()
+    except ConnectionError:
+        return ""
+    finally:
+        writer.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8")
+@pytest.mark.parametrize(
+    "options",
+    [
+        RelayOptions(max_unauthenticated=20, accept_rate_per_address=None),
+        RelayOptions(max_connections=20, accept_rate_per_address=None),
+        RelayOptions(accept_rate=Rate(0.001, 20), accept_rate_per_address=Rate(0.001, 12)),
+    ],
+)
+async def test_a_few_addresses_do_not_shut_out_the_others(options) -> None:
+    """4,096 unproven connections of 49 addresses did; every limit for all is shared fairly."""
+    async with RelayServer([Everyone()], options) as relay:
+        crowd = [*await knock(relay, "127.0.0.2", 10), *await knock(relay, "127.0.0.3", 10)]
+        # One after another, so that all of the crowd have been accepted.
+        for n in range(5):
+            assert (await ping_from(relay, f"127.0.1.{n + 1}")).startswith("HTTP/1.1 200")
+        # Whose network has most is not let in by it.
+        assert await ping_from(relay, "127.0.0.2") == "" or options.accept_rate is not None
+        for writer in crowd:
             writer.close()
 
 
