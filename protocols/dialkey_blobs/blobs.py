@@ -16,7 +16,7 @@ from dialkey.identity import EndpointAddr, Remote, parse_remote
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.collecting import LeftOut, collect
 from dialkey_blobs.collection import Collection
-from dialkey_blobs.download import Download
+from dialkey_blobs.download import PATIENCE_S, Download
 from dialkey_blobs.files import Exported, FolderExporter, complete_sizes, open_folder, place_below
 from dialkey_blobs.getting import get, observe, push
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
@@ -263,6 +263,7 @@ class Blobs:
         providers: Iterable[Remote] = (),
         connection: Connection | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
     ) -> Download:
         """Fetch content into the store: iterate over the result, or await it.
 
@@ -273,6 +274,8 @@ class Blobs:
             providers: further endpoints that may have it; they are tried in order.
             connection: an open connection to the first provider, with the ALPN of blobs.
             stall_timeout_s: a provider that sends nothing for so long is left.
+            patience_s: a provider that has delivered is asked again for so long without progress,
+                through lost connections and while it is busy, restarting or without the content.
 
         Raises:
             InvalidTicket: the text is no blob ticket.
@@ -297,6 +300,7 @@ class Blobs:
             addrs,
             connection=connection,
             stall_timeout_s=stall_timeout_s,
+            patience_s=patience_s,
         )
 
     async def read_bytes(self, hash: Hash, *, limit: int = 64 << 20) -> bytes:

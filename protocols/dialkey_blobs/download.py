@@ -23,6 +23,7 @@ from dialkey import Connection, Endpoint, PathInfo
 from dialkey.errors import (
     ConnectionClosedByPeer,
     DialkeyError,
+    HandshakeError,
     InvalidInput,
     LocalError,
     NetworkError,
@@ -34,7 +35,14 @@ from dialkey_blobs.errors import BlobNotFound
 from dialkey_blobs.getting import get
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.local import Local, look
-from dialkey_blobs.protocol import ALPN, GetRequest, StreamCode
+from dialkey_blobs.protocol import (
+    ALPN,
+    COMPLETE_REASON,
+    FAILED_REASON,
+    CloseCode,
+    GetRequest,
+    StreamCode,
+)
 from dialkey_blobs.ranges import ChunkRanges, ChunkRangesSeq
 from dialkey_blobs.receiving import STALL_TIMEOUT_S
 from dialkey_blobs.store.core import StoreReader
@@ -54,10 +62,11 @@ __all__ = [
     "ProviderFailed",
 ]
 
-MAX_FRUITLESS_ATTEMPTS: Final = 5
-"""Connections to one provider that may break one after the other without a byte of progress."""
-GIVE_UP_AFTER_S: Final = 60.0
-"""And for how long; a dial that nobody answers takes half of that."""
+PATIENCE_S: Final = 60.0
+"""How long a provider that was reached once may bring nothing; a dial that nobody answers takes half
+of that, and one that restarts may be without the content, or shutting down, for some seconds."""
+MAX_REFUSALS: Final = 5
+"""Times that a provider which has never brought anything may turn us away."""
 RETRY_FIRST_S: Final = 0.25
 RETRY_MOST_S: Final = 8.0
 MAX_REQUEST_BOUNDARIES: Final = 1 << 16
@@ -154,6 +163,7 @@ DownloadEvent = Connected | Progress | BlobFetched | ProviderFailed | Downloaded
 class _Candidate:
     addr: EndpointAddr
     was_connected: bool = False
+    has_delivered: bool = False
     fruitless: int = 0
     progressed_at: float = 0.0
 
@@ -191,6 +201,7 @@ class Download:
         *,
         connection: Connection | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._endpoint = endpoint
         self._store = store
@@ -200,7 +211,11 @@ class Download:
             raise InvalidInput("nobody else is named who could have this content")
         self._candidates = deque(_Candidate(addr) for addr in others)
         self._given = connection
+        self._open: Connection | None = None
+        self._is_complete = False
+        self._is_spoilt = False
         self._stall_timeout_s = stall_timeout_s
+        self._patience_s = patience_s
         self._rate = _Rate()
         self._payload = 0
         self._overhead = 0
@@ -224,40 +239,48 @@ class Download:
             DialError, ConnectionLost, ConnectionClosedByPeer: no provider can be reached any more.
             StorageError: the store failed.
         """
-        loop = asyncio.get_running_loop()
-        started_at = loop.time()
-        last_remote: EndpointId | None = None
-        with self._store.pin(self.content):
-            local = await self._look()
-            while not local.is_complete:
-                candidate = self._candidates[0]
-                held = local.held_bytes
-                try:
-                    async with aclosing(self._fetch_from(candidate, local)) as events:
-                        async for event in events:
-                            yield event
-                    last_remote = candidate.addr.id
-                    local = await self._look()
-                    if not local.is_complete:
-                        raise BlobNotFound("the provider holds only a part of this content")
-                except LocalError:
-                    raise
-                except DialkeyError as error:
-                    local = await self._look()
-                    delay = self._after_failure(candidate, error, local.held_bytes > held)
-                    yield ProviderFailed(candidate.addr.id, error, delay)
-                    if not self._candidates:
+        try:
+            loop = asyncio.get_running_loop()
+            started_at = loop.time()
+            last_remote: EndpointId | None = None
+            with self._store.pin(self.content):
+                local = await self._look()
+                for each in self._candidates:
+                    # What an earlier download has left came from one of them.
+                    each.has_delivered = local.held_bytes > 0
+                while not local.is_complete:
+                    candidate = self._candidates[0]
+                    held = local.held_bytes
+                    try:
+                        async with aclosing(self._fetch_from(candidate, local)) as events:
+                            async for event in events:
+                                yield event
+                        last_remote = candidate.addr.id
+                        local = await self._look()
+                        if not local.is_complete:
+                            raise BlobNotFound("the provider holds only a part of this content")
+                    except LocalError:
                         raise
-                    if delay:
-                        await asyncio.sleep(delay)
-            yield Downloaded(
-                self.content,
-                local.held_bytes,
-                self._payload,
-                self._overhead,
-                loop.time() - started_at,
-                last_remote,
-            )
+                    except DialkeyError as error:
+                        self._leave()
+                        local = await self._look()
+                        delay = self._after_failure(candidate, error, local.held_bytes > held)
+                        yield ProviderFailed(candidate.addr.id, error, delay)
+                        if not self._candidates:
+                            raise
+                        if delay:
+                            await asyncio.sleep(delay)
+                self._is_complete = True
+                yield Downloaded(
+                    self.content,
+                    local.held_bytes,
+                    self._payload,
+                    self._overhead,
+                    loop.time() - started_at,
+                    last_remote,
+                )
+        finally:
+            self._leave()
 
     def _after_failure(
         self, candidate: _Candidate, error: DialkeyError, progressed: bool
@@ -267,18 +290,32 @@ class Download:
         if progressed or not candidate.progressed_at:
             candidate.progressed_at = now
         candidate.fruitless = 0 if progressed else candidate.fruitless + 1
+        candidate.has_delivered |= progressed
         self._candidates.popleft()
-        if (
-            not _may_recover(error, candidate)
-            or candidate.fruitless >= MAX_FRUITLESS_ATTEMPTS
-            or now - candidate.progressed_at > GIVE_UP_AFTER_S
-        ):
+        if not _may_recover(error, candidate) or now - candidate.progressed_at >= self._patience_s:
             return None
         self._candidates.append(candidate)
         if len(self._candidates) > 1 and self._candidates[0].fruitless == 0:
             return 0.0
         delay: float = min(RETRY_FIRST_S * 2**candidate.fruitless, RETRY_MOST_S)
         return delay * random.uniform(0.5, 1.0)
+
+    def spoil(self) -> None:
+        """Say that the content is of no use after all, such as because it cannot be written.
+
+        To be called while the last event is handled: the connection to the provider stays open until
+        the iteration goes on, and is closed with the news.
+        """
+        self._is_spoilt = True
+
+    def _leave(self) -> None:
+        connection, self._open = self._open, None
+        if connection is None:
+            return
+        if self._is_complete and not self._is_spoilt:
+            connection.close(CloseCode.COMPLETE, COMPLETE_REASON)
+        else:
+            connection.close(CloseCode.FAILED, FAILED_REASON)
 
     async def _look(self) -> Local:
         return await self._store.run(lambda core: look(core, self.content))
@@ -289,22 +326,20 @@ class Download:
         given, self._given = self._given, None
         connection = given or await self._endpoint.connect(candidate.addr, ALPN)
         candidate.was_connected = True
-        try:
-            path = _path_of(connection)
-            if path is not None:
-                yield Connected(connection.remote_id, path)
-            for plan in (_begin_request, _sizes_request, _missing_request):
-                while (request := await self._store.run(partial(plan, local=local))) is not None:
-                    held = local.held_bytes
-                    async with aclosing(self._fetch(connection, request, local)) as events:
-                        async for event in events:
-                            yield event
-                    local = await self._look()
-                    if local.held_bytes == held:
-                        break
-        finally:
-            if given is None:
-                connection.close()
+        if given is None:
+            self._open = connection
+        path = _path_of(connection)
+        if path is not None:
+            yield Connected(connection.remote_id, path)
+        for plan in (_begin_request, _sizes_request, _missing_request):
+            while (request := await self._store.run(partial(plan, local=local))) is not None:
+                held = local.held_bytes
+                async with aclosing(self._fetch(connection, request, local)) as events:
+                    async for event in events:
+                        yield event
+                local = await self._look()
+                if local.held_bytes == held:
+                    break
 
     async def _fetch(
         self, connection: Connection, request: GetRequest, local: Local
@@ -348,11 +383,17 @@ def _completes(ranges: ChunkRanges, size: int) -> bool:
 
 
 def _may_recover(error: DialkeyError, candidate: _Candidate) -> bool:
-    if isinstance(error, StreamReset):
-        return error.error_code == StreamCode.LIMIT
     if isinstance(error, NetworkError):
         return candidate.was_connected
-    return isinstance(error, ConnectionClosedByPeer)
+    is_busy = isinstance(error, StreamReset) and error.error_code == StreamCode.LIMIT
+    is_closed = isinstance(error, ConnectionClosedByPeer)
+    if candidate.has_delivered and candidate.was_connected:
+        # It may be restarting: then it has no such content yet, or not even the protocol.
+        is_missing = isinstance(error, BlobNotFound | HandshakeError) or (
+            isinstance(error, StreamReset) and error.error_code == StreamCode.INTERNAL
+        )
+        return is_busy or is_closed or is_missing
+    return (is_busy or is_closed) and candidate.fruitless < MAX_REFUSALS
 
 
 def _begin_request(reader: StoreReader, local: Local) -> GetRequest | None:

@@ -58,6 +58,21 @@ class StreamCode(enum.IntEnum):
     INTERNAL = 3
 
 
+class CloseCode(enum.IntEnum):
+    """Application codes with which a getter of ours closes a connection.
+
+    Those of iroh close with 0 and no reason whatever became of the content. Ours say so: 0 and
+    `COMPLETE_REASON` when everything is where it belongs, `FAILED` when it is not.
+    """
+
+    COMPLETE = 0
+    FAILED = 4
+
+
+COMPLETE_REASON: Final = b"complete"
+FAILED_REASON: Final = b"failed"
+
+
 class _RequestType(enum.IntEnum):
     GET = 0
     OBSERVE = 1

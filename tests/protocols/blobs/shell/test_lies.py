@@ -233,7 +233,9 @@ async def test_a_provider_that_falls_silent_is_left(memory_peers: Pair) -> None:
 
     async with handmade(answer) as (provider, endpoint):
         with pytest.raises(ConnectionLost, match="sent nothing"):
-            await memory_peers.fetching.download(ticket(endpoint, HASH), stall_timeout_s=0.3)
+            await memory_peers.fetching.download(
+                ticket(endpoint, HASH), stall_timeout_s=0.3, patience_s=0.5
+            )
     held = await check_only_truth(memory_peers.fetching.store, HASH, DATA)
     assert held == 100 * GROUP
     # It was tried again a few times, from where it had stopped.
