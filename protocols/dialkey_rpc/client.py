@@ -14,7 +14,9 @@ import attrs
 from dialkey.errors import InvalidInput
 from dialkey.limits import MAX_RPC_METADATA_ENTRIES
 from dialkey_rpc.channel import END, Attempts, CallOptions, Channel, Exchange, outcome_of, within
+from dialkey_rpc.checking import an
 from dialkey_rpc.codec import SCHEMA, MethodCodec, ServiceCodec, compile_service
+from dialkey_rpc.context import checked_timeout
 from dialkey_rpc.errors import ServiceDefinitionError
 from dialkey_rpc.frames import RpcLimits, StopCode
 from dialkey_rpc.metrics import MethodStats
@@ -52,7 +54,8 @@ def connect(
         endpoint: ours.
         remote: who serves it: a ticket, an address, an endpoint id, or one of them as text.
         name: overrides the name of the service.
-        timeout: how long each call may take, seconds; None for ever. See also `deadline`.
+        timeout: how long each call may take, seconds; None, infinity and more than thirty years mean
+            no limit. See also `deadline`.
         metadata: text by text, sent with each call.
         reconnect: when to repeat calls.
         limits: what the service may send.
@@ -74,7 +77,7 @@ def connect(
         limits=limits or RpcLimits(),
         chance=random.Random(),
     )
-    options = CallOptions(_checked_timeout(timeout), _checked_metadata(metadata or {}))
+    options = CallOptions(checked_timeout(timeout), _checked_metadata(metadata or {}))
     return Connecting(channel, cast("S", client_class(codec)(channel, options)))
 
 
@@ -119,12 +122,12 @@ def with_options(
 
     Args:
         client: what `connect` returned.
-        timeout: how long each call may take, seconds.
+        timeout: how long each call may take, seconds; ``math.inf`` takes a limit away.
         metadata: added to what the client has.
     """
     channel, options = _channel_of(client)
     if timeout is not None:
-        options = attrs.evolve(options, timeout_s=_checked_timeout(timeout))
+        options = attrs.evolve(options, timeout_s=checked_timeout(timeout))
     if metadata:
         merged = _checked_metadata({**options.metadata, **metadata})
         options = attrs.evolve(options, metadata=merged)
@@ -148,15 +151,9 @@ def stats(client: object) -> Mapping[str, MethodStats]:
 def _channel_of(client: object) -> tuple[Channel, CallOptions]:
     if not isinstance(client, _Client):
         raise InvalidInput(
-            f"a {type(client).__name__} is no client", hint="pass what connect() returned"
+            f"{an(type(client).__name__)} is not a client", hint="pass what connect() returned"
         )
     return client._channel, client._options
-
-
-def _checked_timeout(timeout: float | None) -> float | None:
-    if timeout is not None and not timeout > 0:
-        raise InvalidInput(f"a timeout is positive, not {timeout}")
-    return timeout
 
 
 def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -225,7 +222,7 @@ def _stream_stub(codec: MethodCodec) -> _Stub:
 
 def _checked_upload(upload: object) -> AsyncIterable[object] | None:
     if upload is not None and not hasattr(upload, "__aiter__"):
-        raise TypeError(f"a {type(upload).__name__} is no asynchronous iterator")
+        raise TypeError(f"{an(type(upload).__name__)} is not an asynchronous iterator")
     return cast("AsyncIterable[object] | None", upload)
 
 

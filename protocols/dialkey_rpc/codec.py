@@ -17,6 +17,8 @@ import cattrs
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RPC_ERROR_CHARS, MAX_RPC_METADATA_ENTRIES
 from dialkey.printable import printable
+from dialkey_rpc.checking import an
+from dialkey_rpc.context import ENDLESS_S
 from dialkey_rpc.convert import (
     Mismatch,
     Structure,
@@ -99,9 +101,9 @@ def read_call(value: object) -> CallRequest:
         or not all(type(k) is str and type(v) is str for k, v in metadata.items())
     ):
         raise MalformedMessage(f"metadata is at most {MAX_RPC_METADATA_ENTRIES} pairs of text")
-    return CallRequest(
-        method, arguments, None if timeout_ms is None else timeout_ms / 1000, metadata
-    )
+    # Callers of other makes may say how long "for ever" is; no clock has to be able to add that.
+    timeout_s = None if timeout_ms is None or timeout_ms >= ENDLESS_S * 1000 else timeout_ms / 1000
+    return CallRequest(method, arguments, timeout_s, metadata)
 
 
 class MethodCodec:
@@ -132,7 +134,10 @@ class MethodCodec:
             self._drop_upload = unstructurer(converter, spec.upload_kind)
             self._build_upload = structurer(converter, spec.upload_kind)
         self._error_codecs = {
-            kind: (unstructurer(converter, kind), structurer(converter, kind))
+            kind: (
+                unstructurer(converter, kind, allow_subclass=True),
+                structurer(converter, kind),
+            )
             for kind in spec.raises.values()
             if is_record(kind)
         }
@@ -318,7 +323,7 @@ def _apply(drop: Unstructure, value: object, what: str) -> object:
         return drop(value)
     except Exception as error:
         raise CannotSend(
-            f"{what} cannot be sent: a {type(value).__name__} is not of the declared type",
+            f"{what} cannot be sent: {an(type(value).__name__)} is not of the declared type",
             hint=str(error) or None,
         ) from error
 

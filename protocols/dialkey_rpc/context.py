@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey.errors import LocalError
+from dialkey.errors import InvalidInput, LocalError
 from dialkey_rpc.service import MethodSpec
 
 if TYPE_CHECKING:
     from dialkey import Connection
     from dialkey.identity import EndpointId
 
-__all__ = ["Call", "current_call", "deadline"]
+__all__ = ["ENDLESS_S", "Call", "checked_timeout", "current_call", "deadline"]
+
+ENDLESS_S: Final = 1e9
+"""Thirty years: whoever waits longer than this waits for ever, and clocks need not be able to add it."""
 
 NO_METADATA: Final[Mapping[str, str]] = {}
 
@@ -55,6 +59,19 @@ class Call:
         return max(0.0, self.deadline - asyncio.get_running_loop().time())
 
 
+def checked_timeout(timeout: float | None) -> float | None:
+    """Return a timeout in seconds, None for one that never comes.
+
+    Raises:
+        InvalidInput: it is not positive, or not a number.
+    """
+    if timeout is None:
+        return None
+    if not timeout > 0:
+        raise InvalidInput(f"a timeout is a positive number of seconds, not {timeout}")
+    return timeout if timeout < ENDLESS_S else None
+
+
 def current_call() -> Call:
     """Return the call that the running method, or a task that it started, serves.
 
@@ -73,10 +90,20 @@ def deadline(seconds: float) -> Iterator[None]:
 
     The shorter one of nested deadlines holds. While a call with a deadline is served, the calls that
     the service makes in turn have it too, without further ado.
+
+    Args:
+        seconds: from now on; infinity and more than thirty years mean no limit.
+
+    Raises:
+        InvalidInput: `seconds` is not a number.
     """
-    at = asyncio.get_running_loop().time() + seconds
-    outer = deadline_var.get()
-    token = deadline_var.set(at if outer is None else min(at, outer))
+    at = outer = deadline_var.get()
+    if math.isnan(seconds):
+        raise InvalidInput("a deadline is a number of seconds, not nan")
+    if seconds < ENDLESS_S:
+        own = asyncio.get_running_loop().time() + seconds
+        at = own if outer is None else min(own, outer)
+    token = deadline_var.set(at)
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
 """Typed values to plain ones and back: a cattrs converter that does not guess. Sans-IO.
 
 cattrs compiles one function for each class; the hooks here make it strict where it would coerce
-(the text ``"5"`` is no integer), keep large bytes apart from the envelope, and tag the members of
+(the text ``"5"`` is not an integer), keep large bytes apart from the envelope, and tag the members of
 unions. Source: docs/rpc-wire.md, "Values".
 """
 
@@ -20,6 +20,7 @@ from cattrs.fns import identity
 from cattrs.gen import make_dict_structure_fn
 
 from dialkey.identity import EndpointId
+from dialkey_rpc.checking import an, checker, fields_checker
 from dialkey_rpc.describe import (
     LISTS,
     MAPS,
@@ -65,10 +66,28 @@ def structurer(converter: cattrs.Converter, kind: object) -> Structure:
     return structure
 
 
-def unstructurer(converter: cattrs.Converter, kind: object) -> Unstructure | None:
-    """Return the compiled function from a type to plain values; None where there is nothing to do."""
+def unstructurer(
+    converter: cattrs.Converter, kind: object, *, allow_subclass: bool = False
+) -> Unstructure | None:
+    """Return the compiled function from a type to plain values; None where there is nothing to do.
+
+    It raises `TypeError` for a value of any other type.
+
+    Args:
+        converter: of the wire.
+        kind: the declared type.
+        allow_subclass: take objects of subclasses of a record, and send them as the record.
+    """
     hook: Unstructure = converter.get_unstructure_hook(kind)
-    return None if hook is identity else hook
+    check = fields_checker(kind) if allow_subclass else checker(kind)
+    if check is None:
+        return None if hook is identity else hook
+
+    def unstructure(value: object) -> object:
+        check(value)
+        return value if hook is identity else hook(value)
+
+    return unstructure
 
 
 def make_converter() -> cattrs.Converter:
@@ -353,7 +372,7 @@ def _from_union(kind: Any, converter: cattrs.Converter) -> Unstructure:
                     entry = (hook, tag)
                     break
             else:
-                raise TypeError(f"a {type(value).__name__} is no member of the union")
+                raise TypeError(f"{an(type(value).__name__)} is not a member of the union")
         hook, tag = entry
         plain = hook(value)
         return plain if tag is None else {TAG: tag, **cast("dict[str, object]", plain)}
@@ -363,6 +382,10 @@ def _from_union(kind: Any, converter: cattrs.Converter) -> Unstructure:
 
 def _runtime_types(member: Any) -> list[type]:
     origin = get_origin(member) or member
+    if origin is float:
+        return [float, int]
+    if origin in (bytes, bytearray):
+        return [bytes, bytearray, memoryview]
     if isinstance(origin, type):
         return [origin]
     return [type(value) for value in get_args(member)]  # a Literal

@@ -30,8 +30,11 @@ __all__ = [
     "is_named_tuple",
     "is_record",
     "is_union",
+    "record_fields",
+    "show",
     "tag_of",
     "union_members",
+    "unwrap",
 ]
 
 TAG: Final = "_type"
@@ -84,7 +87,7 @@ def tag_of(kind: object) -> str:
     return str(getattr(plain, "__name__", plain))
 
 
-def _unwrap(kind: object) -> object:
+def unwrap(kind: object) -> object:
     """See through `Annotated`, `NewType`, `Final` and ``type`` aliases."""
     while True:
         if get_origin(kind) in (Annotated, typing.Final, typing.ClassVar):
@@ -101,7 +104,7 @@ def union_members(kind: object) -> tuple[object, ...]:
     """Return the members of a union, unions within it opened."""
     members: list[object] = []
     for member in get_args(kind):
-        plain = _unwrap(member)
+        plain = unwrap(member)
         members.extend(union_members(plain) if is_union(plain) else (plain,))
     return tuple(dict.fromkeys(members))
 
@@ -123,7 +126,7 @@ class Types:
         Raises:
             ServiceDefinitionError: it cannot travel; the message says which part of it.
         """
-        kind = _unwrap(kind)
+        kind = unwrap(kind)
         scalar = SCALARS.get(kind) if isinstance(kind, abc.Hashable) else None
         if scalar is not None:
             return scalar[0]
@@ -150,14 +153,14 @@ class Types:
         if origin in MAPS and arguments:
             return self._describe_map(kind, *arguments)
         raise ServiceDefinitionError(
-            f"{_show(kind)} cannot travel",
+            f"{show(kind)} cannot travel",
             hint="use attrs classes or dataclasses, enums, unions, containers with their element "
             "types, numbers, text, bytes, dates and times",
         )
 
     def forms(self, kind: object) -> frozenset[str]:
         """Return the msgpack families that values of a type have; records are ``record:Name``."""
-        kind = _unwrap(kind)
+        kind = unwrap(kind)
         scalar = SCALARS.get(kind) if isinstance(kind, abc.Hashable) else None
         if scalar is not None:
             return frozenset({scalar[1]})
@@ -184,15 +187,15 @@ class Types:
             for form in self.forms(member):
                 if form in seen:
                     raise ServiceDefinitionError(
-                        f"{_show(seen[form])} and {_show(member)} look the same on the wire, so "
-                        f"{_show(kind)} cannot travel",
+                        f"{show(seen[form])} and {show(member)} look the same on the wire, so "
+                        f"{show(kind)} cannot travel",
                         hint="wrap one of them in a record",
                     )
                 seen[form] = member
         records = [form for form in seen if form.startswith("record:")]
         if "any" in seen or ("map" in seen and records):
             raise ServiceDefinitionError(
-                f"{_show(kind)} cannot travel: its members cannot be told apart",
+                f"{show(kind)} cannot travel: its members cannot be told apart",
                 hint="wrap them in records",
             )
         if len(expressions) == 1:
@@ -203,7 +206,7 @@ class Types:
         expression: list[object] = ["map", self.describe(key), self.describe(value)]
         if not self.forms(key) <= KEY_FORMS:
             raise ServiceDefinitionError(
-                f"{_show(kind)} cannot travel: keys are text, integers, bytes, or enums of those"
+                f"{show(kind)} cannot travel: keys are text, integers, bytes, or enums of those"
             )
         return expression
 
@@ -239,7 +242,7 @@ class Types:
         self.named[name] = {}  # holds the place: a record may mention itself
         fields: list[object] = []
         try:
-            for field, annotation, has_default in _fields(kind):
+            for field, annotation, has_default in record_fields(kind):
                 if field == TAG:
                     raise ServiceDefinitionError(f"the field name {TAG} is reserved")
                 fields.append([field, self.describe(annotation), not has_default])
@@ -258,7 +261,7 @@ class Types:
         return name
 
 
-def _fields(kind: object) -> list[tuple[str, object, bool]]:
+def record_fields(kind: object) -> list[tuple[str, object, bool]]:
     """Return the fields that travel: name, type, and whether there is a default."""
     plain: Any = get_origin(kind) or kind
     hints = _hints(plain)
@@ -300,7 +303,7 @@ def _hints(kind: object) -> dict[str, object]:
         return typing.get_type_hints(kind, include_extras=True)
     except NameError as error:
         raise ServiceDefinitionError(
-            f"the annotations of {_show(kind)} cannot be read: {error}",
+            f"the annotations of {show(kind)} cannot be read: {error}",
             hint="define the types that it mentions at the top level of a module",
         ) from error
 
@@ -310,7 +313,12 @@ def is_named_tuple(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
 
 
-def _show(kind: object) -> str:
+def show(kind: object) -> str:
+    """Return a type as people write it."""
+    if is_union(kind):
+        return " | ".join(map(show, get_args(kind)))
+    if kind is type(None):
+        return "None"
     if isinstance(kind, type) and not get_args(kind):
         return kind.__qualname__
     return str(kind).replace("typing.", "")

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import msgpack  # type: ignore[import-untyped]  # it has no annotations
 
+from dialkey_rpc.checking import an
 from dialkey_rpc.errors import CannotSend, MalformedMessage
 from dialkey_rpc.frames import Frame, join_head
 
@@ -50,7 +51,9 @@ class _Packer:
 
     def _refer(self, value: object) -> msgpack.ExtType:
         if type(value) is not Part:
-            raise CannotSend(f"a {type(value).__name__} has no form on the wire", hint=_hint(value))
+            raise CannotSend(
+                f"{an(type(value).__name__)} has no form on the wire", hint=_hint(value)
+            )
         self._parts.append(value.data)
         number = len(self._parts) - 1
         if number > 0xFFFF:

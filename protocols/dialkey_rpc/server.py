@@ -450,7 +450,7 @@ class _ServerCall:
 
     async def _stream(self, codec: MethodCodec, result: object, watch: StopWatch) -> None:
         if not hasattr(result, "__aiter__"):
-            raise TypeError(f"{codec.spec.attribute} returned no asynchronous iterator")
+            raise TypeError(f"{codec.spec.attribute} did not return an asynchronous iterator")
         assert self._counters is not None
         send = self._send
         iterator: AsyncIterator[object] = aiter(result)

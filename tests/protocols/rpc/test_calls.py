@@ -223,16 +223,16 @@ async def test_errors(in_memory: InMemory, caplog: pytest.LogCaptureFixture) -> 
 
         with pytest.raises(rpc.InternalError):
             await studio.huge()
-        with pytest.raises(rpc.MalformedMessage, match="expected int, got text") as malformed:
+        with pytest.raises(rpc.InternalError):
             await studio.lie()
-        assert malformed.value.endpoint_id == world.server.id
-        with pytest.raises(rpc.InvalidArgument, match="a: expected int, got text"):
+        assert "expected int, got str" in caplog.text
+        with pytest.raises(rpc.CannotSend, match=r"a cannot be sent.*expected int, got str"):
             await studio.add("1", 2)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="misses the argument 'a'"):
             await studio.add()  # type: ignore[call-arg]
         with pytest.raises(rpc.CannotSend, match="64 bits"):
             await studio.add(2**64)
-        with pytest.raises(TypeError, match="no asynchronous iterator"):
+        with pytest.raises(TypeError, match="not an asynchronous iterator"):
             await studio.total([1, 2])  # type: ignore[arg-type]
         assert await studio.add(1) == 11
 
@@ -246,7 +246,7 @@ async def test_errors_within_streams(in_memory: InMemory) -> None:
             await anext(poured)
         with pytest.raises(StopAsyncIteration):
             await anext(poured)
-        with pytest.raises(rpc.InvalidArgument, match="an item: expected int"):
+        with pytest.raises(rpc.CannotSend, match=r"an item cannot be sent.*expected int, got str"):
             await studio.total(items(1, "two"))
 
 
@@ -318,7 +318,7 @@ async def test_what_a_client_is(in_memory: InMemory) -> None:
         await rpc.close(client)
         with pytest.raises(ConnectionClosed):
             await client.add(1)
-        with pytest.raises(InvalidInput, match="no client"):
+        with pytest.raises(InvalidInput, match="not a client"):
             await rpc.close(Studio())
         with pytest.raises(AlpnMismatch):
             await world.connect(Studio, name="other")

@@ -384,3 +384,11 @@ def test_what_a_service_says_cannot_steer_a_terminal(status: int) -> None:
         assert remote is not None
         assert remote.startswith("one\n\\x1b")
         assert printable(remote, keep="\n") == remote
+
+
+@pytest.mark.parametrize(
+    ("timeout_ms", "timeout_s"),
+    [(None, None), (0, 0.0), (1500, 1.5), (10**12, None), (2**64 - 1, None)],
+)
+def test_how_long_a_caller_waits(timeout_ms: int | None, timeout_s: float | None) -> None:
+    assert read_call(["add", {}, timeout_ms]).timeout_s == timeout_s

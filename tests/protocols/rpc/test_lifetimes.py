@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import dialkey_rpc as rpc
 from dialkey import limits
-from dialkey.errors import ConnectionClosed, ConnectionClosedByPeer, ConnectionLost
+from dialkey.errors import ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, InvalidInput
 from dialkey.testing import in_virtual_time
 
 InMemory = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
@@ -543,3 +544,42 @@ async def test_a_client_is_closed_while_it_dials(in_memory: InMemory) -> None:
             ConnectionClosed,
             ConnectionClosed,
         ]
+
+
+class Sleeper:
+    async def remaining(self) -> float | None:
+        return rpc.current_call().remaining_s()
+
+
+@pytest.mark.parametrize("seconds", [math.inf, 1e300, 1e9, 2**80])
+@in_virtual_time
+async def test_a_time_that_never_comes_is_no_limit(in_memory: InMemory, seconds: float) -> None:
+    async with (
+        in_memory(rpc.Rpc(Sleeper())) as world,
+        world.connect(Sleeper, timeout=seconds) as client,
+    ):
+        assert await client.remaining() is None
+        short = rpc.with_options(client, timeout=5)
+        assert await short.remaining() is not None
+        assert await rpc.with_options(short, timeout=seconds).remaining() is None
+        with rpc.deadline(seconds):
+            assert await client.remaining() is None
+            with rpc.deadline(5):
+                assert await client.remaining() is not None
+        with rpc.deadline(5), rpc.deadline(seconds):
+            assert await client.remaining() is not None
+
+
+@in_virtual_time
+async def test_what_is_not_a_time_is_refused(in_memory: InMemory) -> None:
+    async with in_memory(rpc.Rpc(Sleeper())) as world:
+        for wrong in (math.nan, 0, -1, -math.inf):
+            with pytest.raises(InvalidInput, match="positive number of seconds"):
+                world.connect(Sleeper, timeout=wrong)
+        async with world.connect(Sleeper) as client:
+            with pytest.raises(InvalidInput, match="nan"), rpc.deadline(math.nan):
+                pass
+            with pytest.raises(InvalidInput, match="positive"):
+                rpc.with_options(client, timeout=math.nan)
+            with pytest.raises(rpc.DeadlineExceeded), rpc.deadline(-math.inf):
+                await client.remaining()
