@@ -16,6 +16,7 @@ import asyncio
 import logging
 from typing import Final, cast
 
+from aioquic._buffer import Buffer
 from aioquic.asyncio.protocol import QuicConnectionProtocol, QuicStreamHandler
 from aioquic.asyncio.server import QuicServer
 from aioquic.quic.configuration import QuicConfiguration
@@ -24,6 +25,7 @@ from aioquic.quic.connection import (
     QuicConnection,
     QuicConnectionError,
     QuicNetworkPath,
+    QuicReceiveContext,
 )
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, QuicEvent
 from aioquic.quic.packet import QuicErrorCode, QuicFrameType
@@ -33,7 +35,9 @@ from aioquic.quic.packet_builder import (
     QuicPacketBuilderStop,
 )
 from aioquic.quic.retry import QuicRetryTokenHandler
+from aioquic.tls import Epoch
 
+from dialkey.limits import MAX_HANDSHAKE_CRYPTO_BYTES
 from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayWireError, cannot_listen
 from dialkey_relay.observed import (
@@ -54,6 +58,8 @@ logger = logging.getLogger("dialkey.relay")
 
 PRIVATE_NAMES: Final = {
     QuicConnection: (
+        "_handle_crypto_frame",
+        "_payload_received",
         "_serialize_transport_parameters",
         "_parse_transport_parameters",
         "_write_application",
@@ -66,11 +72,23 @@ PRIVATE_NAMES: Final = {
     QuicServer: ("_connection_id_issued", "_connection_id_retired", "_connection_terminated"),
 }
 
+FRAME_HANDLERS: Final = "_QuicConnection__frame_handlers"
+"""A private attribute: frame type to its handler and where it may stand."""
+
 IDLE_TIMEOUT_S: Final = 30.0
 MAX_CONNECTIONS: Final = 10_000
 MAX_HALF_OPEN: Final = 1024
 RETRY_ABOVE_HALF_OPEN: Final = 64
 """With more handshakes open than this, clients have to prove their address first."""
+
+HANDSHAKE_TIMEOUT_S: Final = 10.0
+"""From a client's first datagram on, whatever it says in between."""
+
+MAX_HANDSHAKE_PACKETS: Final = 64
+"""Packets of one handshake that are looked at; a client that repeats everything four times sends 12."""
+
+MAX_HANDSHAKE_CRYPTO_FRAMES: Final = 256
+"""TLS comes in one to three frames; in single bytes it would cost a hundred times as much."""
 
 HANDSHAKE_RATE: Final = Rate(5, 20)
 """Handshakes of one address: a client makes one in some 25 s, an office has many clients."""
@@ -87,10 +105,47 @@ class ReportingConnection(QuicConnection):
     state has its defaults here.
     """
 
+    _handshake_packets = 0
+    _crypto_frames = 0
     _wants_reports = False
     _report_due = False
     _reported = 0
     _report_path: QuicNetworkPath | None = None
+
+    @classmethod
+    def adopt(cls, connection: QuicConnection) -> None:
+        """Turn a fresh connection into one of this class."""
+        connection.__class__ = cls
+        # It has looked up the handlers of frames already.
+        handlers = getattr(connection, FRAME_HANDLERS)
+        _, epochs = handlers[QuicFrameType.CRYPTO]
+        handlers[QuicFrameType.CRYPTO] = (connection._handle_crypto_frame, epochs)
+
+    # What a handshake may cost: aioquic buffers half a MiB with gaps, and any length in order.
+
+    def _payload_received(
+        self, context: QuicReceiveContext, plain: bytes, crypto_frame_required: bool = False
+    ) -> tuple[bool, bool]:
+        if context.epoch is not Epoch.ONE_RTT:
+            self._handshake_packets += 1
+            if self._handshake_packets > MAX_HANDSHAKE_PACKETS:
+                raise QuicConnectionError(
+                    QuicErrorCode.PROTOCOL_VIOLATION, QuicFrameType.PADDING, "too many packets"
+                )
+        return super()._payload_received(context, plain, crypto_frame_required)
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        self._crypto_frames += 1
+        at = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(at)
+        if end > MAX_HANDSHAKE_CRYPTO_BYTES or self._crypto_frames > MAX_HANDSHAKE_CRYPTO_FRAMES:
+            raise QuicConnectionError(
+                QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, "too many bytes of TLS"
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
 
     def _serialize_transport_parameters(self) -> bytes:
         # There is nothing to say on streams.
@@ -185,7 +240,7 @@ class _Protocol(QuicConnectionProtocol):
         counters = self.server.counters
         if isinstance(event, HandshakeCompleted):
             self.established = True
-            self.server.half_open.discard(self)
+            self.server.completed(self)
             counters.qad_connections += 1
         elif isinstance(event, ConnectionTerminated):
             self.server.ended(self)
@@ -209,7 +264,7 @@ class _Server(QuicServer):
     def _adopt(
         self, connection: QuicConnection, stream_handler: QuicStreamHandler | None
     ) -> _Protocol:
-        connection.__class__ = ReportingConnection
+        ReportingConnection.adopt(connection)
         protocol = _Protocol(connection, stream_handler)
         protocol.server = self._owner
         self._owner.begun(protocol)
@@ -270,7 +325,8 @@ class QadServer:
         self.configuration = QuicConfiguration(
             is_client=False, alpn_protocols=[ALPN], idle_timeout=IDLE_TIMEOUT_S
         )
-        self.half_open: set[_Protocol] = set()
+        # With the timer that ends it; the oldest first.
+        self.half_open: dict[_Protocol, asyncio.TimerHandle] = {}
         self._open: set[_Protocol] = set()
         self._limiter = AddressLimiter(HANDSHAKE_RATE)
         self._server: _Server | None = None
@@ -292,6 +348,7 @@ class QadServer:
 
     async def __aexit__(self, *exc_info: object) -> None:
         for protocol in list(self._open):
+            self.completed(protocol)
             protocol.close(CLOSE_CODE, CLOSE_REASON)
         if self._transport is not None:
             self._transport.close()
@@ -317,21 +374,30 @@ class QadServer:
             # The relay has read the files again and found them good.
             self.use_certificate()
         now = asyncio.get_running_loop().time()
-        allowed = (
-            len(self._open) < MAX_CONNECTIONS
-            and len(self.half_open) < MAX_HALF_OPEN
-            and self._limiter.allow(host, now)
-        )
+        allowed = len(self._open) < MAX_CONNECTIONS and self._limiter.allow(host, now)
         if not allowed:
             self.counters.qad_incoming_refused += 1
         return allowed
 
     def begun(self, protocol: _Protocol) -> None:
-        """Note a new connection."""
+        """Note a new connection; the oldest unfinished handshake makes room for it, if need be."""
+        if len(self.half_open) >= MAX_HALF_OPEN:
+            self._give_up(next(iter(self.half_open)))
         self._open.add(protocol)
-        self.half_open.add(protocol)
+        loop = asyncio.get_running_loop()
+        self.half_open[protocol] = loop.call_later(HANDSHAKE_TIMEOUT_S, self._give_up, protocol)
+
+    def completed(self, protocol: _Protocol) -> None:
+        """Note that a handshake is over."""
+        timer = self.half_open.pop(protocol, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _give_up(self, protocol: _Protocol) -> None:
+        self.completed(protocol)
+        protocol.close(QuicErrorCode.CONNECTION_REFUSED, "the handshake took too long")
 
     def ended(self, protocol: _Protocol) -> None:
         """Note the end of a connection."""
         self._open.discard(protocol)
-        self.half_open.discard(protocol)
+        self.completed(protocol)

@@ -18,6 +18,9 @@ from aioquic.buffer import encode_uint_var
 from aioquic.quic import connection as aioquic_connection
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import QuicPacketType
+from aioquic.quic.packet_builder import QuicPacketBuilder
 from aioquic.tls import Epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,7 +97,7 @@ def test_the_private_names_that_we_build_on_exist() -> None:
         missing = [name for name in names if not hasattr(owner, name)]
         assert not missing, f"aioquic has changed: {owner.__name__} lacks {missing}"
     plain = QuicConnection(configuration=QuicConfiguration())
-    for name in ("_local_max_streams_bidi", "_local_max_streams_uni"):
+    for name in ("_local_max_streams_bidi", "_local_max_streams_uni", qad.FRAME_HANDLERS):
         assert hasattr(plain, name), f"aioquic has changed: {name} is gone"
     source = inspect.getsource(QuicServer.datagram_received)
     for name in ("self._retry", "self._protocols", "self._create_protocol"):
@@ -275,6 +278,88 @@ async def test_handshakes_of_one_address_are_limited(certificate, ask, monkeypat
         transport.close()
         await asyncio.sleep(0)
         assert server.counters.qad_connections == 1
+
+
+def initial(frames: bytes, number: int, dcid: bytes = b"original") -> bytes:
+    """Return a client's Initial packet with any frames, as anybody can make it."""
+    pair = CryptoPair()
+    pair.setup_initial(cid=dcid, is_client=True, version=1)
+    builder = QuicPacketBuilder(
+        host_cid=b"stranger",
+        peer_cid=dcid,
+        version=1,
+        is_client=True,
+        max_datagram_size=1200,
+        packet_number=number,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, pair)
+    builder.start_frame(frames[0], capacity=len(frames)).push_bytes(frames[1:])
+    datagrams, _ = builder.flush()
+    return b"".join(datagrams).ljust(1200, b"\0")
+
+
+def crypto(data: bytes, offset: int) -> bytes:
+    return b"\x06" + encode_uint_var(offset) + encode_uint_var(len(data)) + data
+
+
+ENDLESS = {
+    "a hello of 16 MiB, in order": lambda n: crypto(
+        b"\x01\xff\xff\xf0" + bytes(996) if n == 0 else bytes(1000), 1000 * n
+    ),
+    "a gap": lambda n: crypto(b"\x01\xff\xff\xf0", 400_000 * n),
+    "single bytes": lambda n: b"".join(crypto(b"\x01", 2 * k) for k in range(200)),
+    "pings": lambda n: crypto(b"\x01\xff\xff\xf0", 0) if n == 0 else b"\x01",
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_what_one_handshake_costs_has_an_end(server, what) -> None:
+    machine = QuicConnection(
+        configuration=server.configuration, original_destination_connection_id=b"original"
+    )
+    ReportingConnection.adopt(machine)
+    for number in range(qad.MAX_HANDSHAKE_PACKETS + 1):
+        machine.receive_datagram(initial(ENDLESS[what](number), number), ("192.0.2.1", 1), 0.0)
+        if machine._close_event is not None:
+            break
+        assert len(machine.tls._receive_buffer) <= 16_384
+        for stream in machine._crypto_streams.values():
+            assert len(stream.receiver._buffer) <= 16_384
+    assert machine._close_event is not None
+
+
+async def send_to(server: QadServer, *datagrams: bytes) -> None:
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+        asyncio.DatagramProtocol, remote_addr=server.address
+    )
+    for datagram in datagrams:
+        transport.sendto(datagram)
+    await asyncio.sleep(0)
+    transport.close()
+    await asyncio.sleep(0)
+
+
+async def test_a_handshake_that_goes_nowhere_is_given_up(server, monkeypatch) -> None:
+    monkeypatch.setattr(qad, "HANDSHAKE_TIMEOUT_S", 0.2)
+    begun = crypto(b"\x01\x00\x0f\xf0", 0)
+    await send_to(server, initial(begun, 0))
+    await eventually(lambda: len(server.half_open) == 1)
+    (timer,) = server.half_open.values()
+    await send_to(server, initial(b"\x01", 1))
+    assert list(server.half_open.values()) in ([timer], []), "talking does not put it off"
+    await eventually(lambda: not server.half_open)
+
+
+async def test_the_oldest_handshake_makes_room(server, ask, monkeypatch) -> None:
+    monkeypatch.setattr(qad, "MAX_HALF_OPEN", 2)
+    begun = crypto(b"\x01\x00\x0f\xf0", 0)
+    for n in range(3):
+        await send_to(server, initial(begun, 0, b"original%d" % n))
+        await eventually(lambda n=n: server.counters.qad_incoming == n + 1)
+        assert len(server.half_open) == min(n + 1, 2)
+    async with ask(server) as client:
+        await client.report()
+    assert server.counters.qad_incoming_refused == 0
 
 
 async def test_noise_is_ignored(server) -> None:
