@@ -12,6 +12,8 @@ import attrs
 from dialkey import limits
 from dialkey.identity import SecretKey
 from dialkey.quic import multipath
+from dialkey.quic.bbr import bbr
+from dialkey.quic.congestion import MakeController
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.parameters import TransportParameters
 from dialkey.quic.path import MAX_PEER_CIDS, Address
@@ -40,6 +42,7 @@ class Config:
         new_cid: makes a fresh connection id.
         reset_token: derives the stateless-reset token of a connection id.
         draw: returns an unforeseeable number below its argument.
+        make_controller: makes the congestion controller of a new path.
         max_datagram: upper end of path MTU discovery, bytes of UDP payload.
     """
 
@@ -53,6 +56,7 @@ class Config:
     handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
     initial_rtt_s: float = 0.333
     max_datagram: int = DEFAULT_MAX_BYTES
+    make_controller: MakeController = bbr
     stream_window: int = limits.STREAM_RECEIVE_WINDOW_BYTES
     connection_window: int = limits.CONNECTION_RECEIVE_WINDOW_BYTES
     max_streams: int = limits.MAX_INCOMING_STREAMS

@@ -1,18 +1,122 @@
-"""CUBIC congestion control (RFC 9438), counted in bytes, for acknowledgements that come in batches.
+"""Congestion control of a path: the interface of a controller, CUBIC (RFC 9438), and pacing.
 
-aioquic's controllers grow by one step for each packet that they are shown; here one acknowledgement
-covers a burst of many packets, so growth is computed from the bytes acknowledged.
+Everything is counted in bytes, and per acknowledgement: one acknowledgement covers a burst of many
+packets. aioquic's controllers grow by one step for each packet that they are shown. BBR, the default, is
+in `bbr`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from dialkey.quic.delivery import RateSample
+
+INITIAL_PACKETS: Final = 10
+"""RFC 9002 section 7.2."""
 _C = 0.4
 _BETA = 0.7
-_INITIAL_PACKETS = 10
 _MINIMUM_PACKETS = 2
 _HYSTART_MIN_SAMPLES = 8
 _HYSTART_MIN_RTT_S = 0.002
 """Below this, scheduling noise of the hosts looks like a growing queue; slow start then ends by loss."""
+
+
+class AckSummary(NamedTuple):
+    """What one acknowledgement said.
+
+    Attributes:
+        acked_bytes: bytes that arrived.
+        delivered: bytes delivered on the path so far, these included.
+        rtt: the round trip of the newest packet, seconds; None if it is not newly acknowledged.
+        srtt: the smoothed round trip, seconds.
+        sample: how fast the path delivers, if it told.
+    """
+
+    acked_bytes: int
+    delivered: int
+    rtt: float | None
+    srtt: float
+    sample: RateSample | None
+
+
+class LossSummary(NamedTuple):
+    """Packets taken for lost at one time.
+
+    Attributes:
+        lost_bytes: their bytes.
+        events: how many gaps they make.
+        newest_sent_at: when the newest of them was sent.
+        lost_since_sent: bytes lost since that one was sent.
+        tx_in_flight: bytes in flight when it was sent.
+        app_limited: whether the application had too little to send then.
+    """
+
+    lost_bytes: int
+    events: int
+    newest_sent_at: float
+    lost_since_sent: int
+    tx_in_flight: int
+    app_limited: bool
+
+
+class Controller(Protocol):
+    """Decides how much may be in flight on one path, and how fast it leaves.
+
+    Sans-IO: told what was sent, what arrived and what was lost, with the time; asks for nothing. One
+    belongs to one path and is thrown away when the path leads to another network.
+
+    Attributes:
+        name: for logs.
+        window: bytes that may be in flight.
+        in_flight: bytes sent and neither acknowledged nor lost.
+    """
+
+    name: str
+    window: int
+    in_flight: int
+
+    @property
+    def available(self) -> int:
+        """Bytes that may be sent now; negative when more is in flight than may be."""
+
+    @property
+    def in_slow_start(self) -> bool:
+        """Whether it still looks for what the path can take."""
+
+    def pacing_rate(self, srtt: float) -> float:
+        """Return bytes per second at which to send."""
+
+    def set_max_datagram(self, size: int) -> None:
+        """Follow a change of the path's datagram size."""
+
+    def on_sent(self, size: int, now: float, *, app_limited: bool = False) -> None:
+        """Note that `size` bytes left."""
+
+    def on_acked(self, size: int, sent_time: float, now: float, srtt: float) -> None:
+        """Note one record, or a part of one, that arrived; `on_ack` follows."""
+
+    def on_ack(self, ack: AckSummary, now: float) -> None:
+        """Note the end of an acknowledgement."""
+
+    def on_lost(self, loss: LossSummary, now: float) -> None:
+        """Note packets that were lost."""
+
+    def on_spurious_loss(self, size: int, sent_time: float) -> None:
+        """Note that bytes taken for lost arrived after all."""
+
+    def on_expired(self, size: int) -> None:
+        """Forget bytes that are neither acknowledged nor taken as a sign of congestion."""
+
+    def on_persistent_congestion(self) -> None:
+        """Note that everything sent over several probe timeouts was lost."""
+
+    def trace(self) -> dict[str, object]:
+        """Return what a trace should show of it beside the window and the bytes in flight."""
+
+
+MakeController = Callable[[int], Controller]
+"""Makes the controller of a new path, from the bytes of a full packet."""
 
 
 class Cubic:
@@ -22,6 +126,8 @@ class Cubic:
         window: bytes that may be in flight.
         in_flight: bytes sent and neither acknowledged nor lost.
     """
+
+    name = "cubic"
 
     __slots__ = (
         "_epoch",
@@ -33,6 +139,8 @@ class Cubic:
         "_round_min",
         "_round_samples",
         "_round_start_min",
+        "_undo",
+        "_undo_bytes",
         "_w_max",
         "in_flight",
         "recovery_start",
@@ -42,7 +150,7 @@ class Cubic:
 
     def __init__(self, max_datagram: int) -> None:
         self._max_datagram = max_datagram
-        self.window = _INITIAL_PACKETS * max_datagram
+        self.window = INITIAL_PACKETS * max_datagram
         self.in_flight = 0
         self.ssthresh: float = float("inf")
         self.recovery_start = -1.0
@@ -56,6 +164,14 @@ class Cubic:
         self._round_min = float("inf")
         self._round_start_min = float("inf")
         self._round_samples = 0
+        # The window, threshold and peak before the newest reduction, and the lost bytes behind it that
+        # have not turned out to be late: when they all have, it is taken back.
+        self._undo: tuple[int, float, float] | None = None
+        self._undo_bytes = 0
+
+    def pacing_rate(self, srtt: float) -> float:
+        """Return bytes per second: a little more than the window needs."""
+        return (2.0 if self.in_slow_start else 1.25) * self.window / max(srtt, 1e-6)
 
     def set_max_datagram(self, size: int) -> None:
         """Follow a change of the path's datagram size."""
@@ -69,7 +185,7 @@ class Cubic:
     def in_slow_start(self) -> bool:
         return self.window < self.ssthresh
 
-    def on_sent(self, size: int, now: float) -> None:
+    def on_sent(self, size: int, now: float, *, app_limited: bool = False) -> None:
         self.in_flight += size
         if 2 * self.in_flight >= self.window:
             self._limited_at = now
@@ -100,23 +216,50 @@ class Cubic:
         step = (target - self.window) * size / self.window
         self.window = max(self.window + int(step), int(self._reno))
 
-    def on_lost(self, size: int, sent_time: float, now: float) -> None:
-        """Note that `size` bytes, the newest sent at `sent_time`, were lost."""
-        self.in_flight -= size
-        if sent_time <= self.recovery_start:
+    def on_ack(self, ack: AckSummary, now: float) -> None:
+        """Note the end of an acknowledgement."""
+        if ack.rtt is not None:
+            self._on_rtt(ack.rtt, now, ack.srtt)
+
+    def on_lost(self, loss: LossSummary, now: float) -> None:
+        """Note packets that were lost."""
+        self.in_flight -= loss.lost_bytes
+        if not loss.lost_bytes:
             return
+        if loss.newest_sent_at <= self.recovery_start:
+            self._undo_bytes += loss.lost_bytes
+            return
+        self._undo = (self.window, self.ssthresh, self._w_max)
+        self._undo_bytes = loss.lost_bytes
         self.recovery_start = now
         self._w_max = self.window * ((1 + _BETA) / 2 if self.window < self._w_max else 1.0)
         self.window = max(int(self.window * _BETA), _MINIMUM_PACKETS * self._max_datagram)
         self.ssthresh = self.window
         self._epoch = None
 
+    def on_spurious_loss(self, size: int, sent_time: float) -> None:
+        """Take a reduction back when all the losses behind it arrived after all."""
+        if self._undo is None or sent_time > self.recovery_start:
+            return
+        self._undo_bytes -= size
+        if self._undo_bytes <= 0:
+            window, self.ssthresh, self._w_max = self._undo
+            self.window = max(self.window, window)
+            self._undo = None
+            self.recovery_start = -1.0
+            self._epoch = None
+
     def on_persistent_congestion(self) -> None:
         self.window = _MINIMUM_PACKETS * self._max_datagram
         self.recovery_start = -1.0
         self._epoch = None
+        self._undo = None
 
-    def on_rtt(self, rtt: float, now: float, srtt: float) -> None:
+    def trace(self) -> dict[str, object]:
+        """Return what a trace should show of it."""
+        return {"ssthresh": int(self.ssthresh)} if self.ssthresh < float("inf") else {}
+
+    def _on_rtt(self, rtt: float, now: float, srtt: float) -> None:
         """Leave slow start when round trips grow (HyStart++, RFC 9406)."""
         if not self.in_slow_start:
             return
@@ -141,21 +284,20 @@ class Pacer:
 
     BURST_S = 0.004
     """Four times the granularity of an event loop's timer: late wake-ups do not cost throughput."""
-    MIN_BURST_BYTES = 16 * 1200
+    MIN_BURST_BYTES = 2 * 1200
+    """On a slow link a longer burst would be a queue of its own for whoever shares it."""
+    FIRST_BURST_BYTES = 16 * 1200
+    """The first flight leaves at once, as RFC 9002 section 7.7 allows."""
 
     def __init__(self) -> None:
-        self._credit = float(self.MIN_BURST_BYTES)
+        self._credit = float(self.FIRST_BURST_BYTES)
         self._last = 0.0
 
-    @staticmethod
-    def rate(window: int, srtt: float, slow_start: bool) -> float:
-        """Return bytes per second: a little more than the window needs."""
-        return (2.0 if slow_start else 1.25) * window / max(srtt, 1e-6)
-
     def allowance(self, now: float, rate: float) -> float:
-        """Return the bytes that may leave now."""
+        """Return the bytes that may leave now, at `rate` bytes per second."""
         burst = max(self.MIN_BURST_BYTES, rate * self.BURST_S)
-        self._credit = min(burst, self._credit + (now - self._last) * rate)
+        earned = (now - self._last) * rate
+        self._credit = max(self._credit, min(burst, self._credit + earned))
         self._last = now
         return self._credit
 

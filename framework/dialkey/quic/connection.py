@@ -231,6 +231,7 @@ class Connection(StreamTable):
             initial_rtt=initial_rtt or self.config.initial_rtt_s,
             max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
             draw=self.config.draw,
+            make_controller=self.config.make_controller,
             on_acked=self._on_acked,
             on_lost=self._on_lost,
         )

@@ -97,7 +97,7 @@ def flush_path(
     if path.challenge is not None and now >= path.challenge.next_at:
         _send_challenge(c, path, cid, now, send)
     recovery = path.recovery
-    rate = recovery.pacer.rate(recovery.cc.window, recovery.srtt, recovery.cc.in_slow_start)
+    rate = recovery.cc.pacing_rate(recovery.srtt)
     allowance = recovery.pacer.allowance(now, rate)
     while True:
         size = path.mtu.current
@@ -112,7 +112,9 @@ def flush_path(
         may_send_data = (room >= size and not paced) or may_probe
         half = next_half(c) if may_send_data and carries_data else None
         if half is not None and not may_probe:
-            used = try_burst(c, path, half, cid, room, now, send, scratch)
+            # As much as the pacer lets go at once: a longer burst is a queue for whoever shares the link.
+            burst = min(room, max(int(allowance), 2 * size))
+            used = try_burst(c, path, half, cid, burst, now, send, scratch)
             if used:
                 allowance -= used
                 recovery.pacer.spend(used)
@@ -121,11 +123,14 @@ def flush_path(
         if not used:
             if paced and carries_data and (next_half(c) is not None or c.control):
                 c.pace(recovery.pacer.next_time(now, rate))
+            elif may_send_data:
+                recovery.limited_by_app()
             break
         allowance -= used
         recovery.pacer.spend(used)
         if used + _ROOM_LEFT < size and not path.probes_pending and not c.datagrams:
             # More was not there to be sent, or it would be in this packet.
+            recovery.limited_by_app()
             break
     _send_mtu_probe(c, path, cid, now, send)
 

@@ -17,6 +17,7 @@ import attrs
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
+from dialkey.quic.congestion import MakeController
 from dialkey.quic.mtu import MtuDiscovery
 from dialkey.quic.received import ReceivedPackets
 from dialkey.quic.recovery import Recovery, Sent
@@ -251,6 +252,7 @@ class Path:
         initial_rtt: float,
         max_datagram: int,
         draw: Draw,
+        make_controller: MakeController,
         on_acked: Callable[[Path, Sent], None],
         on_lost: Callable[[Path, Sent], None],
     ) -> None:
@@ -278,6 +280,7 @@ class Path:
         self.recovery = Recovery(
             max_datagram=self.mtu.current,
             initial_rtt=initial_rtt,
+            make_controller=make_controller,
             on_acked=partial(on_acked, self),
             on_lost=partial(on_lost, self),
         )
@@ -430,12 +433,5 @@ class Path:
         self.room.heard(size)
         if not same_host:
             # Another network: nothing learnt about the old one holds.
-            recovery = self.recovery
-            recovery.srtt = initial_rtt
-            recovery.variance = initial_rtt / 2
-            recovery.first_rtt_time = None
-            recovery.min_rtt = float("inf")
-            in_flight = recovery.cc.in_flight
             self.mtu = MtuDiscovery(self.mtu.maximum)
-            recovery.cc = type(recovery.cc)(self.mtu.current)
-            recovery.cc.in_flight = in_flight
+            self.recovery.start_over(self.mtu.current, initial_rtt)

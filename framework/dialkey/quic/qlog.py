@@ -243,7 +243,7 @@ class Trace(QuicLoggerTrace):
     def metrics(self, path: Path) -> None:
         """Write down the state of a path's recovery."""
         recovery = path.recovery
-        data = {
+        data: dict[str, object] = {
             "path_id": path.id,
             "smoothed_rtt": round(recovery.srtt * 1000, 3),
             "latest_rtt": round(recovery.latest_rtt * 1000, 3),
@@ -254,8 +254,7 @@ class Trace(QuicLoggerTrace):
         }
         if recovery.min_rtt < float("inf"):
             data["min_rtt"] = round(recovery.min_rtt * 1000, 3)
-        if recovery.cc.ssthresh < float("inf"):
-            data["ssthresh"] = int(recovery.cc.ssthresh)
+        data.update(recovery.cc.trace())
         self.log_event(category="recovery", event="metrics_updated", data=data)
 
     def keys_updated(self, updates: int) -> None:

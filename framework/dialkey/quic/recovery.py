@@ -7,20 +7,32 @@ it is lost, so a batch of forty packets costs one record.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from dialkey.quic.congestion import Cubic, Pacer
+from dialkey.quic.congestion import AckSummary, LossSummary, MakeController, Pacer
+from dialkey.quic.delivery import DeliveryRate, Snapshot
 from dialkey.quic.streams import Bytes, SendHalf
 
 PACKET_THRESHOLD: Final = 3
 TIME_THRESHOLD: Final = 9 / 8
+MAX_PACKET_THRESHOLD: Final = 1 << 14
+MAX_TIME_THRESHOLD: Final = 2.0
+TIME_THRESHOLD_STEP: Final = 1 / 4
+"""What proof of reordering adds to the time threshold: RFC 8985 section 6.2 adds quarters, too, up to a
+whole round trip."""
+EPISODES_TO_FORGET: Final = 16
+"""Real losses in a row after which the thresholds shrink again (RFC 8985: sixteen recoveries)."""
 GRANULARITY_S: Final = 0.001
 MAX_PTO_STEP_S: Final = 2.0
 """Longest wait between two probes, as in iroh: a phone that gets its network back is heard soon."""
 PERSISTENT_CONGESTION_PTOS: Final = 3
-_MAX_EXPIRED: Final = 64
+MAX_GIVEN_UP: Final = 256
+"""Packets remembered that were given up and may arrive yet; the oldest are forgotten."""
+GIVEN_UP_S: Final = 60.0
+"""How long they are remembered: round trips of a phone that comes back are that long, not longer."""
 
 Frame = tuple[Any, ...]
 """(frame type, what is needed to write it again if it is lost)."""
@@ -43,6 +55,7 @@ class Sent:
         "probe_size",
         "room",
         "size",
+        "snapshot",
         "stop",
         "stream",
         "time",
@@ -56,6 +69,7 @@ class Sent:
         self.size = size
         self.wire = wire
         self.eliciting = True
+        self.snapshot: Snapshot | None = None
         self.frames: list[Frame] | None = None
         self.probe_size = 0
         self.stream: SendHalf | None = None
@@ -73,6 +87,7 @@ class Sent:
             wire = self.wire - (low - self.number) * self.size
         part = Sent(low, high, self.time, self.size, wire)
         part.eliciting = self.eliciting
+        part.snapshot = self.snapshot
         part.stream = self.stream
         part.offset = self.offset + start
         part.room = self.room
@@ -81,19 +96,67 @@ class Sent:
         return part
 
 
+class _GivenUp(NamedTuple):
+    """Packets `number` .. `stop` that were given up: taken for lost, or sent again by a timeout."""
+
+    number: int
+    stop: int
+    time: float
+    size: int
+    is_lost: bool
+
+
+class Reordering:
+    """How late a packet may be before it counts as lost: adapts to what the path shows.
+
+    RFC 9002 section 6.1 allows thresholds that grow when losses turn out to be none; the model is RACK,
+    RFC 8985. It starts with the fixed ones.
+
+    Attributes:
+        packets: a packet is lost when one sent so many later is acknowledged.
+        time: or when one sent later is acknowledged after so many round trips.
+    """
+
+    __slots__ = ("_episodes", "packets", "time")
+
+    def __init__(self) -> None:
+        self.packets = PACKET_THRESHOLD
+        self.time = TIME_THRESHOLD
+        self._episodes = 0
+
+    def seen(self, distance: int) -> None:
+        """Note that a packet taken for lost arrived when one `distance` later had already."""
+        self._episodes = 0
+        self.packets = min(max(self.packets, distance + 1), MAX_PACKET_THRESHOLD)
+        self.time = min(self.time + TIME_THRESHOLD_STEP, MAX_TIME_THRESHOLD)
+
+    def lost(self) -> None:
+        """Note a loss; after many without reordering the thresholds shrink."""
+        self._episodes += 1
+        if self._episodes >= EPISODES_TO_FORGET:
+            self._episodes = 0
+            self.packets = max(PACKET_THRESHOLD, self.packets // 2)
+            self.time = max(TIME_THRESHOLD, self.time - TIME_THRESHOLD_STEP)
+
+
 class Recovery:
     """What is in flight on one path, and what its acknowledgements say.
 
     Args:
+        make_controller: makes the congestion controller.
         on_acked: called with each record, or part of one, that has arrived.
         on_lost: called with each one that is taken for lost.
     """
 
     __slots__ = (
         "_acked",
-        "_expired",
+        "_acked_bytes",
+        "_given_up",
         "_lost",
+        "_make_controller",
+        "_newest_acked_at",
         "cc",
+        "delivery",
         "eliciting_in_flight",
         "first_rtt_time",
         "initial_rtt",
@@ -106,8 +169,10 @@ class Recovery:
         "min_rtt",
         "pacer",
         "pto_count",
+        "reordering",
         "sent",
         "sent_packets",
+        "spurious_packets",
         "srtt",
         "variance",
     )
@@ -117,17 +182,25 @@ class Recovery:
         *,
         max_datagram: int,
         initial_rtt: float,
+        make_controller: MakeController,
         on_acked: Callable[[Sent], None],
         on_lost: Callable[[Sent], None],
     ) -> None:
         self._acked = on_acked
         self._lost = on_lost
-        self.cc = Cubic(max_datagram)
+        self._make_controller = make_controller
+        self.cc = make_controller(max_datagram)
+        self.delivery = DeliveryRate()
+        self.reordering = Reordering()
         self.pacer = Pacer()
         self.sent: deque[Sent] = deque()
-        # Numbers and times of packets whose data a probe timeout queued again. They may arrive yet,
-        # and then they are all that tells of a round trip longer than the timeout.
-        self._expired: deque[tuple[int, float]] = deque(maxlen=_MAX_EXPIRED)
+        # By number. They may arrive yet: then those that a timeout sent again are all that tells of a
+        # round trip longer than the timeout, and those taken for lost prove that packets overtake
+        # each other here.
+        self._given_up: list[_GivenUp] = []
+        self._acked_bytes = 0
+        # When the newest packet was sent that had arrived before the acknowledgement being read.
+        self._newest_acked_at = -1.0
         self.eliciting_in_flight = 0
         self.largest_acked = -1
         self.loss_time: float | None = None
@@ -142,6 +215,7 @@ class Recovery:
         self.latest_rtt = initial_rtt
         self.sent_packets = 0
         self.lost_packets = 0
+        self.spurious_packets = 0
 
     # --- timers ---------------------------------------------------------------------------------
 
@@ -171,7 +245,13 @@ class Recovery:
         if record.eliciting:
             self.eliciting_in_flight += count
             self.last_eliciting_time = now
-            self.cc.on_sent(record.wire, now)
+            delivery = self.delivery
+            record.snapshot = delivery.sent(record.wire, self.cc.in_flight, now)
+            self.cc.on_sent(record.wire, now, app_limited=delivery.is_app_limited)
+
+    def limited_by_app(self) -> None:
+        """Note that there was nothing more to send although the path would have taken it."""
+        self.delivery.limited_by_app(self.cc.in_flight)
 
     def on_ack(self, ranges: list[tuple[int, int]], delay_s: float, now: float) -> bool:
         """Process an acknowledgement.
@@ -191,6 +271,8 @@ class Recovery:
         keep: list[Sent] = []
         rtt_time: float | None = None
         newly = False
+        self._acked_bytes = 0
+        newest_acked_at = self._newest_acked_at
         index = len(ranges) - 1
         while sent and sent[0].number <= largest:
             record = sent.popleft()
@@ -203,6 +285,8 @@ class Recovery:
                 high = min(high, record.stop)
                 if low < high:
                     newly = True
+                    if record.time > newest_acked_at:
+                        newest_acked_at = record.time
                     if low <= largest < high and record.eliciting:
                         rtt_time = record.time
                     if low > record.number:
@@ -218,33 +302,60 @@ class Recovery:
                     break
                 at -= 1
         sent.extendleft(reversed(keep))
-        if self._expired:
-            for number, time in self._take_expired(ranges):
+        if self._given_up:
+            for each in reversed(self._take_given_up(ranges, now)):
                 newly = True
-                if rtt_time is None and number > largest_before:
-                    rtt_time = time
+                if rtt_time is None and not each.is_lost and each.number > largest_before:
+                    rtt_time = each.time
         if not newly:
             return False
         if rtt_time is not None:
             self._update_rtt(now - rtt_time, delay_s, now)
         self.pto_count = 0
         self._detect_loss(now)
+        self._newest_acked_at = newest_acked_at
+        sample = self.delivery.sample(self.min_rtt, now)
+        rtt = None if rtt_time is None else self.latest_rtt
+        self.cc.on_ack(
+            AckSummary(self._acked_bytes, self.delivery.delivered, rtt, self.srtt, sample), now
+        )
         return True
 
-    def _take_expired(self, ranges: list[tuple[int, int]]) -> list[tuple[int, float]]:
-        """Remove and return the packets, newest first, that arrived after a timeout gave them up."""
-        found = [
-            each
-            for each in reversed(self._expired)
-            if any(low <= each[0] < high for low, high in ranges)
-        ]
-        for each in found:
-            self._expired.remove(each)
+    def _take_given_up(self, ranges: list[tuple[int, int]], now: float) -> list[_GivenUp]:
+        """Remove and return the packets, by number, that arrived after they had been given up."""
+        found: list[_GivenUp] = []
+        kept: list[_GivenUp] = []
+        oldest = now - GIVEN_UP_S
+        index = len(ranges) - 1
+        for each in self._given_up:
+            while index >= 0 and ranges[index][1] <= each.number:
+                index -= 1
+            if index < 0 or ranges[index][0] >= each.stop:
+                if each.time > oldest:
+                    kept.append(each)
+                continue
+            # Of a burst given up as a whole a part may arrive: that proves enough, for all of it.
+            found.append(each)
+            if each.is_lost:
+                count = each.stop - each.number
+                self.spurious_packets += count
+                self.reordering.seen(self.largest_acked - each.number)
+                self.cc.on_spurious_loss(count * each.size, each.time)
+        self._given_up = kept
         return found
+
+    def _give_up(self, part: Sent, *, is_lost: bool) -> None:
+        given_up = self._given_up
+        insort(given_up, _GivenUp(part.number, part.stop, part.time, part.size, is_lost))
+        if len(given_up) > MAX_GIVEN_UP:
+            del given_up[0]
 
     def _on_part_acked(self, part: Sent, now: float) -> None:
         if part.eliciting:
             self.eliciting_in_flight -= part.stop - part.number
+            self._acked_bytes += part.wire
+            assert part.snapshot is not None
+            self.delivery.acked(part.snapshot, part.wire, part.time, now)
             self.cc.on_acked(part.wire, part.time, now, self.srtt)
         self._acked(part)
 
@@ -262,23 +373,26 @@ class Recovery:
                 adjusted = latest - delay
             self.variance = 0.75 * self.variance + 0.25 * abs(self.srtt - adjusted)
             self.srtt = 0.875 * self.srtt + 0.125 * adjusted
-        self.cc.on_rtt(latest, now, self.srtt)
 
     def _detect_loss(self, now: float) -> None:
         self.loss_time = None
-        delay = max(TIME_THRESHOLD * max(self.latest_rtt, self.srtt), GRANULARITY_S)
+        reordering = self.reordering
+        delay = max(reordering.time * max(self.latest_rtt, self.srtt), GRANULARITY_S)
         sent = self.sent
         keep: list[Sent] = []
         lost_bytes = 0
         lost_first = lost_last = -1.0
         lost_expired = 0
+        events = 0
+        next_number = -1
+        newest: Sent | None = None
         while sent and sent[0].number < self.largest_acked:
             record = sent.popleft()
             stop = min(record.stop, self.largest_acked)
             # The same sum decides here and sets the timer, so that a timer that fires finds it due.
             at = record.time + delay
             if at > now:
-                stop = min(stop, self.largest_acked - PACKET_THRESHOLD + 1)
+                stop = min(stop, self.largest_acked - reordering.packets + 1)
                 if stop < record.stop and (self.loss_time is None or at < self.loss_time):
                     self.loss_time = at
             if stop <= record.number:
@@ -296,20 +410,40 @@ class Recovery:
                     lost_expired += part.wire
                 else:
                     lost_bytes += part.wire
+                    newest = part
+                    events += part.number != next_number
+                    next_number = part.stop
+                    self._give_up(part, is_lost=True)
                     lost_first = part.time if lost_first < 0 else lost_first
                     lost_last = part.time
             self._lost(part)
         sent.extendleft(reversed(keep))
         self.cc.on_expired(lost_expired)
-        if lost_bytes:
-            self.cc.on_lost(lost_bytes, lost_last, now)
-            first = self.first_rtt_time
-            if (
-                first is not None
-                and lost_first > first
-                and lost_last - lost_first > PERSISTENT_CONGESTION_PTOS * self.pto
-            ):
-                self.cc.on_persistent_congestion()
+        if newest is None:
+            return
+        reordering.lost()
+        self.delivery.lost += lost_bytes
+        snapshot = newest.snapshot
+        assert snapshot is not None
+        self.cc.on_lost(
+            LossSummary(
+                lost_bytes,
+                events,
+                lost_last,
+                self.delivery.lost - snapshot.lost,
+                snapshot.tx_in_flight,
+                snapshot.app_limited,
+            ),
+            now,
+        )
+        first = self.first_rtt_time
+        if (
+            first is not None
+            and lost_first > first
+            and lost_first > self._newest_acked_at
+            and lost_last - lost_first > PERSISTENT_CONGESTION_PTOS * self.pto
+        ):
+            self.cc.on_persistent_congestion()
 
     def on_timeout(self, now: float) -> int:
         """Handle the timer; return how many probes must be sent.
@@ -341,17 +475,29 @@ class Recovery:
                 sent.appendleft(record.part(record.number + 1, record.stop))
             if not part.eliciting:
                 continue
-            self._expired.append((part.number, part.time))
+            self._give_up(part, is_lost=False)
             self.eliciting_in_flight -= 1
             self.cc.on_expired(part.wire)
             self._lost(part)
             if part.stream is not None or part.frames:
                 return
 
+    def start_over(self, max_datagram: int, initial_rtt: float) -> None:
+        """Forget what was learnt of the path, which leads elsewhere now; keep what is in flight."""
+        self.initial_rtt = self.srtt = initial_rtt
+        self.variance = initial_rtt / 2
+        self.first_rtt_time = None
+        self.min_rtt = float("inf")
+        in_flight = self.cc.in_flight
+        self.cc = self._make_controller(max_datagram)
+        self.cc.in_flight = in_flight
+        self.pacer = Pacer()
+        self.reordering = Reordering()
+
     def forget(self) -> None:
         """Drop everything in flight and its data: the connection is over."""
         self.sent.clear()
-        self._expired.clear()
+        self._given_up.clear()
         self.eliciting_in_flight = 0
         self.cc.in_flight = 0
         self.loss_time = None
@@ -364,5 +510,5 @@ class Recovery:
                 self.eliciting_in_flight -= record.stop - record.number
                 self.cc.on_expired(record.wire)
             self._lost(record)
-        self._expired.clear()
+        self._given_up.clear()
         self.loss_time = None

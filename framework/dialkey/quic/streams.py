@@ -16,7 +16,7 @@ from dialkey.quic.codes import TransportError
 Bytes = bytes | memoryview
 
 MAX_GAPS = 1024
-"""Separate pieces held for one stream. A full window of small packets, every second one lost, needs
+"""Separate runs of pieces held for one stream. A full window of small packets, every second one lost, needs
 some 500; a peer that makes more wants our memory: 150 bytes for each, on 200 streams."""
 
 SMALL_PIECE_BYTES = 128
@@ -221,6 +221,7 @@ class RecvHalf:
 
     __slots__ = (
         "_pieces",
+        "_runs",
         "_segments",
         "buffered",
         "consumed",
@@ -257,6 +258,8 @@ class RecvHalf:
         self._pieces: deque[Bytes] = deque()
         # Out of order: (offset, data), sorted, not overlapping, all beyond next_offset.
         self._segments: list[tuple[int, Bytes]] = []
+        # How many of them do not continue the one before.
+        self._runs = 0
 
     # --- the connection's side ------------------------------------------------------------------
 
@@ -325,17 +328,34 @@ class RecvHalf:
                 break
             # Keep what is held already: the part before it goes in now, the rest is looked at next.
             if after_offset > offset:
-                segments.insert(index, (offset, data[: after_offset - offset]))
-                index += 1
+                index = self._hold(index, offset, data[: after_offset - offset])
             after_end = after_offset + len(after)
             data = data[max(0, after_end - offset) :]
             offset = after_end
             index += 1
         if data:
-            segments.insert(index, (offset, data))
-        if len(segments) > MAX_GAPS:
+            self._hold(index, offset, data)
+        if self._runs > MAX_GAPS:
             raise TransportError(codes.INTERNAL_ERROR, "a stream in too many pieces", codes.STREAM)
         self._join()
+
+    def _hold(self, index: int, offset: int, data: Bytes) -> int:
+        """Put a piece before the one at `index`, which does not overlap; return that one's new index."""
+        segments = self._segments
+        end = offset + len(data)
+        if index < len(segments) and segments[index][0] == end:
+            self._runs -= 1
+        self._runs += 1
+        if index > 0:
+            before_offset, before = segments[index - 1]
+            if before_offset + len(before) == offset:
+                self._runs -= 1
+                if len(data) < SMALL_PIECE_BYTES and len(before) < 8 * SMALL_PIECE_BYTES:
+                    # Byte by byte a stream must not cost a hundred times its bytes.
+                    segments[index - 1] = (before_offset, bytes(before) + data)
+                    return index
+        segments.insert(index, (offset, data))
+        return index + 1
 
     def _join(self) -> None:
         segments = self._segments
@@ -347,6 +367,8 @@ class RecvHalf:
             count += 1
         if count:
             del segments[:count]
+            # They were one run: a second would not start where the first ended.
+            self._runs -= 1
 
     def on_reset(self, code: int, final_size: int) -> int:
         """Take a RESET_STREAM in; return by how much it raised the highest offset."""
@@ -373,6 +395,7 @@ class RecvHalf:
     def _drop(self) -> None:
         self._pieces.clear()
         self._segments.clear()
+        self._runs = 0
         self.buffered = 0
 
     @property

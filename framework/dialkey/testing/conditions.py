@@ -22,6 +22,7 @@ class Conditions:
     Attributes:
         delay_s: the time each datagram takes.
         jitter_s: up to so much more, drawn for each; datagrams overtake each other by it.
+        in_order: with jitter, datagrams wait for those before them instead of overtaking them.
         loss: probability that a datagram vanishes.
         duplicate: probability that it arrives twice.
         reorder: probability that it is held back by `reorder_delay_s`, while others pass.
@@ -33,6 +34,7 @@ class Conditions:
 
     delay_s: float = attrs.field(default=0.01, validator=attrs.validators.ge(0))
     jitter_s: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    in_order: bool = False
     loss: float = attrs.field(default=0.0, validator=_probability)
     duplicate: float = attrs.field(default=0.0, validator=_probability)
     reorder: float = attrs.field(default=0.0, validator=_probability)
@@ -61,6 +63,7 @@ class Channel:
         self.lost_bytes = 0
         self._rng = rng
         self._busy_until = 0.0
+        self._last_arrival = 0.0
 
     def arrivals(self, size: int, now: float) -> list[float]:
         """Return the times at which a datagram sent now arrives; empty if it never does.
@@ -78,7 +81,11 @@ class Channel:
             self.lost_bytes += size
             return []
         copies = 2 if self._happens(conditions.duplicate) else 1
-        return [left_at + self._travel() for _ in range(copies)]
+        times = [left_at + self._travel() for _ in range(copies)]
+        if conditions.in_order:
+            times = [max(at, self._last_arrival) for at in times]
+            self._last_arrival = max(times)
+        return times
 
     def _leave(self, size: int, now: float) -> float | None:
         conditions = self.conditions
