@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
@@ -42,6 +43,7 @@ from dialkey.network.transport import (
 from dialkey.network.udp import UdpTransport
 from dialkey.presets import Preset, minimal
 from dialkey.printable import printable_bytes
+from dialkey.quic.bbr import Bbr
 from dialkey.quic.bursts import Scratch
 from dialkey.quic.connection import Config
 from dialkey.quic.mtu import DEFAULT_MAX_BYTES
@@ -208,6 +210,7 @@ class Endpoint:
             secret_key=self._secret_key,
             new_cid=self.demux.new_cid,
             reset_token=self.demux.reset_token,
+            make_controller=lambda max_datagram: Bbr(max_datagram, random.random),
             idle_timeout_s=options.idle_timeout_s,
             keep_alive_s=options.keep_alive_s,
             max_datagram=options.max_datagram_bytes,

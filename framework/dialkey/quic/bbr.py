@@ -1,9 +1,9 @@
 """BBR congestion control (draft-ietf-ccwg-bbr): a model of the path in place of a reaction to loss.
 
 The model is two numbers, each measured while the other does not disturb it: the most that the path
-delivers in a second (`max_bw`) and the shortest round trip (`min_rtt`). Their product is what has to be in
-flight; more only waits in a queue. A cycle tries for more bandwidth every few seconds, a shorter phase with
-little in flight every few seconds looks for a shorter round trip::
+delivers in a second (`max_bw`) and the shortest round trip (`min_rtt`). Their product is what has to be
+in flight; more only waits in a queue. A cycle tries for more bandwidth every few seconds, a shorter phase
+with little in flight every few seconds looks for a shorter round trip::
 
     STARTUP ──no growth in three rounds, or much loss──► DRAIN ──queue empty──► DOWN
     DOWN ──queue empty──► CRUISE ──2 to 3 s──► REFILL ──one round──► UP ──no growth, or loss──► DOWN

@@ -1,8 +1,8 @@
-"""Delivery-rate samples (draft-ietf-ccwg-bbr, section 4.1): how fast a path really takes what is sent.
+"""Delivery-rate samples (draft-ietf-ccwg-bbr, section 4.1): how fast a path takes what is sent.
 
-Each record that leaves carries a snapshot of what had been delivered by then; when it is acknowledged, the
-difference, over the longer of the times it took to send and to acknowledge, is one sample. A burst is one
-record, and so one sample.
+Each record that leaves carries a snapshot of what had been delivered by then; when it is acknowledged,
+the difference, over the longer of the times it took to send and to acknowledge, is one sample. A burst is
+one record, and so one sample.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def flush_path(
                 continue
         used = _send_lone(c, path, cid, size, may_send_data, carries_data, now, send)
         if not used:
-            if paced and carries_data and (next_half(c) is not None or c.control):
+            if paced and carries_data and (next_half(c) is not None or _has_frames(c)):
                 c.pace(recovery.pacer.next_time(now, rate))
             elif may_send_data:
                 recovery.limited_by_app()
@@ -133,6 +133,11 @@ def flush_path(
             recovery.limited_by_app()
             break
     _send_mtu_probe(c, path, cid, now, send)
+
+
+def _has_frames(c: Connection) -> bool:
+    """Whether something beside streams waits for the path that carries data."""
+    return bool(c.control or c.max_data_pending or c.limit_updates or c.datagrams)
 
 
 def _emit(
@@ -195,9 +200,7 @@ def _send_lone(
     frames: list[Frame] = []
     used = 0
     wants = path.ping_pending or path.probes_pending > 0
-    pending = carries_data and (
-        c.control or c.max_data_pending or c.limit_updates or c.datagrams or c.ready
-    )
+    pending = carries_data and (c.ready or _has_frames(c))
     has_data = may_send_data and (wants or pending)
     acks = _acks_due(c, path, carries_data, now)
     if not has_data and not acks:

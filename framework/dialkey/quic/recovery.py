@@ -440,7 +440,7 @@ class Recovery:
         if (
             first is not None
             and lost_first > first
-            and lost_first > self._newest_acked_at
+            and lost_first >= self._newest_acked_at
             and lost_last - lost_first > PERSISTENT_CONGESTION_PTOS * self.pto
         ):
             self.cc.on_persistent_congestion()

@@ -16,8 +16,8 @@ from dialkey.quic.codes import TransportError
 Bytes = bytes | memoryview
 
 MAX_GAPS = 1024
-"""Separate runs of pieces held for one stream. A full window of small packets, every second one lost, needs
-some 500; a peer that makes more wants our memory: 150 bytes for each, on 200 streams."""
+"""Separate runs of pieces held for one stream. A full window of small packets, every second one lost,
+needs some 500; a peer that makes more wants our memory: 150 bytes for each, on 200 streams."""
 
 SMALL_PIECE_BYTES = 128
 """Pieces shorter than this are joined while they wait: objects must not outweigh their payload."""

@@ -32,7 +32,7 @@ def ways(pair: PathPair, side: Side) -> dict[int, Way | None]:
 def test_bytes_arrive_whole_while_both_sides_keep_changing_paths(seed: int) -> None:
     """Asymmetric delay, loss, reordering and duplication on three ways at once."""
     pair = PathPair(*WILD, seed=seed).with_paths()
-    running = [Transfer(side, 300 * KIB, seed=seed) for side in pair.sides]
+    running = [Transfer(side, 1500 * KIB, seed=seed) for side in pair.sides]
     changed_at = pair.now
 
     def change() -> bool:

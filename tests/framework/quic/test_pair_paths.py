@@ -8,7 +8,8 @@ import pytest
 from quic_pair import HostPort, Pair, Side, Transfer, are_over, frame, transfer
 
 from dialkey.quic import codes, events, multipath, stateless
-from dialkey.quic.congestion import Cubic
+from dialkey.quic.bbr import bbr
+from dialkey.quic.congestion import Cubic, MakeController
 from dialkey.quic.connection import State
 from dialkey.testing import Conditions
 
@@ -17,8 +18,10 @@ KIB = 1024
 EITHER = pytest.mark.parametrize("with_multipath", [False, True], ids=["single", "multipath"])
 
 
-def connected(with_multipath: bool = True, **kwargs: object) -> Pair:
-    options = {"multipath": with_multipath}
+def connected(
+    with_multipath: bool = True, *, make_controller: MakeController = bbr, **kwargs: object
+) -> Pair:
+    options = {"multipath": with_multipath, "make_controller": make_controller}
     pair = Pair(client=dict(options), server=dict(options), **kwargs)  # type: ignore[arg-type]
     return pair.connect(seconds=60)
 
@@ -339,11 +342,14 @@ def test_a_single_message_gets_through_a_black_hole() -> None:
 
 
 def test_lost_probes_do_not_slow_the_sender_down() -> None:
-    pair = connected(False, conditions=Conditions(mtu_bytes=1200, delay_s=0.02))
+    conditions = Conditions(mtu_bytes=1200, delay_s=0.02)
+    pair = connected(False, make_controller=Cubic, conditions=conditions)
     transfer((pair.client, 300 * KIB))
     pair.settle(5)
     assert pair.client.path.recovery.lost_packets > 0
-    assert pair.client.path.recovery.cc.ssthresh == float("inf")
+    cc = pair.client.path.recovery.cc
+    assert isinstance(cc, Cubic)
+    assert cc.ssthresh == float("inf")
 
 
 # --- loss and congestion -----------------------------------------------------------------------------
@@ -379,7 +385,7 @@ def test_a_probe_carries_the_data() -> None:
 
 
 def test_the_window_shrinks_to_its_minimum_after_a_long_outage() -> None:
-    pair = connected(False, conditions=Conditions(delay_s=0.02))
+    pair = connected(False, make_controller=Cubic, conditions=Conditions(delay_s=0.02))
     sending = Transfer(pair.client, 5000 * KIB)
     pair.run(lambda: len(pair.server.data.get(sending.stream, b"")) > 1000 * KIB)
     assert pair.client.path.recovery.cc.window > 50_000
@@ -409,8 +415,10 @@ def test_a_bottleneck_is_shared_and_used() -> None:
     assert pair.to_server.lost < 0.05 * pair.to_server.sent
 
 
-def test_in_flight_never_exceeds_the_window_by_more_than_probes() -> None:
-    pair = connected(False, conditions=Conditions(delay_s=0.05, loss=0.03), seed=2)
+@pytest.mark.parametrize("make", [bbr, Cubic])
+def test_in_flight_never_exceeds_the_window_by_more_than_probes(make: MakeController) -> None:
+    conditions = Conditions(delay_s=0.05, loss=0.03)
+    pair = connected(False, conditions=conditions, seed=2, make_controller=make)
     sending = Transfer(pair.client, 300 * KIB)
 
     def watch() -> bool:
@@ -421,7 +429,6 @@ def test_in_flight_never_exceeds_the_window_by_more_than_probes() -> None:
 
     pair.run(watch, seconds=120)
     sending.check()
-    assert isinstance(pair.client.path.recovery.cc, Cubic)
 
 
 def test_acknowledgements_are_frequent_and_not_for_each_packet() -> None:

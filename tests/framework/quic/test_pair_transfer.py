@@ -10,6 +10,7 @@ import pytest
 from quic_pair import START, Datagram, Pair, Transfer, stream_frame, transfer
 
 from dialkey.quic import events
+from dialkey.quic.congestion import Cubic
 from dialkey.testing import Conditions
 
 KIB = 1024
@@ -367,7 +368,8 @@ def test_a_path_slower_than_the_probe_timeout_is_waited_for() -> None:
 
 
 def test_bulk_data_leaves_in_bursts_of_equal_packets() -> None:
-    pair = Pair().connect()
+    # So fast that the pacer lets a whole burst go at once.
+    pair = Pair(client={"make_controller": Cubic}).connect()
     pair.settle()
     batches: list[tuple[int, int]] = []
     stream = pair.client.must_open(uni=True)

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.quic import codes
-from dialkey.quic.recovery import MAX_PTO_STEP_S, Recovery, Sent
+from dialkey.quic.congestion import Cubic
+from dialkey.quic.delivery import DeliveryRate, Snapshot
+from dialkey.quic.recovery import (
+    MAX_GIVEN_UP,
+    MAX_PTO_STEP_S,
+    PACKET_THRESHOLD,
+    TIME_THRESHOLD,
+    Recovery,
+    Sent,
+)
 
 SIZE = 1200
 
@@ -24,6 +33,7 @@ class Bench:
         self.recovery = Recovery(
             max_datagram=SIZE,
             initial_rtt=initial_rtt,
+            make_controller=Cubic,
             on_acked=lambda record: self.acked.extend(range(record.number, record.stop)),
             on_lost=lambda record: self.lost.extend(range(record.number, record.stop)),
         )
@@ -281,3 +291,104 @@ def test_lost_acknowledgements_do_not_count_as_congestion() -> None:
     bench.ack(0.1, (3, 7))
     assert bench.recovery.cc.window >= window
     assert bench.recovery.lost_packets == 0
+
+
+# --- reordering -------------------------------------------------------------------------------------
+
+
+def overtaken(bench: Bench, distance: int, now: float) -> None:
+    """Send packets of which the first is overtaken by `distance` others, and then arrives."""
+    first = bench.next
+    bench.send(now)
+    for _ in range(distance):
+        bench.send(now)
+    bench.ack(now + 0.1, (first + 1, first + 1 + distance))
+    bench.ack(now + 0.105, (first, first + 1 + distance))
+
+
+def test_a_packet_that_was_only_late_widens_the_thresholds() -> None:
+    bench = Bench()
+    overtaken(bench, 10, 0.0)
+    assert bench.lost == [0]
+    assert bench.recovery.spurious_packets == 1
+    assert bench.recovery.reordering.packets == 11
+    assert bench.recovery.reordering.time > TIME_THRESHOLD
+    bench.lost.clear()
+    overtaken(bench, 10, 1.0)
+    assert not bench.lost
+    overtaken(bench, 12, 2.0)
+    assert bench.lost == [22]
+
+
+def test_the_window_comes_back_with_a_packet_that_was_only_late() -> None:
+    bench = Bench()
+    bench.recovery.cc.window = 100 * SIZE
+    overtaken(bench, 10, 0.0)
+    assert bench.recovery.cc.window >= 100 * SIZE
+
+
+def test_thresholds_shrink_again_when_losses_are_real() -> None:
+    bench = Bench()
+    overtaken(bench, 40, 0.0)
+    assert bench.recovery.reordering.packets == 41
+    for i in range(200):
+        now = 1 + 0.2 * i
+        first = bench.next
+        bench.send(now, 60)
+        bench.ack(now + 0.1, (first + 1, first + 60))
+    assert bench.recovery.reordering.packets == PACKET_THRESHOLD
+    assert bench.recovery.reordering.time == TIME_THRESHOLD
+
+
+def test_what_is_remembered_of_packets_given_up_is_bounded() -> None:
+    bench = Bench()
+    for i in range(2000):
+        bench.send(0.001 * i)
+    bench.ack(2.1, (1998, 2000))
+    assert len(bench.lost) > 1000
+    # The oldest of them is forgotten: its arrival proves nothing any more, and harms nobody.
+    bench.ack(2.2, (0, 1), (1998, 2000))
+    assert bench.recovery.spurious_packets == 0
+    bench.ack(2.3, (0, 2000))
+    assert 0 < bench.recovery.spurious_packets <= MAX_GIVEN_UP
+
+
+# --- delivery rate ----------------------------------------------------------------------------------
+
+
+def test_a_steady_flow_is_measured_at_its_rate() -> None:
+    rate = DeliveryRate()
+    sent: list[tuple[float, Snapshot]] = []
+    sample = None
+    for i in range(300):
+        now = i * 0.001
+        if i >= 50:
+            sent_at, snapshot = sent[i - 50]
+            rate.acked(snapshot, SIZE, sent_at, now)
+            sample = rate.sample(0.05, now)
+        sent.append((now, rate.sent(SIZE, SIZE * min(i, 49), now)))
+    assert sample is not None
+    assert sample.rate == pytest.approx(SIZE / 0.001, rel=0.05)
+    assert rate.delivered == 250 * SIZE
+
+
+def test_acknowledgements_that_come_together_do_not_look_like_speed() -> None:
+    rate = DeliveryRate()
+    sent = [rate.sent(SIZE, i * SIZE, i * 0.01) for i in range(10)]
+    for i, snapshot in enumerate(sent):
+        rate.acked(snapshot, SIZE, i * 0.01, 0.2)
+    sample = rate.sample(0.1, 0.2)
+    assert sample is not None
+    assert sample.rate <= 10 * SIZE / 0.1
+
+
+def test_a_sample_says_that_the_application_was_slow() -> None:
+    rate = DeliveryRate()
+    rate.limited_by_app(0)
+    snapshot = rate.sent(SIZE, 0, 1.0)
+    rate.acked(snapshot, SIZE, 1.0, 1.1)
+    sample = rate.sample(0.05, 1.1)
+    assert sample is not None
+    assert sample.app_limited
+    assert not rate.is_app_limited
+    assert rate.sample(0.05, 1.1) is None
