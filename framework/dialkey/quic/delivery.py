@@ -7,7 +7,10 @@ one record, and so one sample.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+_ROUNDING: Final = 0.001
+"""A path without any jitter gives intervals of exactly its round trip, but for rounding."""
 
 
 class Snapshot(NamedTuple):
@@ -121,7 +124,7 @@ class DeliveryRate:
         interval = max(send_s, now - newest.delivered_at)
         delivered = self.delivered - newest.delivered
         # Faster than the shortest round trip cannot be true: acknowledgements were held up together.
-        known = interval > 0 and interval >= min_rtt
+        known = interval > 0 and interval >= (1 - _ROUNDING) * min_rtt
         return RateSample(
             delivered / interval if known else 0.0,
             delivered,
