@@ -45,7 +45,8 @@ HANDSHAKE_BURST_PER_ADDRESS: Final = 256
 """Handshakes that one address may begin at once: a school behind one NAT after a power cut."""
 
 HANDSHAKES_PER_ADDRESS_PER_S: Final = 64.0
-"""And then so many a second, a seventh of a processor; further clients are let in when they repeat."""
+"""And then so many a second, a seventh of a processor, beside those that succeed; further clients are
+let in when they repeat."""
 
 STATELESS_ANSWERS_PER_S: Final = 200.0
 """Refusals and version negotiations, which cost a third of a millisecond and change nothing."""

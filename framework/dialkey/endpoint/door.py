@@ -7,8 +7,9 @@ source address may be forged. So three things are counted for each *source* (an 
 - *handshakes in progress*, from the first datagram on, filters that are still thinking included;
 - *failures* of the last seconds. They count like handshakes in progress, so that whoever only makes
   us work brings on Retry, too;
-- *beginnings*: each source has an allowance that refills with time. Beyond it a datagram is dropped in
-  silence, and a client that is serious comes again in a second or two.
+- *beginnings* that led to nothing yet: each source has an allowance that refills with time, and with
+  each handshake that succeeds. Beyond it a datagram is dropped in silence, and a client that is serious
+  comes again in a second or two.
 
 While few are in progress everybody is let in. Beyond that a client first proves its address by
 returning a token (Retry). Who has proved it is never turned away because all places are taken: the
@@ -86,6 +87,10 @@ class Allowance:
             return False
         self._left -= 1
         return True
+
+    def give_back(self) -> None:
+        """Take it for not having happened."""
+        self._left = min(self._burst, self._left + 1)
 
 
 class Door:
@@ -169,6 +174,11 @@ class Door:
         _subtract(self._held, sources)
         if failed:
             self.failed(sources, now)
+            return
+        for source in sources:
+            allowance = self._allowances.get(source)
+            if allowance is not None:
+                allowance.give_back()
 
     def failed(self, sources: Sources, now: float) -> None:
         """Count work that came to nothing."""

@@ -165,19 +165,27 @@ def test_a_source_may_begin_many_at_once_and_then_some_a_second() -> None:
     begun = 0
     while door.ask(host(1), START, proved=True) is Verdict.ADMIT:
         door.enter(begun, host(1), START)
-        door.leave(begun, START, failed=False)
+        door.leave(begun, START, failed=True)
         begun += 1
     assert begun == limits.HANDSHAKE_BURST_PER_ADDRESS
-    assert door.ask(host(1), START, proved=False) is Verdict.LATER
+    assert door.ask(host(1), START, proved=False) is Verdict.PROVE
     assert door.ask(host(2), START, proved=True) is Verdict.ADMIT
     for step in range(1, 1000):
         at = START + step / 1000
         if door.ask(host(1), at, proved=True) is Verdict.ADMIT:
             door.enter(begun, host(1), at)
-            door.leave(begun, at, failed=False)
+            door.leave(begun, at, failed=True)
             begun += 1
     rate = begun - limits.HANDSHAKE_BURST_PER_ADDRESS
     assert rate == pytest.approx(limits.HANDSHAKES_PER_ADDRESS_PER_S, abs=2)
+
+
+def test_handshakes_that_succeed_use_nothing_up() -> None:
+    door = Door()
+    for number in range(5 * limits.HANDSHAKE_BURST_PER_ADDRESS):
+        assert door.ask(("id", "relay"), START, proved=False) is Verdict.ADMIT
+        door.enter(number, ("id", "relay"), START)
+        door.leave(number, START, failed=False)
 
 
 def test_a_wider_source_has_an_allowance_of_its_own() -> None:

@@ -83,10 +83,8 @@ async def test_more_than_the_allowance_get_in_one_after_the_other(
     net = network(delay_s=0.02)
     async with two(net) as (alice, bob):
         accepting = accept_all(bob)
-        begin = seconds()
         results = await asyncio.gather(*(alice.connect(bob.addr(), ALPN) for _ in range(40)))
         assert len(set(results)) == 40
-        assert seconds() - begin > 5
         assert bob.demux.counts["dropped_too_many"] > 0
         accepting.cancel()
         await asyncio.wait([accepting])
