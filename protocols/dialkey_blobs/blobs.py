@@ -344,6 +344,7 @@ class Blobs:
         *,
         overwrite: bool = False,
         durable: bool = False,
+        move: bool = False,
     ) -> AsyncIterator[Exported]:
         """Write content to files; yield each as it is done.
 
@@ -355,33 +356,51 @@ class Blobs:
                 the folder `target`.
             overwrite: replace files that exist. Otherwise nothing at all is written if one exists.
             durable: wait for the disk, so that not even a power failure leaves a file incomplete.
+            move: where the file system can, let the stored content itself go there, which takes no
+                space; the store then refers to it, as with `ImportMode.REFERENCE`. A file that has
+                the right content already is left as it is, so that an export that was cut off can
+                be repeated.
 
         Raises:
             BlobMissing, BlobIncomplete: not all of it is held; nothing is written then.
             UnsafeName: a name leads elsewhere, or cannot stand beside the others.
             TargetExists: a file exists, and `overwrite` is false.
+            DiskFull: there is not enough space for a copy of a file; noticed before it is begun.
             StorageError: a file cannot be written. Partial data never stands under a final name.
         """
         target = Path(target)
         if isinstance(content, Hash):
             content = HashAndFormat(content)
         if content.format is BlobFormat.RAW:
-            size = await self.store.export(
-                content.hash, target, overwrite=overwrite, durable=durable
-            )
+            size = (await self.store.status(content.hash)).size
+            if not (move and size is not None and await self._is_there(content.hash, size, target)):
+                size = await self.store.export(
+                    content.hash, target, overwrite=overwrite, durable=durable, move=move
+                )
             yield Exported(target, size)
             return
         collection = await self.load_collection(content.hash)
         sizes = await self.store.run(lambda core: complete_sizes(core, collection))
         placed = await asyncio.to_thread(place_below, target, collection.names)
-        folder = await asyncio.to_thread(open_folder, target, placed.names, overwrite)
         hashes = (hash for _, hash in collection)
+        entries = list(zip(zip(placed.names, hashes, strict=True), sizes, strict=True))
+        if move:
+            there = await self.store.already_there(
+                [(hash, size, target / name) for (name, hash), size in entries]
+            )
+            for (name, _), size in entries:
+                if target / name in there:
+                    yield Exported(target / name, size)
+            entries = [entry for entry in entries if target / entry[0][0] not in there]
+        names = [name for (name, _), _ in entries]
+        folder = await asyncio.to_thread(open_folder, target, names, overwrite)
         with folder:
-            exporter = FolderExporter(folder, overwrite=overwrite, durable=durable)
-            async for file in exporter.export(
-                self.store, list(zip(zip(placed.names, hashes, strict=True), sizes, strict=True))
-            ):
+            exporter = FolderExporter(folder, overwrite=overwrite, durable=durable, move=move)
+            async for file in exporter.export(self.store, entries):
                 yield file
+
+    async def _is_there(self, hash: Hash, size: int, path: Path) -> bool:
+        return path in await self.store.already_there([(hash, size, path)])
 
     # --- other requests -------------------------------------------------------------------------
 

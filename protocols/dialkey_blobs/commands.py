@@ -21,7 +21,7 @@ from dialkey_blobs.collecting import collect_files
 from dialkey_blobs.download import Connected, Downloaded, ProviderFailed
 from dialkey_blobs.download import Progress as DownloadProgress
 from dialkey_blobs.files import place_below
-from dialkey_blobs.hash import BlobFormat, HashAndFormat
+from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.protocol import GetManyRequest, GetRequest, Request
 from dialkey_blobs.provider import ProviderEvents, RequestEnded, RequestStarted
 from dialkey_blobs.safe_paths import TargetExists, safe_join
@@ -333,7 +333,7 @@ class _Receiving:
         Yields how many bytes are there so far.
         """
         if self._content.format is BlobFormat.RAW:
-            self._look_at([Entry(str(self._content.hash), self._content.hash, 0)])
+            await self._look_at([Entry(str(self._content.hash), self._content.hash, 0)])
         async for event in self._blobs.download(ticket):
             if isinstance(event, Connected):
                 self._path = _path_text(event.path)
@@ -352,7 +352,7 @@ class _Receiving:
             elif isinstance(event, Downloaded):
                 self._downloaded = event
                 if not self._is_listed:
-                    self._look_at(await self._blobs.entries(self._content))
+                    await self._look_at(await self._blobs.entries(self._content))
 
     async def _list_if_known(self, total_bytes: int | None) -> None:
         try:
@@ -360,9 +360,9 @@ class _Receiving:
         except (BlobMissing, BlobIncomplete):
             return
         if total_bytes is not None or not entries or len(entries) > LISTED_NAMES:
-            self._look_at(entries)
+            await self._look_at(entries)
 
-    def _look_at(self, entries: list[Entry]) -> None:
+    async def _look_at(self, entries: list[Entry]) -> None:
         """Show the names, and refuse what may not be written, before the content is fetched."""
         names = place_below(self._target, [entry.name for entry in entries]).names
         self._is_listed = True
@@ -371,11 +371,25 @@ class _Receiving:
         self._output.result(
             "files", None, files=[{"name": entry.name, "size": entry.size} for entry in entries]
         )
-        if not self._overwrite:
-            for name in names:
-                path = safe_join(self._target, name)
-                if os.path.lexists(path):
-                    raise TargetExists(path)
+        if self._overwrite:
+            return
+        existing = self._existing(entries, names)
+        # What an export that was cut off has left is as good as new.
+        there = await self._blobs.store.already_there(existing)
+        for _, _, path in existing:
+            if path not in there:
+                raise TargetExists(path)
+
+    def _existing(
+        self, entries: Sequence[Entry], names: Sequence[str]
+    ) -> list[tuple[Hash, int | None, Path]]:
+        paths = [safe_join(self._target, name) for name in names]
+        return [
+            # Sizes that are not proven yet are given as zero.
+            (entry.hash, entry.size or None, path)
+            for entry, path in zip(entries, paths, strict=True)
+            if os.path.lexists(path)
+        ]
 
     async def export(self) -> Summary:
         """Write the files under their names."""
@@ -386,7 +400,7 @@ class _Receiving:
         paths = [
             exported.path
             async for exported in self._blobs.export(
-                self._content, target, overwrite=self._overwrite
+                self._content, target, overwrite=self._overwrite, move=True
             )
         ]
         downloaded = self._downloaded

@@ -334,6 +334,8 @@ class Download:
         for plan in (_begin_request, _sizes_request, _missing_request):
             while (request := await self._store.run(partial(plan, local=local))) is not None:
                 held = local.held_bytes
+                if local.total_bytes is not None:
+                    await self._store.check_space(local.total_bytes - held)
                 async with aclosing(self._fetch(connection, request, local)) as events:
                     async for event in events:
                         yield event

@@ -106,12 +106,13 @@ class FolderExporter:
 
     Attributes:
         folder: where to.
-        overwrite, durable: as for `Blobs.export`.
+        overwrite, durable, move: as for `Blobs.export`.
     """
 
     folder: SafeRoot
     overwrite: bool = attrs.field(kw_only=True)
     durable: bool = attrs.field(kw_only=True)
+    move: bool = attrs.field(kw_only=True, default=False)
 
     async def export(self, store: Store, entries: Sequence[Entry]) -> AsyncIterator[Exported]:
         """Yield each file as it is done; see `Blobs.export`."""
@@ -125,7 +126,7 @@ class FolderExporter:
                 continue
             [((name, hash), _)] = batch
             target = await asyncio.to_thread(self.folder.create, name, overwrite=self.overwrite)
-            size = await store.export(hash, target, durable=self.durable)
+            size = await store.export(hash, target, durable=self.durable, move=self.move)
             yield Exported(target.path, size)
 
     def _write(
@@ -135,7 +136,7 @@ class FolderExporter:
         try:
             for (name, hash), size in batch:
                 target = self.folder.create(name, overwrite=self.overwrite)
-                finish(core.export(hash, target, durable=self.durable))
+                finish(core.export(hash, target, durable=self.durable, move=self.move))
                 done.append(Exported(target.path, size))
         except DialkeyError as error:
             return done, error

@@ -16,7 +16,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -308,6 +308,53 @@ class SafeFile:
                 os.fsync(self._directory)
         self.discard()
 
+    def take(self, source: Path, *, durable: bool = True) -> bool:
+        """Give the name to a file that exists already, instead of to what was written here.
+
+        The file then has two names until the caller removes the other, so that no crash loses it.
+
+        Args:
+            source: a regular file of ours.
+            durable: wait until the disk has everything.
+
+        Returns:
+            Whether that was possible; if not, nothing has changed. It is not on another file
+            system, or on one without hard links.
+
+        Raises:
+            TargetExists: something stands there and may not be overwritten.
+            StorageError: the disk refuses.
+        """
+        with _storage_errors(self.path):
+            try:
+                if durable:
+                    _sync(source)
+                self._take(source)
+            except FileExistsError:
+                raise TargetExists(self.path) from None
+            except OSError as error:
+                if error.errno not in (errno.EXDEV, *_NO_HARD_LINKS):
+                    raise
+                return False
+            if durable:
+                os.fsync(self._directory)
+        self.discard()
+        return True
+
+    def _take(self, source: Path) -> None:
+        directory = self._directory
+        if not self._overwrite:
+            os.link(source, self._name, dst_dir_fd=directory, follow_symlinks=False)
+            return
+        temporary = _temporary_name()
+        os.link(source, temporary, dst_dir_fd=directory, follow_symlinks=False)
+        try:
+            os.rename(temporary, self._name, src_dir_fd=directory, dst_dir_fd=directory)
+        finally:
+            # Renaming does nothing if both are names of one file.
+            with suppress(FileNotFoundError):
+                os.unlink(temporary, dir_fd=directory)
+
     def _link_to_name(self) -> None:
         source = self._temporary or f"/proc/self/fd/{self._fd}"
         try:
@@ -355,6 +402,14 @@ class SafeFile:
         finally:
             os.close(self._directory)
             self._directory = -1
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _temporary_name() -> str:

@@ -29,8 +29,9 @@ from dialkey_blobs.store.errors import (
     BlobInUse,
     TagExists,
     TagMissing,
+    file_errors,
 )
-from dialkey_blobs.store.files import FileOps, write_at
+from dialkey_blobs.store.files import FileOps, check_space, write_at
 from dialkey_blobs.store.pins import Pins, TempTag
 from dialkey_blobs.store.values import (
     BlobInfo,
@@ -107,6 +108,19 @@ class OpenBlob(ABC):
 
     @abstractmethod
     def _read_data(self, offset: int, length: int) -> bytes: ...
+
+    @property
+    def stored_bytes(self) -> int:
+        """What the content takes on a disk, without holes."""
+        return self.size
+
+    def extent(self, offset: int) -> tuple[bool, int]:
+        """Return whether there is content at `offset`, not a hole, and where that ends."""
+        return True, self.size
+
+    def clone_to(self, ops: FileOps, target: int, path: Path) -> bool:
+        """Let an empty file share the blocks of the content; return whether that was possible."""
+        return False
 
     def prepare(self) -> bool:
         """Do a part of what has to be done before `read_outboard` answers at once.
@@ -233,8 +247,18 @@ class StoreCore(ABC):
     def blobs(self) -> list[BlobInfo]:
         """Return all entries, by hash; the empty blob is not listed."""
 
-    def export(self, hash: Hash, file: SafeFile, *, durable: bool) -> Steps[int]:
-        """Copy a complete blob to a file, verify it on the way, and give the file its name.
+    def export(
+        self, hash: Hash, file: SafeFile, *, durable: bool, move: bool = False
+    ) -> Steps[int]:
+        """Write a complete blob to a file, verify it on the way, and give the file its name.
+
+        Where the file system can, blocks are shared instead of copied. Holes stay holes.
+
+        Args:
+            hash: the blob.
+            file: where to.
+            durable: wait until the disk has everything.
+            move: where possible, let the file itself go there and keep a reference to it.
 
         Returns:
             The bytes.
@@ -242,24 +266,43 @@ class StoreCore(ABC):
         Raises:
             BlobIncomplete: only a part is held.
             BlobDamaged: the stored bytes do not match the hash; the file does not get its name.
+            DiskFull: there is not enough space for a copy; noticed before it is begun.
         """
         with file, self.open(hash) as blob:
             if not blob.bitfield.is_complete:
                 raise BlobIncomplete(hash)
-            hasher = blake3()
-            offset = 0
-            while offset < blob.size:
-                data = blob.read_data(offset, min(SLICE_BYTES, blob.size - offset))
-                hasher.update(data)
-                write_at(self._ops, file.fileno(), data, offset, file.path)
-                offset += len(data)
-                yield offset
-            if hasher.digest() != hash.digest:
-                raise BlobDamaged(
-                    f"the stored content of blob {hash.short()} is damaged", hash=hash
-                )
+            target: int | None = file.fileno()
+            assert target is not None
+            if blob.clone_to(self._ops, target, file.path):
+                yield from self._verify(blob, file.path)
+            else:
+                check_space(target, blob.stored_bytes, file.path)
+                yield from self._verify(blob, file.path, target)
+                with file_errors("write", file.path):
+                    self._ops.ftruncate(target, blob.size)
             file.commit(durable=durable)
             return blob.size
+
+    def _verify(self, blob: OpenBlob, path: Path, target: int | None = None) -> Steps[None]:
+        """Hash the content of a complete blob, and write it to a file, if one is given."""
+        hasher = blake3()
+        offset = 0
+        while offset < blob.size:
+            has_content, end = blob.extent(offset)
+            length = min(SLICE_BYTES, end - offset)
+            if not has_content:
+                hasher.update(bytes(length))
+            else:
+                data = blob.read_data(offset, length)
+                hasher.update(data)
+                if target is not None:
+                    write_at(self._ops, target, data, offset, path)
+            offset += length
+            yield offset
+        if hasher.digest() != blob.hash.digest:
+            raise BlobDamaged(
+                f"the stored content of blob {blob.hash.short()} is damaged", hash=blob.hash
+            )
 
     # --- adding ---------------------------------------------------------------------------------
 

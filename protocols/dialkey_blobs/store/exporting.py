@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from dialkey_blobs.hash import Hash
 from dialkey_blobs.safe_paths import SafeFile, TargetExists
 from dialkey_blobs.store.core import StoreCore
-from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing, file_errors
+from dialkey_blobs.store.errors import BlobIncomplete, BlobMissing, FileFailed, file_errors
+from dialkey_blobs.store.files import FileOps, open_regular
+from dialkey_blobs.store.importing import hash_only
 from dialkey_blobs.store.values import BlobState, Steps
 
-__all__ = ["begin_export", "export_path"]
+__all__ = ["already_there", "begin_export", "export_path"]
 
 
 def begin_export(core: StoreCore, hash: Hash, target: Path, *, overwrite: bool) -> SafeFile:
@@ -42,8 +45,37 @@ def begin_export(core: StoreCore, hash: Hash, target: Path, *, overwrite: bool) 
 
 
 def export_path(
-    core: StoreCore, hash: Hash, target: Path, *, overwrite: bool, durable: bool
+    core: StoreCore, hash: Hash, target: Path, *, overwrite: bool, durable: bool, move: bool = False
 ) -> Steps[int]:
     """Write a complete blob to a path; see `begin_export` and `StoreCore.export`."""
     file = begin_export(core, hash, target, overwrite=overwrite)
-    return (yield from core.export(hash, file, durable=durable))
+    return (yield from core.export(hash, file, durable=durable, move=move))
+
+
+def already_there(files: Sequence[tuple[Hash, int | None, Path]]) -> Steps[set[Path]]:
+    """Return the paths at which exactly the content stands that belongs there.
+
+    An export that was cut off has left it, or the user has it from elsewhere.
+
+    Args:
+        files: hash, size if known, and path of each.
+    """
+    found: set[Path] = set()
+    ops = FileOps()
+    for hash, size, path in files:
+        if not os.path.lexists(path) or path.is_symlink():
+            continue
+        try:
+            source, status = open_regular(ops, path)
+        except FileFailed:
+            continue  # what is there cannot be read, so is not ours
+        try:
+            if size not in (None, status.st_size):
+                continue
+            if (yield from hash_only(source, path, status.st_size)) == hash:
+                found.add(path)
+        except FileFailed:
+            continue  # likewise
+        finally:
+            os.close(source)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from dialkey_blobs.hash import Hash
 from dialkey_blobs.store.core import OpenBlob
 from dialkey_blobs.store.database import Reference
 from dialkey_blobs.store.errors import BlobDamaged, FileFailed, ReferenceChanged, file_errors
-from dialkey_blobs.store.files import FileOps, open_regular, read_at
+from dialkey_blobs.store.files import FileOps, open_regular, read_at, try_clone
 
 __all__ = ["FileBlob"]
 
@@ -76,6 +77,24 @@ class FileBlob(OpenBlob):
         if isinstance(self._outboard, bytes):
             return len(self._outboard)
         return os.fstat(self._outboard_file).st_size
+
+    @property
+    def stored_bytes(self) -> int:
+        return min(self.size, 512 * os.fstat(self._file).st_blocks)
+
+    def extent(self, offset: int) -> tuple[bool, int]:
+        try:
+            content = os.lseek(self._file, offset, os.SEEK_DATA)
+            if content > offset:
+                return False, min(content, self.size)
+            return True, min(os.lseek(self._file, offset, os.SEEK_HOLE), self.size)
+        except OSError as error:
+            if offset < self.data_length and error.errno == errno.ENXIO:
+                return False, self.size  # nothing but a hole follows
+            return True, self.size  # the file system does not tell
+
+    def clone_to(self, ops: FileOps, target: int, path: Path) -> bool:
+        return self.data_length == self.size and try_clone(ops, self._file, target, path)
 
     def is_same(self) -> bool:
         """Return whether a file outside the store is, as far as can be seen, what was imported."""

@@ -8,29 +8,50 @@ tests, not of belief.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from dialkey_blobs.store.errors import FileFailed, file_errors
+from dialkey_blobs.store.errors import DiskFull, FileFailed, file_errors
 
 if TYPE_CHECKING:
     import sqlite3
 
     from dialkey_blobs.hashing import Buffer
+    from dialkey_blobs.safe_paths import SafeFile
 
 __all__ = [
     "FileOps",
+    "check_space",
     "discard",
+    "is_hole",
     "make_directory",
     "open_regular",
     "read_at",
     "sync_folder",
+    "try_clone",
     "write_at",
 ]
 
 _MAX_READ: Final = 1 << 30
+# Of linux/fs.h; Python 3.11 does not name it.
+_FICLONE: Final = 0x40049409
+_CANNOT_CLONE: Final = frozenset(
+    {
+        errno.EOPNOTSUPP,
+        errno.ENOTTY,
+        errno.EXDEV,
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.EPERM,
+        errno.ETXTBSY,
+        errno.EBADF,
+    }
+)
+_BLOCK: Final = 4096
+"""The smallest hole of common file systems."""
 
 
 class FileOps:
@@ -47,6 +68,13 @@ class FileOps:
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
+
+    def clone(self, source: int, target: int) -> None:
+        """Let a file share the blocks of another, where the file system can."""
+        fcntl.ioctl(target, _FICLONE, source)
+
+    def take(self, file: SafeFile, source: Path, durable: bool) -> bool:
+        return file.take(source, durable=durable)
 
     def replace(self, source: str | Path, target: str | Path) -> None:
         os.replace(source, target)
@@ -98,6 +126,58 @@ def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:
             parts.append(data)
             got += len(data)
         return b"".join(parts)
+
+
+def is_hole(descriptor: int, offset: int, length: int) -> bool:
+    """Return whether there is nothing but a hole at a place of a file, as far as can be told."""
+    if length < _BLOCK:
+        return False
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:
+        # ENXIO: there is no data from there to the end.
+        return error.errno == errno.ENXIO
+
+
+def try_clone(ops: FileOps, source: int, target: int, path: Path) -> bool:
+    """Let the file `target`, at `path`, share the blocks of `source`; return whether it does.
+
+    Raises:
+        FileFailed: the system refused for another reason than that it cannot.
+    """
+    with file_errors("write", path):
+        try:
+            ops.clone(source, target)
+        except OSError as error:
+            if error.errno not in _CANNOT_CLONE:
+                raise
+            return False
+    return True
+
+
+def check_space(descriptor: int | Path, needed: int, path: Path) -> None:
+    """Fail before anything is written if it cannot fit.
+
+    Args:
+        descriptor: an open file or directory, or its path.
+        needed: bytes to be written to that file system.
+        path: what is to be written, for the message.
+
+    Raises:
+        DiskFull: there is less space.
+        FileFailed: the system does not tell.
+    """
+    with file_errors("look at", path):
+        status = os.statvfs(descriptor)
+    free = status.f_bavail * status.f_frsize
+    # Some file systems have no such number and tell zero for all.
+    if needed > free and status.f_blocks:
+        raise DiskFull(
+            f"{path} needs {needed:,} bytes, and {free:,} are free there",
+            path=path,
+            errno=errno.ENOSPC,
+            hint="free some space, or choose a folder on another disk",
+        )
 
 
 def open_regular(ops: FileOps, path: Path) -> tuple[int, os.stat_result]:

@@ -39,6 +39,7 @@ from dialkey_blobs.hash import EMPTY_HASH, BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.outboard import outboards
 from dialkey_blobs.ranges import ChunkRanges
+from dialkey_blobs.safe_paths import SafeFile
 from dialkey_blobs.store.checking import check_blob
 from dialkey_blobs.store.core import (
     INLINE_BYTES,
@@ -55,6 +56,7 @@ from dialkey_blobs.store.errors import (
     BlobMissing,
     ReferenceChanged,
     SizeConflict,
+    file_errors,
 )
 from dialkey_blobs.store.file_blob import FileBlob
 from dialkey_blobs.store.files import FileOps, make_directory, sync_folder
@@ -227,6 +229,44 @@ class FsCore(StoreCore):
         if not deferred:
             return self.database.blobs()
         return sorted(self.database.blobs() + deferred, key=lambda info: info.hash)
+
+    # --- exporting ------------------------------------------------------------------------------
+
+    def export(
+        self, hash: Hash, file: SafeFile, *, durable: bool, move: bool = False
+    ) -> Steps[int]:
+        row = self.database.row(hash)
+        if not move or row is None or row.place != Place.FILE:
+            return (yield from super().export(hash, file, durable=durable))
+        with file:
+            with self.open(hash) as blob:
+                yield from self._verify(blob, file.path)
+            # Meanwhile the blob may have been deleted, or moved to another place.
+            if self.database.row(hash) == row and self._move(hash, row, file, durable):
+                return row.size or 0
+            return (yield from super().export(hash, file, durable=durable))
+
+    def _move(self, hash: Hash, row: Row, file: SafeFile, durable: bool) -> bool:
+        """Give a blob's file to `file`, and keep a reference; return whether that was possible.
+
+        The file has both names until the entry is committed, so that it is never without an owner.
+        """
+        data = self.paths(hash).data
+        if not self.ops.take(file, data, durable):
+            return False
+        with file_errors("look at", data):
+            modified_ns = os.stat(data).st_mtime_ns
+        # The directory may be named through links, which may point elsewhere tomorrow.
+        target = Path(os.path.realpath(file.path.parent), file.path.name)
+        outboard = self.database.inline_outboard(row) if row.outboard_inline else None
+        self._put(
+            hash,
+            Place.REFERENCE,
+            row.size or 0,
+            outboard=outboard,
+            reference=Reference(target, modified_ns),
+        )
+        return True
 
     # --- adding ---------------------------------------------------------------------------------
 

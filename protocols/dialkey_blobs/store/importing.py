@@ -15,7 +15,7 @@ from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.outboard import Outboard, OutboardBuilder
 from dialkey_blobs.store.core import INLINE_BYTES, SLICE_BYTES
 from dialkey_blobs.store.errors import ReferenceChanged, file_errors
-from dialkey_blobs.store.files import FileOps, discard, read_at, write_at
+from dialkey_blobs.store.files import FileOps, discard, is_hole, read_at, write_at
 from dialkey_blobs.store.values import Steps
 from dialkey_blobs.tree import outboard_size
 
@@ -54,6 +54,13 @@ class TempFile:
         """Write all of `data` at `offset`."""
         write_at(self._ops, self.descriptor, data, offset, self.path)
         self.length = max(self.length, offset + len(data))
+
+    def lengthen(self, size: int) -> None:
+        """See to it that the file has `size` bytes, with a hole at its end if need be."""
+        if self.length < size:
+            with file_errors("write", self.path):
+                self._ops.ftruncate(self.descriptor, size)
+            self.length = size
 
     def move_to(self, target: Path, *, durable: bool) -> None:
         """Give the file its place, over whatever was there."""
@@ -123,12 +130,14 @@ def hash_file(
             offset += len(data)
             if offset > size:
                 break
-            if copy_to is not None:
+            if copy_to is not None and not is_hole(source, offset - len(data), len(data)):
                 copy_to.write(data, offset - len(data))
             builder.update(data)
             yield offset
         if offset != size:
             raise changed_during_import(path)
+        if copy_to is not None:
+            copy_to.lengthen(size)
         built = builder.finish()
     except BaseException:
         if outboard is not None:

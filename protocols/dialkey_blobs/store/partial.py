@@ -22,13 +22,21 @@ from dialkey_blobs.ranges import ChunkRanges
 from dialkey_blobs.store.audit import sound_groups
 from dialkey_blobs.store.core import chunks_of, contiguous
 from dialkey_blobs.store.errors import FileFailed, file_errors
-from dialkey_blobs.store.files import FileOps, discard, make_directory, read_at, write_at
+from dialkey_blobs.store.files import (
+    FileOps,
+    discard,
+    is_hole,
+    make_directory,
+    read_at,
+    write_at,
+)
 from dialkey_blobs.store.journal import Journal, JournalWriter
 from dialkey_blobs.store.values import finish
-from dialkey_blobs.tree import PAIR_BYTES
+from dialkey_blobs.tree import GROUP_BYTES, PAIR_BYTES
 
 __all__ = ["BlobPaths", "OpenPartials", "PartialFiles"]
 
+_ZEROS: Final = bytes(GROUP_BYTES)
 _COMPACT_BYTES: Final = 64 * 1024
 # Three files each.
 _MAX_OPEN: Final = 32
@@ -166,8 +174,12 @@ class PartialFiles:
         ops, paths = self._ops, self.paths
         length = os.fstat(self._files[0]).st_size
         try:
-            for offset, content in contiguous(leaves):
+            end = length
+            for offset, content in contiguous([leaf for leaf in leaves if not self._is_zero(leaf)]):
                 write_at(ops, self._files[0], content, offset, paths.data)
+                end = max(end, offset + len(content))
+            if leaves and leaves[-1].end > end:
+                self.lengthen(leaves[-1].end)
         except FileFailed:
             # What got through would only take space on a disk that is full.
             with suppress(FileFailed):
@@ -194,6 +206,16 @@ class PartialFiles:
         self._writer.appended()
         self._knows_epoch = True
         self.bitfield = merged
+
+    def _is_zero(self, leaf: VerifiedLeaf) -> bool:
+        """Return whether a hole stands for a leaf already, as it does for one of zeros."""
+        data = leaf.data
+        return data == _ZEROS[: len(data)] and is_hole(self._files[0], leaf.offset, len(data))
+
+    def lengthen(self, size: int) -> None:
+        """Let the content be `size` bytes long, with a hole at its end."""
+        with file_errors("write", self.paths.data):
+            self._ops.ftruncate(self._files[0], size)
 
     def read_data(self, offset: int, length: int) -> bytes:
         """Return content; less than asked for where the file ends."""

@@ -18,8 +18,8 @@ from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.safe_paths import SafeFile
 from dialkey_blobs.store.core import SLICE_BYTES, Import, StoreCore
-from dialkey_blobs.store.exporting import export_path
-from dialkey_blobs.store.files import FileOps
+from dialkey_blobs.store.exporting import already_there, export_path
+from dialkey_blobs.store.files import FileOps, check_space
 from dialkey_blobs.store.gc import collect
 from dialkey_blobs.store.handles import StoredBlob
 from dialkey_blobs.store.observing import Observation, Observers
@@ -321,6 +321,7 @@ class Store:
         *,
         overwrite: bool = False,
         durable: bool = True,
+        move: bool = False,
         progress: Progress | None = None,
     ) -> int:
         """Write a complete blob to a file; missing directories are created.
@@ -333,6 +334,8 @@ class Store:
                 `SafeRoot` has begun; it is committed, or else discarded.
             overwrite: for a path, whether a file that is there may be replaced.
             durable: wait until the disk has everything.
+            move: where the file system can, let the content itself go there, which takes no space;
+                the store then refers to it, as with `ImportMode.REFERENCE`.
             progress: called with the bytes that are done.
 
         Returns:
@@ -342,22 +345,40 @@ class Store:
             TargetExists: something stands there and may not be overwritten.
             BlobMissing, BlobIncomplete: the blob is not held, or only in part.
             BlobDamaged: the stored bytes do not match the hash.
+            DiskFull: there is not enough space for a copy; noticed before it is begun.
         """
         if not isinstance(target, SafeFile):
             path = Path(target)
             return await self._worker.run(
-                lambda core: export_path(core, hash, path, overwrite=overwrite, durable=durable),
+                lambda core: export_path(
+                    core, hash, path, overwrite=overwrite, durable=durable, move=move
+                ),
                 progress,
             )
         file = target
         try:
             return await self._worker.run(
-                lambda core: core.export(hash, file, durable=durable), progress
+                lambda core: core.export(hash, file, durable=durable, move=move), progress
             )
         except BaseException:
             # If the export never began, the file is still open.
             self._worker.post(lambda core: file.discard())
             raise
+
+    async def already_there(self, files: Sequence[tuple[Hash, int | None, Path]]) -> set[Path]:
+        """Return the paths at which exactly the content stands that belongs there.
+
+        Args:
+            files: hash, size if known, and path of each.
+        """
+        return await self._worker.run(lambda core: already_there(files))
+
+    async def check_space(self, needed: int) -> None:
+        """Fail if so many bytes cannot be added.
+
+        Raises:
+            DiskFull: there is not enough space.
+        """
 
     # --- protecting and deleting ----------------------------------------------------------------
 
@@ -458,6 +479,9 @@ class FsStore(Store):
             return FsCore(self.root, ops=ops, durable=durable)
 
         super().__init__(make_core, f"dialkey-store-{self.root.name}")
+
+    async def check_space(self, needed: int) -> None:
+        await self._worker.call(lambda core: check_space(self.root, needed, self.root))
 
 
 class MemoryStore(Store):
