@@ -84,6 +84,36 @@ async def test_it_dials_us_and_talks_both_ways() -> None:
         assert await (await theirs.accept_uni()).read_to_end(100) == b"and back"
 
 
+async def test_many_of_its_dials_at_once_all_get_in() -> None:
+    """More than one address may begin before it has to prove itself: it takes our Retry."""
+    async with wheel.bind() as rust, binding(ALPN) as endpoint:
+        addr = wheel.iroh_addr(endpoint.addr())
+        dialling = [asyncio.ensure_future(rust.connect(addr, ALPN.encode())) for _ in range(60)]
+        accepted = [await endpoint.accept() for _ in range(60)]
+        theirs = await asyncio.gather(*dialling)
+        assert len(theirs) == 60
+        assert all(each is not None for each in accepted)
+        assert endpoint.demux.counts["retries"] > 0
+        assert endpoint.demux.counts["incoming"] == 60
+        for each in theirs:
+            each.close(0, b"")
+
+
+async def test_it_acknowledges_no_number_that_was_left_out() -> None:
+    async with wheel.bind(ALPN) as rust, binding() as endpoint:
+        accepting = asyncio.ensure_future(wheel.accept(rust))
+        ours = await endpoint.connect(wheel.addr_of(rust), ALPN)
+        theirs = await accepting
+        send = await ours.open_uni()
+        data = random_bytes(2_000_000, 5)
+        writing = asyncio.ensure_future(send.write(data, finish=True))
+        uni = await theirs.accept_uni()
+        assert await uni.read_to_end(len(data)) == data
+        await writing
+        assert any(path.skips._numbers for path in ours.core.paths.values())
+        assert not ours.is_closed
+
+
 @pytest.mark.parametrize("size", [1, 1000, 1150])
 async def test_datagrams_both_ways(size: int) -> None:
     async with wheel.bind(ALPN) as rust, binding() as endpoint:
