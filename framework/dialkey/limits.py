@@ -120,6 +120,12 @@ MAX_LARGE_BLOB_REQUESTS_PER_PEER: Final = 4
 MAX_BLOB_OBSERVERS: Final = 1024
 """Answers to Observe that are open; each costs two tasks and otherwise nothing."""
 
+MAX_BLOB_OBSERVERS_SHARE: Final = 4
+"""One endpoint may have one part in so many of them, so that it takes from nobody else the places."""
+
+MIN_BLOB_OBSERVERS_PER_PEER: Final = 16
+"""What it may have at least, as long as nobody else wants to observe."""
+
 MAX_BLOB_RANGE_BOUNDARIES: Final = 1 << 18
 """Boundaries in one request, over all its blobs: 131,072 holes, about 10 MiB once decoded."""
 

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -34,14 +34,17 @@ from dialkey.errors import (
 from dialkey.identity import EndpointId
 from dialkey.limits import (
     MAX_BLOB_OBSERVERS,
+    MAX_BLOB_OBSERVERS_SHARE,
     MAX_BLOB_REQUESTS,
     MAX_BLOB_REQUESTS_PER_PEER,
     MAX_LARGE_BLOB_REQUESTS,
     MAX_LARGE_BLOB_REQUESTS_PER_PEER,
+    MIN_BLOB_OBSERVERS_PER_PEER,
 )
 from dialkey.printable import printable_bytes, printable_traceback
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.hash import BlobFormat, HashAndFormat
+from dialkey_blobs.places import PARTING_S, Place, Places
 from dialkey_blobs.protocol import (
     GetManyRequest,
     GetRequest,
@@ -103,9 +106,11 @@ class ProviderLimits:
     """What a provider grants to others.
 
     Attributes:
-        requests: answered at a time; further ones wait.
+        requests: answered at a time; further ones wait, and those of endpoints with fewer come first.
+            While somebody waits, a getter that takes less than 16 KiB/s loses its place.
         requests_per_peer: of those, from one endpoint, over all its connections.
-        observers: answers to Observe that are open, which do not count as requests.
+        observers: answers to Observe that are open, which do not count as requests; a quarter of them
+            for one endpoint.
         request_timeout_s: from the opening of a stream to the end of its request.
         queue_timeout_s: how long a request may wait for its turn before it is turned away.
         stall_timeout_s: a getter that takes nothing for so long is let go; it can resume.
@@ -142,9 +147,25 @@ class Provider:
         self._allow_push = allow_push
         self.limits = limits or ProviderLimits()
         self.caches = ResponderCaches()
-        self.places = asyncio.Semaphore(self.limits.requests)
-        self.large_places = asyncio.Semaphore(MAX_LARGE_BLOB_REQUESTS)
-        self.observer_places = asyncio.Semaphore(self.limits.observers)
+        wait_s = self.limits.queue_timeout_s
+        self.places = Places(
+            self.limits.requests,
+            self.limits.requests_per_peer,
+            wait_s=wait_s,
+            parting_s=PARTING_S,
+        )
+        # What these take is memory, which no pause gives back.
+        self.large_places = Places(
+            MAX_LARGE_BLOB_REQUESTS, MAX_LARGE_BLOB_REQUESTS_PER_PEER, wait_s=wait_s, parting_s=0
+        )
+        # Nobody waits to observe: those who may now will for days.
+        self.observer_places = Places(
+            self.limits.observers,
+            max(self.limits.observers // MAX_BLOB_OBSERVERS_SHARE, MIN_BLOB_OBSERVERS_PER_PEER),
+            wait_s=0,
+            parting_s=0,
+            least_rate=0,
+        )
         self._peers: weakref.WeakValueDictionary[EndpointId, _Peer] = weakref.WeakValueDictionary()
         self._accepting: set[asyncio.Task[None]] = set()
         self._readers: list[ProviderEvents] = []
@@ -187,7 +208,7 @@ class Provider:
 
     @asynccontextmanager
     async def place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Hold one of a number of places.
+        """Hold one of the places that an endpoint has to itself.
 
         Raises:
             LimitExceeded: none became free in time.
@@ -259,10 +280,12 @@ class Provider:
                 exchange.overhead = responder.overhead_bytes
                 for piece in pieces:
                     await self._within(send.write(piece))
+                    exchange.progress(len(piece))
                 if error is not None:
                     # What was written before the gap still counts for the getter: let it arrive.
                     await self._within(send.delivered())
                     raise error
+                await exchange.pause()
             await self._end_response(send)
         finally:
             await release(self._store, responder)
@@ -316,8 +339,11 @@ class Provider:
         with self._store.pin(HashAndFormat(request.hash, format)):
             async with aclosing(responses):
                 async for progress in responses:
+                    before = exchange.payload + exchange.overhead
                     exchange.payload = progress.payload_bytes
                     exchange.overhead = progress.overhead_bytes
+                    exchange.progress(exchange.payload + exchange.overhead - before)
+                    await exchange.pause()
 
     async def _within(self, work: Awaitable[T]) -> T:
         try:
@@ -335,6 +361,7 @@ class Exchange:
         request: what is asked for.
         rest: for a push, what was read beyond its header.
         send, recv: the stream.
+        places: what it holds meanwhile.
         payload, overhead: bytes sent, or received, so far.
     """
 
@@ -342,8 +369,19 @@ class Exchange:
     rest: bytes
     send: SendStream
     recv: RecvStream
+    places: Sequence[Place] = ()
     payload: int = 0
     overhead: int = 0
+
+    def progress(self, done_bytes: int) -> None:
+        """Note that bytes were sent or received."""
+        for place in self.places:
+            place.progress(done_bytes)
+
+    async def pause(self) -> None:
+        """Let others have a turn."""
+        for place in self.places:
+            await place.pause()
 
 
 class _Peer:
@@ -351,14 +389,10 @@ class _Peer:
 
     Attributes:
         waiting: places for requests that are read or wait for their turn, in our memory.
-        large: places for those of them that take much memory, from their end to their answer's.
-        answered: places for requests that are answered.
     """
 
     def __init__(self, requests: int) -> None:
         self.waiting = asyncio.Semaphore(max(requests, MAX_BLOB_REQUESTS_PER_PEER))
-        self.large = asyncio.Semaphore(MAX_LARGE_BLOB_REQUESTS_PER_PEER)
-        self.answered = asyncio.Semaphore(requests)
 
 
 class _Exchanges:
@@ -422,32 +456,32 @@ class _Exchanges:
 
     async def _exchange(self, send: SendStream, recv: RecvStream) -> None:
         provider = self._provider
+        remote = self._connection.remote_id
+        places: list[Place] = []
         async with AsyncExitStack() as held:
             async with provider.place(self._peer.waiting):
                 reader, push = await self._read(recv)
                 if reader.buffered_bytes > LARGE_REQUEST_BYTES:
-                    await held.enter_async_context(provider.place(self._peer.large))
-                    await held.enter_async_context(provider.place(provider.large_places))
+                    places.append(
+                        await held.enter_async_context(provider.large_places.hold(remote))
+                    )
                 request = reader.finish() if push is None else push
-                refusal = await provider.refusal(self._connection.remote_id, request)
+                refusal = await provider.refusal(remote, request)
                 if refusal is not None:
                     reason = printable_bytes(refusal.reason)
                     logger.info("request of %s refused: %s", self._name, reason)
                     _reset(send, recv, refusal.code)
                     return
                 if isinstance(request, ObserveRequest):
-                    # It may stay for days, and costs nothing: it takes no place of others.
-                    if provider.observer_places.locked():
-                        raise LimitExceeded("too many observe already")
-                    await held.enter_async_context(provider.observer_places)
+                    # It may stay for days, and costs next to nothing: it takes no place of others.
+                    await held.enter_async_context(provider.observer_places.hold(remote))
                 else:
-                    await held.enter_async_context(provider.place(self._peer.answered))
-                    await held.enter_async_context(provider.place(provider.places))
+                    places.append(await held.enter_async_context(provider.places.hold(remote)))
                     task = asyncio.current_task()
                     assert task is not None
                     self._busy.add(task)
             rest = reader.remainder if push is not None else b""
-            await provider.answer(self._connection.remote_id, Exchange(request, rest, send, recv))
+            await provider.answer(remote, Exchange(request, rest, send, recv, places))
 
     async def _read(self, recv: RecvStream) -> tuple[RequestReader, PushRequest | None]:
         """Read a request: to its end, which is not decoded yet, or the header of a push."""

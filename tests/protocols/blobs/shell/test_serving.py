@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 import pytest
 from blob_peers import Pair, bind, p, pair, serving
 
-from dialkey import Connection, Refusal
+from dialkey import Connection, Endpoint, Refusal
 from dialkey.errors import ConnectionClosedByPeer, DialkeyError, StreamReset, StreamStopped
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_LARGE_BLOB_REQUESTS_PER_PEER
@@ -417,6 +417,40 @@ async def test_too_many_observers_are_turned_away() -> None:
         kept[0].stop()
         await until_ended(events)
         assert await (await ask(connection, ObserveRequest(UNKNOWN))).read() == b"\x02\0\0"
+
+
+@asynccontextmanager
+async def another_connects(peers: Pair) -> AsyncIterator[Connection]:
+    """Yield a connection of a third endpoint to the provider."""
+    async with Endpoint.bind(bind="127.0.0.1:0", entry_points=False) as endpoint:
+        connection = await endpoint.connect(peers.provider.addr(), ALPN)
+        yield connection
+        connection.close()
+
+
+async def test_one_endpoint_does_not_take_all_places_to_observe() -> None:
+    async with peers_with(ProviderLimits(observers=4)) as peers, another_connects(peers) as other:
+        connection = await peers.connect()
+        greedy = [await ask(connection, ObserveRequest(UNKNOWN)) for _ in range(4)]
+        for recv in greedy:
+            await recv.read()
+        assert await (await ask(other, ObserveRequest(UNKNOWN))).read() == b"\x02\0\0"
+        with pytest.raises(StreamReset) as caught:
+            await greedy[3].read()
+        assert caught.value.error_code == 2
+
+
+async def test_getters_that_take_nothing_do_not_keep_others_out() -> None:
+    async with peers_with(ProviderLimits(requests=2)) as peers, another_connects(peers) as other:
+        tag = await peers.sharing.add_bytes(BIG)
+        small = await peers.sharing.add_bytes(b"small")
+        connection = await peers.connect()
+        stuck = [await ask(connection, GetRequest.blob(tag.hash)) for _ in range(2)]
+        for recv in stuck:
+            await recv.read_exactly(8)
+        async with asyncio.timeout(20):  # they would be let go after two minutes
+            recv = await ask(other, GetRequest.blob(small.hash))
+            assert await recv.read_to_end(limit=100) == (5).to_bytes(8, "little") + b"small"
 
 
 # --- what is told -------------------------------------------------------------------------------
