@@ -20,6 +20,7 @@ from dialkey_relay.errors import InvalidGrant
 from dialkey_relay.frames import RelayVersion
 from dialkey_relay.grants import Grant, GrantVerifier
 from dialkey_relay.handshake import DEFAULT_DENIAL
+from dialkey_relay.http1 import without_query
 from dialkey_relay.rates import Rate
 
 __all__ = [
@@ -54,7 +55,8 @@ class AdmitRequest:
     endpoint_id: EndpointId
     token: str | None = attrs.field(default=None, repr=False)
     remote: str = ""
-    target: str = "/relay"
+    # A token may stand in the query.
+    target: str = attrs.field(default="/relay", repr=without_query)
     headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
     version: RelayVersion = RelayVersion.V2
     connection_id: int = 0
@@ -74,7 +76,7 @@ class Admission:
     rate: Rate | None = None
     expires_in_s: float | None = None
     grant: Grant | None = None
-    token_digest: bytes | None = None
+    token_digest: bytes | None = attrs.field(default=None, repr=False)
 
 
 @attrs.frozen

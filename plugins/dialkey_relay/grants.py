@@ -76,7 +76,8 @@ class Grant:
     bytes_per_second: int | None
     max_burst_bytes: int | None
     issuer_hint: bytes
-    signature: bytes
+    # Whoever has it has the grant, for all the rest is known.
+    signature: bytes = attrs.field(repr=False)
 
     @classmethod
     def issue(
@@ -149,7 +150,13 @@ class Grant:
             raise InvalidGrant(f"the grant is malformed: {error.message}") from None
         if not reader.finished or (rate and rate < 10) or (burst and not rate):
             raise InvalidGrant("the grant is malformed")
-        return cls(endpoint_id, issued_at, lifetime_s, rate or None, burst or None, hint, signature)
+        grant = cls(
+            endpoint_id, issued_at, lifetime_s, rate or None, burst or None, hint, signature
+        )
+        if str(grant) != text:
+            # One grant is one text: whoever compares, counts or blocks texts must not be fooled.
+            raise InvalidGrant("the grant is not written as its issuer writes it")
+        return grant
 
     def _body(self) -> bytes:
         writer = Writer().u8(VERSION).raw(self.issuer_hint).raw(bytes(self.endpoint_id))

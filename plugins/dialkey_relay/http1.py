@@ -39,6 +39,7 @@ __all__ = [
     "is_token",
     "upgrade_request",
     "upgrade_response",
+    "without_query",
 ]
 
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -49,6 +50,12 @@ TEXT: Final = ("content-type", "text/plain; charset=utf-8")
 SUBPROTOCOLS: Final = {version.subprotocol: version for version in RelayVersion}
 
 Headers = tuple[tuple[str, str], ...]
+
+
+def without_query(target: str) -> str:
+    """Show a target with what may be secret in it left out."""
+    path, mark, _ = target.partition("?")
+    return repr(f"{path}?…" if mark else path)
 
 
 class _Head:
@@ -84,7 +91,7 @@ class Request(_Head):
 
     method: str
     # A token may stand in the query.
-    target: str = attrs.field(repr=lambda target: repr(_without_query(target)))
+    target: str = attrs.field(repr=without_query)
     # Tokens travel in headers.
     headers: Headers = attrs.field(repr=False)
     version: str = "1.1"
@@ -98,11 +105,6 @@ class Request(_Head):
     def query(self) -> str:
         """What follows the first question mark; empty where there is none."""
         return self.target.partition("?")[2]
-
-
-def _without_query(target: str) -> str:
-    path, mark, _ = target.partition("?")
-    return f"{path}?…" if mark else path
 
 
 @attrs.frozen

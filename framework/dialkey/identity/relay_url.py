@@ -270,8 +270,21 @@ class RelayUrl:
     def __str__(self) -> str:
         return self._url.text
 
+    @property
+    def redacted(self) -> str:
+        """The URL for logs and messages: without user name, password, query and fragment.
+
+        A relay takes its token from the query, too.
+        """
+        scheme, slashes, rest = self._url.text.partition("://")
+        found = re.match(r"([^/?#]*)([^?#]*)(.*)", rest, re.DOTALL)
+        assert found is not None
+        _, at, host = found[1].rpartition("@")
+        hidden = f"{found[3][0]}…" if found[3] else ""
+        return f"{scheme}{slashes}{'…@' if at else ''}{host}{found[2]}{hidden}"
+
     def __repr__(self) -> str:
-        return f"RelayUrl({self._url.text!r})"
+        return f"RelayUrl({self.redacted!r})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, RelayUrl):

@@ -51,7 +51,7 @@ class TransportParameters:
     original_destination_cid: bytes | None = None
     initial_source_cid: bytes | None = None
     retry_source_cid: bytes | None = None
-    stateless_reset_token: bytes | None = None
+    stateless_reset_token: bytes | None = attrs.field(default=None, repr=False)
 
     def encode(self) -> bytes:
         """Encode what differs from the defaults."""

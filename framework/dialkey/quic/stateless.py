@@ -41,7 +41,7 @@ class InitialHeader:
     version: int
     destination_cid: bytes
     source_cid: bytes
-    token: bytes
+    token: bytes = attrs.field(repr=False)
     is_initial: bool
 
 

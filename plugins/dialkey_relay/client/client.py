@@ -133,8 +133,10 @@ class RelayClient:
     def start(self) -> None:
         """Begin to connect; `connected` waits for it. Needs a running event loop."""
         if self._main is None and not self._closed:
-            self._main = asyncio.create_task(self._run(), name=f"relay {self.url}")
-            self._watchdog = asyncio.create_task(self._watch(), name=f"watch relay {self.url}")
+            self._main = asyncio.create_task(self._run(), name=f"relay {self.url.redacted}")
+            self._watchdog = asyncio.create_task(
+                self._watch(), name=f"watch relay {self.url.redacted}"
+            )
 
     async def close(self) -> None:
         """Say goodbye to the relay and stop. Idempotent."""
@@ -287,14 +289,14 @@ class RelayClient:
                     self._set(attrs.evolve(self._status, rtt_s=event.rtt_s))
             elif isinstance(event, Restarting):
                 self._restarting = event
-                logger.info("relay %s restarts", self.url)
+                logger.info("relay %s restarts", self.url.redacted)
                 link.abort("the relay restarts")
             elif isinstance(event, Status | Health):
                 # While we replace it ourselves, being replaced is no news.
                 if link is self._link and self._attempt is None:
                     self._note(event)
             else:
-                logger.debug("relay %s: %s", self.url, event)
+                logger.debug("relay %s: %s", self.url.redacted, event)
         if batches:
             self._on_datagrams(batches)
 
@@ -309,7 +311,7 @@ class RelayClient:
         else:
             notice = NOTICES.get(remark.code, f"status {remark.code}")
         if notice is not None:
-            logger.warning("relay %s: %s", self.url, notice)
+            logger.warning("relay %s: %s", self.url.redacted, notice)
         self._set(attrs.evolve(self._status, notice=notice))
 
     # --- from outside ---------------------------------------------------------------------------
@@ -366,7 +368,7 @@ class RelayClient:
         if type(error) is not type(self._status.error) or self._status.attempts == 1:
             is_away = isinstance(error, NetworkError)
             level = logging.INFO if is_away else logging.WARNING
-        logger.log(level, "relay %s: %s", self.url, error)
+        logger.log(level, "relay %s: %s", self.url.redacted, error)
 
     def _delay_after(self, link: Link) -> float:
         restarting, self._restarting = self._restarting, None
@@ -455,7 +457,7 @@ class RelayClient:
             loop = asyncio.get_running_loop()
             self._draining[previous] = loop.call_later(DRAIN_S, self._drained, previous)
         assert link.machine is not None
-        logger.info("relay %s: connected", self.url)
+        logger.info("relay %s: connected", self.url.redacted)
         self._set(
             attrs.evolve(
                 self._status,
@@ -500,7 +502,7 @@ class RelayClient:
         try:
             self._adopt(await self._dial())
         except DialkeyError as error:
-            logger.warning("relay %s: the new token did not work: %s", self.url, error)
+            logger.warning("relay %s: the new token did not work: %s", self.url.redacted, error)
             delay = max(MIN_REFRESH_S, self._backoff.failed())
             self._refresh_at = asyncio.get_running_loop().time() + delay
 
@@ -513,14 +515,14 @@ class RelayClient:
             reason = self.wedged(loop.time())
             if reason is None:
                 continue
-            logger.error("relay %s: the watchdog steps in: %s", self.url, reason)
+            logger.error("relay %s: the watchdog steps in: %s", self.url.redacted, reason)
             self._set(attrs.evolve(self._status, watchdog_kills=self._status.watchdog_kills + 1))
             if self._attempt is not None:
                 self._attempt.cancel()
             if self._link is not None:
                 self._link.abort(reason)
             if self._main is not None and self._main.done():
-                self._main = asyncio.create_task(self._run(), name=f"relay {self.url}")
+                self._main = asyncio.create_task(self._run(), name=f"relay {self.url.redacted}")
 
     def wedged(self, now: float) -> str | None:
         """Say what is stuck, None if all is well; `now` is in the loop's time."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+import idna
 
 from dialkey.errors import InvalidAddress, InvalidInput
 from dialkey.identity import RelayUrl
@@ -30,7 +31,7 @@ from dialkey_relay.errors import (
 )
 from dialkey_relay.http1 import ClientHttp
 
-__all__ = ["Dialer", "Target", "default_tls", "proxy_from_environment"]
+__all__ = ["Dialer", "Target", "default_tls", "is_exempt", "proxy_from_environment"]
 
 _VISIBLE: Final = re.compile(r"[!-~]+")
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25
@@ -79,7 +80,8 @@ class Target:
     port: int
     is_tls: bool
     host_header: str
-    query: str
+    # A token may stand there.
+    query: str = attrs.field(repr=False)
 
     @classmethod
     def of(cls, url: RelayUrl) -> Target:
@@ -90,7 +92,8 @@ class Target:
         """
         if url.scheme not in ("http", "https", "ws", "wss") or url.host is None:
             raise InvalidAddress(
-                f"{url} cannot be dialled", hint="a relay URL begins with https:// or http://"
+                f"{url.redacted} cannot be dialled",
+                hint="a relay URL begins with https:// or http://",
             )
         is_tls = url.scheme in ("https", "wss")
         standard = 443 if is_tls else 80
@@ -99,7 +102,9 @@ class Target:
         _, _, query = str(url).partition("#")[0].partition("?")
         found = cls(url.host.strip("[]"), port, is_tls, header, query)
         if not _VISIBLE.fullmatch(found.relay_path + header):
-            raise InvalidAddress(f"{url} cannot be dialled: HTTP cannot carry its characters")
+            raise InvalidAddress(
+                f"{url.redacted} cannot be dialled: HTTP cannot carry its characters"
+            )
         return found
 
     @property
@@ -115,11 +120,77 @@ class Target:
 
 def proxy_from_environment(target: Target) -> str | None:
     """Return the proxy that the environment names for a target (``HTTPS_PROXY`` …), or None."""
-    if urllib.request.proxy_bypass(f"{target.host}:{target.port}"):
-        return None
     proxies = urllib.request.getproxies()
+    if "no" in proxies:
+        if is_exempt(target, proxies["no"]):
+            return None
+    elif urllib.request.proxy_bypass(target.host):
+        # The settings of a desktop, where the environment says nothing.
+        return None
     schemes = ("https", "http") if target.is_tls else ("http", "https")
     return next((proxies[scheme] for scheme in schemes if scheme in proxies), None)
+
+
+def is_exempt(target: Target, no_proxy: str) -> bool:
+    """Say whether ``NO_PROXY`` names a target.
+
+    Args:
+        no_proxy: separated by commas or spaces: ``*`` for all; a name, which means all names under
+            it, too; an address; a network such as ``10.0.0.0/8``. All but a network may have a port.
+    """
+    return any(_matches(target, each) for each in re.split(r"[,\s]+", no_proxy) if each)
+
+
+def _matches(target: Target, entry: str) -> bool:
+    if entry == "*":
+        return True
+    host, port = _split_port(entry)
+    if port is not None and port != target.port:
+        return False
+    address = _address(target.host)
+    if address is not None:
+        try:
+            network = ipaddress.ip_network(host.partition("%")[0], strict=False)
+        except ValueError:
+            return False
+        mapped = getattr(network.network_address, "ipv4_mapped", None)
+        if mapped is not None and network.prefixlen >= 96:
+            network = ipaddress.ip_network(f"{mapped}/{network.prefixlen - 96}")
+        return address.version == network.version and address in network
+    name = _name(host.removeprefix("*").lstrip("."))
+    found = _name(target.host)
+    return name != "" and (found == name or found.endswith(f".{name}"))
+
+
+def _split_port(entry: str) -> tuple[str, int | None]:
+    """Take a port off; an IPv6 address has colons itself, and needs brackets before a port."""
+    host, colon, port = entry.rpartition(":")
+    has_port = colon and port.isascii() and port.isdigit()
+    if not has_port or (":" in host and not host.endswith("]")):
+        host, port = entry, ""
+    bare, bracket, rest = host.removeprefix("[").partition("]")
+    # "[fd00::]/8" is seen as well as "[fd00::/8]".
+    return (bare + rest if bracket else host), int(port) if port else None
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped if mapped is not None else address
+
+
+def _name(host: str) -> str:
+    """Give a name as it is compared: as the DNS has it, in lower case, without a final dot."""
+    name = host.removesuffix(".").lower()
+    if name.isascii():
+        return name
+    try:
+        return idna.encode(name, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        return name
 
 
 @attrs.frozen
@@ -127,7 +198,7 @@ class _Proxy:
     host: str
     port: int
     is_tls: bool
-    authorization: str | None
+    authorization: str | None = attrs.field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> _Proxy:

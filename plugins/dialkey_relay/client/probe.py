@@ -137,7 +137,7 @@ async def probe_all(urls: Iterable[RelayUrl], dialer: Dialer) -> dict[RelayUrl, 
         try:
             latencies[url] = await probe(url, dialer)
         except DialkeyError as error:
-            logger.debug("relay %s: %s", url, error)
+            logger.debug("relay %s: %s", url.redacted, error)
 
     pending = {asyncio.create_task(measure(url)) for url in urls}
     try:

@@ -101,7 +101,7 @@ class RelayPath:
         return f"id {self.endpoint_id}", f"relay {self.url}"
 
     def __str__(self) -> str:
-        return f"{self.url} → {self.endpoint_id.short()}"
+        return f"{self.url.redacted} → {self.endpoint_id.short()}"
 
 
 @attrs.frozen
@@ -260,7 +260,7 @@ class RelayTransport:
         client = self._clients.get(remote.url)
         if client is None or client.is_connected or client.status.error is None:
             return None
-        return f"relay {remote.url}: {client.status.error}"
+        return f"relay {remote.url.redacted}: {client.status.error}"
 
     @property
     def is_blocked(self) -> bool:
@@ -307,10 +307,12 @@ class RelayTransport:
         for url in self._configs:
             client = self._clients.get(url)
             if client is None:
-                reasons.append(f"{url}: no answer")
+                reasons.append(f"{url.redacted}: no answer")
             elif not client.is_connected:
                 error = client.status.error
-                reasons.append(f"{url}: {error if error is not None else 'still connecting'}")
+                reasons.append(
+                    f"{url.redacted}: {error if error is not None else 'still connecting'}"
+                )
         return reasons
 
     async def online(self) -> RelayUrl:
@@ -438,7 +440,7 @@ class RelayTransport:
             return
         previous, self._home = self._home, url
         self._home_lost_at = None
-        logger.info("home relay: %s", url)
+        logger.info("home relay: %s", url.redacted if url is not None else "none")
         if url is not None and url not in self._clients:
             self._open(url)
         self._emit(HomeRelayChanged(url, previous))
@@ -484,7 +486,7 @@ class RelayTransport:
             if self._home == home and choice in self._configs:
                 self._set_home(choice)
         else:
-            logger.info("relay %s is nearer, but does not let us in", choice)
+            logger.info("relay %s is nearer, but does not let us in", choice.redacted)
             self._selector.stay(self._home)
 
     async def _let_in(self, urls: set[RelayUrl]) -> set[RelayUrl]:

@@ -77,6 +77,7 @@ class ServerConfig:
         options: for `RelayServer`.
         rules: who may use it.
         metrics: where metrics are served, or None.
+        needs_metrics: whether the file itself says where: then the relay does not run without them.
         qad: QUIC address discovery, or None.
         workers: processes that share the port.
         files: whose changes make the configuration worth reading again.
@@ -85,6 +86,7 @@ class ServerConfig:
     options: RelayOptions
     rules: tuple[AccessRule, ...]
     metrics: Address | None
+    needs_metrics: bool
     qad: QadConfig | None
     workers: int
     files: tuple[Path, ...]
@@ -244,6 +246,7 @@ def parse(
     tls = _tls(root, folder)
     http = root.address("http_bind_addr", ("127.0.0.1", DEV_PORT) if dev else ("::", 80))
     metrics_on = root.take("enable_metrics", bool) is not False
+    needs_metrics = "metrics_bind_addr" in root
     metrics = root.address("metrics_bind_addr", ("127.0.0.1", METRICS_PORT))
     wants_qad = root.take("enable_quic_addr_discovery", bool) or False
     workers = root.positive("workers") or 1
@@ -273,6 +276,7 @@ def parse(
         options=options,
         rules=rules,
         metrics=metrics if metrics_on else None,
+        needs_metrics=needs_metrics,
         qad=qad,
         workers=workers,
         files=files,

@@ -12,15 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import attrs
-
-from dialkey.errors import DialkeyError
+from dialkey.errors import BindError, DialkeyError
 from dialkey.hooks import Plugins
+from dialkey_relay.access import Everyone
 from dialkey_relay.server.callout import HttpCallout
 from dialkey_relay.server.config import ServerConfig
 from dialkey_relay.server.metrics import MetricsServer, Snapshot
 from dialkey_relay.server.qad import QadServer
-from dialkey_relay.server.server import RelayServer
+from dialkey_relay.server.server import Address, RelayServer
 from dialkey_relay.server.workers import MeshLinks
 
 __all__ = ["RunningRelay", "serve"]
@@ -55,6 +54,15 @@ class RunningRelay:
         self.metrics: MetricsServer | None = None
         self.qad: QadServer | None = None
         self._links = MeshLinks(self.relay, dict(siblings)) if siblings else None
+        # The listeners hold these; a new configuration only changes what is in them.
+        self._tls = [
+            each
+            for each in (
+                self.config.options.tls,
+                self.config.qad.tls if self.config.qad is not None else None,
+            )
+            if each is not None
+        ]
         self._stamps = self._look()
         self._stack = contextlib.AsyncExitStack()
         self._watcher: asyncio.Task[None] | None = None
@@ -66,11 +74,15 @@ class RunningRelay:
                 await stack.enter_async_context(self._links)
             await stack.enter_async_context(self.relay)
             if self.config.metrics is not None:
-                self.metrics = MetricsServer(self.config.metrics, self.snapshot)
-                await stack.enter_async_context(self.metrics)
+                await self._serve_metrics(stack, self.config.metrics)
                 if self._links is not None:
                     self._links.collect()
             if self.config.qad is not None:
+                if not all(isinstance(rule, Everyone) for rule in self.config.rules):
+                    logger.warning(
+                        "address discovery answers everybody: clients name no key there, "
+                        "so [access] holds for the relay alone"
+                    )
                 self.qad = QadServer(
                     self.config.qad.address, self.config.qad.tls, self.relay.hub.counters
                 )
@@ -78,6 +90,20 @@ class RunningRelay:
             self._stack = stack.pop_all()
         self._watcher = asyncio.create_task(self._watch())
         return self
+
+    async def _serve_metrics(self, stack: contextlib.AsyncExitStack, address: Address) -> None:
+        server = MetricsServer(address, self.snapshot)
+        try:
+            self.metrics = await stack.enter_async_context(server)
+        except BindError as error:
+            if self.config.needs_metrics:
+                raise
+            # Nobody asked for this port: another relay on this machine may have it, or Prometheus.
+            logger.warning(
+                "%s; no metrics are served (metrics_bind_addr gives them another port, "
+                "enable_metrics = false ends this warning)",
+                error.message,
+            )
 
     async def __aexit__(self, *exc_info: object) -> None:
         if self._watcher is not None:
@@ -119,20 +145,22 @@ class RunningRelay:
         """Read the configuration again and apply what can be applied to a running relay.
 
         Access rules and rates are replaced, and clients that they no longer allow have to leave;
-        certificates are read again. Addresses stay.
+        certificates are taken from where it says now, for address discovery as well. What cannot be
+        changed while the relay runs is named in the log.
 
         Returns:
             Whether the new configuration is in use; if it cannot be used the old one stays.
         """
         self._stamps = self._look()
-        self.relay.reload_tls()
         try:
             config = self._read()
         except DialkeyError as error:
             logger.error("the changed configuration is not used: %s", error)
+            self.relay.reload_tls()
             return False
-        if _fixed(config) != _fixed(self.config):
-            logger.warning("changed addresses and limits of connections need a restart")
+        for change in _not_applied(self.config, config):
+            logger.warning("%s: this change needs a restart", change)
+        self._use_certificate(config)
         previous, self.config = self.config, config
         self._stamps = self._look()
         self.relay.rules = list(config.rules)
@@ -144,6 +172,16 @@ class RunningRelay:
                 await rule.close()
         logger.info("the configuration was read again; %d clients had to leave", ended)
         return True
+
+    def _use_certificate(self, config: ServerConfig) -> None:
+        """Take the certificate from where the new configuration says, for the relay and for QAD."""
+        new = config.options.tls or (config.qad.tls if config.qad is not None else None)
+        if new is None:
+            return
+        for files in {id(each): each for each in self._tls}.values():
+            if files.use(new):
+                self.relay.hub.counters.tls_reloads += 1
+                logger.info("the certificate is %s now", files.certificate)
 
     @contextlib.contextmanager
     def reload_on_hangup(self) -> Iterator[None]:
@@ -167,11 +205,28 @@ class RunningRelay:
             loop.remove_signal_handler(signal.SIGHUP)
 
 
-def _fixed(config: ServerConfig) -> object:
-    """Give what a running relay cannot change."""
-    options = attrs.evolve(config.options, client_rate=None, tls=None, https=None)
-    qad = config.qad.address if config.qad is not None else None
-    return (options, config.options.https, config.metrics, qad, config.workers)
+_FIXED: Final[dict[str, Callable[[ServerConfig], object]]] = {
+    "http_bind_addr": lambda config: config.options.http,
+    "tls, or tls.https_bind_addr": lambda config: config.options.https,
+    "tls.cert_mode, or tls.reload_every_s": lambda config: config.options.reload_s,
+    "enable_metrics, or metrics_bind_addr": lambda config: config.metrics,
+    "enable_quic_addr_discovery, or tls.quic_bind_addr": lambda config: (
+        config.qad.address if config.qad is not None else None
+    ),
+    "workers": lambda config: config.workers,
+    "limits.accept_conn_limit, or its burst": lambda config: config.options.accept_rate,
+    "limits.accept_per_address_limit, or its burst": lambda config: (
+        config.options.accept_rate_per_address
+    ),
+    "limits.max_connections": lambda config: config.options.max_connections,
+    "limits.max_unauthenticated": lambda config: config.options.max_unauthenticated,
+}
+"""What a running relay cannot change, by the keys that say it."""
+
+
+def _not_applied(old: ServerConfig, new: ServerConfig) -> list[str]:
+    """Return the keys whose change has to wait for a restart."""
+    return [keys for keys, value in _FIXED.items() if value(old) != value(new)]
 
 
 async def serve(

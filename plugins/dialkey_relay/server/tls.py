@@ -90,6 +90,19 @@ class TlsFiles:
         self._stamps = stamps
         return True
 
+    def use(self, other: TlsFiles) -> bool:
+        """Take the place of other files, which have been read already; tell whether that changes any.
+
+        Connections that exist keep the certificate they began with.
+        """
+        before = (self.certificate, self.key, self._stamps)
+        self.certificate, self.key = other.certificate, other.key
+        self._stamps = other._stamps
+        if before == (self.certificate, self.key, self._stamps):
+            return False
+        self._context = other._context
+        return True
+
     def _load(self) -> SSL.Context:
         context = SSL.Context(SSL.TLS_SERVER_METHOD)
         context.set_min_proto_version(SSL.TLS1_2_VERSION)

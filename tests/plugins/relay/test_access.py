@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import attrs
 import pytest
 from hypothesis import given, settings
@@ -238,3 +240,25 @@ async def test_the_narrower_limit_counts() -> None:
     assert admission.rate == Rate(100, 10)
     assert admission.expires_in_s == 5
     assert admission.grant == grant()
+
+
+def test_a_grant_is_one_text() -> None:
+    """Padding bits, longer varints and white space would make many texts of one grant."""
+    text = str(grant())
+    raw = base64.urlsafe_b64decode(text[5:] + "=" * (-len(text[5:]) % 4))
+    assert Grant.parse(text) == grant()
+    others = [text + "=", text + "\n", f" {text}", text[:5] + text[5:].swapcase()]
+    # The last character of base64 has bits that belong to no byte.
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    spare = len(raw) * 8 % 6
+    assert spare
+    number = alphabet.index(text[-1])
+    others += [text[:-1] + alphabet[number ^ bit] for bit in range(1, 1 << (6 - spare))]
+    # The time of issue as a varint with a needless byte at its end.
+    at = 1 + 4 + 32
+    end = next(n for n in range(at, len(raw)) if raw[n] < 0x80)
+    longer = raw[:end] + bytes((raw[end] | 0x80, 0)) + raw[end + 1 :]
+    others.append("dkg1_" + base64.urlsafe_b64encode(longer).decode().rstrip("="))
+    for other in others:
+        with pytest.raises(InvalidGrant):
+            Grant.parse(other)

@@ -9,11 +9,11 @@ import ssl
 import pytest
 
 from dialkey.errors import InvalidInput
-from dialkey.identity import SecretKey
+from dialkey.identity import RelayUrl, SecretKey
 from dialkey_relay.access import Everyone
 from dialkey_relay.client import dial
 from dialkey_relay.client.client import RelayClient
-from dialkey_relay.client.dial import Dialer, default_tls
+from dialkey_relay.client.dial import Dialer, Target, default_tls, proxy_from_environment
 from dialkey_relay.errors import RelayUnreachable
 from dialkey_relay.server.server import RelayOptions, RelayServer
 from dialkey_relay.server.tls import TlsFiles
@@ -280,3 +280,66 @@ async def test_names_that_no_host_has_are_one_failed_attempt(host) -> None:
         status = await until(a, lambda status: status.attempts >= 2 and status.error is not None)
         assert isinstance(status.error, RelayUnreachable)
         assert a.wedged(asyncio.get_running_loop().time()) is None
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "url", "exempt"),
+    [
+        ("10.0.0.0/8", "http://10.1.2.3:3340/", True),
+        ("10.0.0.0/8", "http://11.1.2.3:3340/", False),
+        ("10.1.2.99/8", "http://10.1.2.3/", True),
+        ("10.1.2.3", "http://10.1.2.3:3340/", True),
+        ("10.1.2.3:3340", "http://10.1.2.3:3340/", True),
+        ("10.1.2.3:80", "http://10.1.2.3:3340/", False),
+        ("::1", "http://[::1]:3340/", True),
+        ("[::1]", "http://[::1]:3340/", True),
+        ("[::1]:3340", "http://[::1]:3340/", True),
+        ("[::1]:443", "http://[::1]:3340/", False),
+        ("::1", "https://[::1]/", True),
+        ("0:0:0:0:0:0:0:1", "https://[::1]/", True),
+        ("fd00::/8", "http://[fd00::1]:3340/", True),
+        ("[fd00::/8]", "http://[fd00::1]:3340/", True),
+        ("[fd00::]/8", "http://[fd00::1]:3340/", True),
+        ("fd00::/8", "http://[fe00::1]:3340/", False),
+        ("fd00::1", "http://[FD00::1]:3340/", True),
+        ("10.0.0.0/8", "http://[::ffff:10.1.2.3]/", True),
+        ("::ffff:10.0.0.0/104", "http://10.1.2.3/", True),
+        ("::/0", "http://10.1.2.3/", False),
+        ("0.0.0.0/0", "http://[fd00::1]/", False),
+        ("localhost", "http://localhost:3340/", True),
+        (".example.com", "https://relay.example.com/", True),
+        ("*.example.com", "https://relay.example.com/", True),
+        ("example.com", "https://relay.example.com./", True),
+        ("example.com.", "https://relay.example.com/", True),
+        ("example.com:443", "https://relay.example.com/", True),
+        ("example.com:8443", "https://relay.example.com/", False),
+        ("ample.com", "https://relay.example.com/", False),
+        ("*", "https://a.b/", True),
+        ("EXAMPLE.com", "https://relay.Example.COM/", True),
+        (" a , relay.example ", "https://relay.example/", True),
+        ("a relay.example", "https://relay.example/", True),
+        ("bücher.example", "https://bücher.example/", True),
+        ("xn--bcher-kva.example", "https://bücher.example/", True),
+        ("127.0.0.1,localhost", "http://127.0.0.1:3340/", True),
+        ("", "http://127.0.0.1:3340/", False),
+        (",., .,:,[,]:1,/8,10.0.0.0/99", "http://127.0.0.1:3340/", False),
+    ],
+)
+@pytest.mark.parametrize("variable", ["no_proxy", "NO_PROXY"])
+def test_hosts_that_need_no_proxy(environment, variable, no_proxy, url, exempt) -> None:
+    environment(
+        https_proxy="http://proxy:3128", http_proxy="http://proxy:3128", **{variable: no_proxy}
+    )
+    found = proxy_from_environment(Target.of(RelayUrl(url)))
+    assert found == (None if exempt else "http://proxy:3128")
+
+
+@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY"])
+def test_a_proxy_is_found_in_either_case(environment, variable) -> None:
+    environment(**{variable: "http://proxy:3128"})
+    assert proxy_from_environment(Target.of(RelayUrl("https://a.b/"))) == "http://proxy:3128"
+
+
+def test_lower_case_wins(environment) -> None:
+    environment(https_proxy="http://one:1", HTTPS_PROXY="http://two:2", no_proxy="x", NO_PROXY="*")
+    assert proxy_from_environment(Target.of(RelayUrl("https://a.b/"))) == "http://one:1"

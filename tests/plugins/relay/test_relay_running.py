@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import socket
 import ssl
 import time
 
 import attrs
 import pytest
 from aiohttp import ClientSession, TCPConnector, web
+from cryptography.hazmat.primitives.serialization import Encoding
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from dialkey.errors import BindError
 from dialkey.identity import SecretKey
 from dialkey_relay import session as session_module
 from dialkey_relay.access import Everyone
@@ -21,6 +25,7 @@ from dialkey_relay.client.dial import Dialer, default_tls
 from dialkey_relay.errors import RelayDenied, RelayLost
 from dialkey_relay.grants import Grant
 from dialkey_relay.rates import Rate
+from dialkey_relay.server import config as config_module
 from dialkey_relay.server.config import load, parse
 from dialkey_relay.server.running import RunningRelay
 from dialkey_relay.server.server import RelayOptions, RelayServer
@@ -405,3 +410,110 @@ async def test_everybody_returns_after_a_restart_and_nobody_hammers() -> None:
             # They waited as they were told, and found it there.
             assert {each.status.attempts for each in clients} == {0}
             assert relay.hub.counters.http_connections == len(clients)
+
+
+# --- ports that are taken -----------------------------------------------------------------------
+
+
+async def test_a_default_port_of_metrics_that_is_taken_is_a_warning(monkeypatch, caplog) -> None:
+    """Two relays on one machine, or Prometheus itself: nobody asked for just this port."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(config_module, "METRICS_PORT", port)
+        text = HEAD.replace("enable_metrics = false\n", "") + 'access = "everyone"'
+        async with (
+            RunningRelay(lambda: parse(text, environment={})) as one,
+            client(one.relay) as a,
+        ):
+            await a.connected()
+            assert one.metrics is None
+            (warning,) = [each for each in caplog.records if each.levelname == "WARNING"]
+            assert f"cannot listen on 127.0.0.1 port {port}" in warning.getMessage()
+            assert "metrics_bind_addr" in warning.getMessage()
+        asked = f'metrics_bind_addr = "127.0.0.1:{port}"\n{text}'
+        with pytest.raises(BindError, match="the metrics cannot listen"):
+            async with RunningRelay(lambda: parse(asked, environment={})):
+                raise AssertionError
+
+
+# --- what a changed configuration changes -------------------------------------------------------
+
+
+def shown_certificate(address) -> bytes:
+    with socket.create_connection(address) as sock:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        with context.wrap_socket(sock) as secure:
+            return secure.getpeercert(binary_form=True)
+
+
+async def test_a_certificate_at_another_path_is_used_after_a_reload(
+    make_certificate, caplog
+) -> None:
+    first, second = make_certificate("first"), make_certificate("second")
+
+    def read():
+        return parse(
+            HEAD
+            + 'access = "everyone"\nenable_quic_addr_discovery = true\n[tls]\n'
+            + 'cert_mode = "Manual"\nhttps_bind_addr = "127.0.0.1:0"\n'
+            + 'quic_bind_addr = "127.0.0.1:0"\n'
+            + f'manual_cert_path = "{now.chain}"\nmanual_key_path = "{now.key}"\n',
+            environment={},
+        )
+
+    now = first
+    async with RunningRelay(read) as one:
+        address = one.relay.addresses[0]
+        before = await asyncio.to_thread(shown_certificate, address)
+        now = second
+        # The old files may be gone by then.
+        first.chain.unlink()
+        first.key.unlink()
+        assert await one.reload()
+        after = await asyncio.to_thread(shown_certificate, address)
+        assert before != after
+        assert after == ssl.PEM_cert_to_DER_cert(second.chain.read_text())
+        assert one.relay.hub.counters.tls_reloads == 1
+        # Address discovery gives it to whoever comes next.
+        assert one.qad.may_enter("127.0.0.1")
+        certificate = one.qad.configuration.certificate
+        assert certificate.public_bytes(Encoding.DER) == after
+        assert await one.reload()
+        assert one.relay.hub.counters.tls_reloads == 1
+    assert "needs a restart" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('http_bind_addr = "127.0.0.1:1"', "http_bind_addr"),
+        ("enable_metrics = true", "enable_metrics"),
+        ("workers = 2", "workers"),
+        ("limits.accept_conn_limit = 7", "limits.accept_conn_limit"),
+        ("limits.accept_per_address_limit = 7", "limits.accept_per_address_limit"),
+        ("limits.max_connections = 7", "limits.max_connections"),
+        ("limits.max_unauthenticated = 7", "limits.max_unauthenticated"),
+    ],
+)
+async def test_what_a_reload_does_not_apply_is_said(caplog, line, key) -> None:
+    name = line.partition(" ")[0]
+    before = "".join(f"{each}\n" for each in HEAD.splitlines() if not each.startswith(name))
+    text = HEAD + 'access = "everyone"\n'
+    async with RunningRelay(lambda: parse(text, environment={})) as one:
+        text = f'{before}{line}\naccess = "everyone"\n'
+        assert await one.reload()
+        (warning,) = [each.getMessage() for each in caplog.records if "restart" in each.message]
+        assert warning.startswith(key)
+
+
+async def test_that_access_does_not_hold_for_address_discovery_is_said(secure, caplog) -> None:
+    for access, is_said in (
+        ('access = "everyone"', False),
+        (f'access.denylist = ["{B.id}"]', True),
+    ):
+        caplog.clear()
+        text = secure.replace('access = "everyone"', f"{access}\nenable_quic_addr_discovery = true")
+        async with RunningRelay(functools.partial(parse, text, environment={})):
+            assert ("address discovery answers everybody" in caplog.text) is is_said
