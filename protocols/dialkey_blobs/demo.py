@@ -26,6 +26,7 @@ __all__ = ["demo"]
 RELAY_CONFIG: Final = """
 http_bind_addr = "127.0.0.1:0"
 access = "everyone"
+enable_metrics = false
 
 [limits.client.rx]
 bytes_per_second = 25000000
