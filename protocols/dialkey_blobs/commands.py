@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from dialkey import Endpoint, PathInfo, Router
+from dialkey import Connection, Endpoint, PathInfo, Router
 from dialkey.cli import Options, Output, Progress, format_bytes, format_rate, scratch_folder
 from dialkey.identity import EndpointId
 from dialkey.printable import printable
@@ -36,6 +36,9 @@ LISTED_NAMES: Final = 20
 
 MAX_CANDIDATES: Final = 64
 """Getters that may be leaving with everything at one time; one is enough to end by."""
+
+SHOW_INTERVAL_S: Final = 0.25
+"""As often as a program is told; a person sees no more."""
 
 CLOSING_GRACE_S: Final = 5.0
 """A getter that has everything leaves at once; one that stays longer keeps its connection open."""
@@ -71,9 +74,10 @@ async def send(output: Output, options: Options, paths: Sequence[Path], *, once:
                     following = tasks.create_task(taken.follow(blobs.provider_events()))
                     serving = tasks.create_task(router.serve())
                     preparing = tasks.create_task(blobs.store.make_outboards())
+                    showing = tasks.create_task(taken.show())
                     if once:
                         await taken.once()
-                        for task in (serving, following, preparing):
+                        for task in (serving, following, preparing, showing):
                             task.cancel()
 
 
@@ -120,6 +124,7 @@ class _Taken:
         self._output = output
         self._endpoint = endpoint
         self._running: set[int] = set()
+        self._is_busy = asyncio.Event()
         self._latest: dict[EndpointId, int] = {}
         self._acknowledged: asyncio.Queue[tuple[EndpointId, int]] = asyncio.Queue(MAX_CANDIDATES)
 
@@ -129,9 +134,12 @@ class _Taken:
             if isinstance(event, RequestStarted) and _reaches_files(event.request):
                 # The next request often begins before the end of the last one is acknowledged.
                 self._running.add(event.request_id)
+                self._is_busy.set()
                 self._latest[event.remote_id] = event.request_id
             elif isinstance(event, RequestEnded) and event.request_id in self._running:
                 self._running.discard(event.request_id)
+                if not self._running:
+                    self._is_busy.clear()
                 self._report(event)
                 if self._latest.get(event.remote_id) != event.request_id:
                     continue
@@ -139,6 +147,23 @@ class _Taken:
                     del self._latest[event.remote_id]
                 else:
                     self._acknowledged.put_nowait((event.remote_id, event.request_id))
+
+    async def show(self) -> None:
+        """Show how much is going out, and by which way, while anything is; runs until cancelled."""
+        while True:
+            await self._is_busy.wait()
+            sent: dict[Connection, int] = {}
+            before = {each: each.stats().sent_bytes for each in self._endpoint.connections}
+            with self._output.progress("sending") as progress:
+                progress.update(0)
+                while self._is_busy.is_set():
+                    note = None
+                    for each in self._endpoint.connections:
+                        sent[each] = each.stats().sent_bytes - before.get(each, 0)
+                        ways = [path for path in each.paths() if path.is_selected]
+                        note = _path_text(ways[0]) if ways else note
+                    progress.update(sum(sent.values()), note=note)
+                    await asyncio.sleep(SHOW_INTERVAL_S)
 
     def _report(self, event: RequestEnded) -> None:
         outcome = "" if event.error is None else f"; it ended early: {event.error}"
@@ -334,6 +359,8 @@ class _Receiving:
         """
         if self._content.format is BlobFormat.RAW:
             await self._look_at([Entry(str(self._content.hash), self._content.hash, 0)])
+        dialling = f"connecting to {ticket.addr.id.short()} …"
+        progress.waiting(dialling)
         async for event in self._blobs.download(ticket):
             if isinstance(event, Connected):
                 self._path = _path_text(event.path)
@@ -349,6 +376,7 @@ class _Receiving:
                 self._output.remark(
                     f"{event.error}; going on in {event.retry_in_s:.1f} s where it stopped"
                 )
+                progress.waiting(dialling)
             elif isinstance(event, Downloaded):
                 self._downloaded = event
                 if not self._is_listed:

@@ -22,10 +22,12 @@ from dialkey.cli.options import (
     SecretKeyOption,
     endpoint_options,
 )
-from dialkey.cli.output import Output, Progress, format_bytes, format_rate
+from dialkey.cli.output import Output
 from dialkey.cli.pasting import read_ticket
+from dialkey.cli.progress import Progress
 from dialkey.cli.running import guard, run
 from dialkey.cli.scratch import scratch_folder
+from dialkey.cli.units import format_bytes, format_rate
 
 __all__ = [
     "BindOption",

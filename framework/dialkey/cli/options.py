@@ -203,6 +203,7 @@ class Options:
 
         if not self.relays:
             return
+        output.remark(f"connecting to {', '.join(self.relays)} …")
         try:
             await endpoint.online(ONLINE_TIMEOUT_S)
         except Offline as error:

@@ -11,22 +11,12 @@ from __future__ import annotations
 import codecs
 import json
 import sys
-import time
-from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self, TextIO
+from typing import TextIO
 
+from dialkey.cli.progress import Progress
 from dialkey.printable import escaped_json, printable
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
-__all__ = ["Output", "Progress", "format_bytes", "format_rate"]
-
-REPORT_INTERVAL_S: Final = {"json": 0.25, "lines": 5.0}
-"""A program can follow four lines a second, a log file should not grow by them."""
+__all__ = ["Output"]
 
 
 class Output:
@@ -90,130 +80,6 @@ class Output:
         return Progress(self, what, total_bytes)
 
 
-class Progress:
-    """A bar on a terminal, a line now and then in a log, JSON lines for programs.
-
-    Args:
-        output: where to show it.
-        what: the verb, such as "receiving".
-        total_bytes: the goal, or None while it is not known.
-        clock: seconds, for the rate.
-    """
-
-    def __init__(
-        self,
-        output: Output,
-        what: str,
-        total_bytes: int | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._output = output
-        self._what = what
-        self._total_bytes = total_bytes
-        self._clock = clock
-        self._bar: RichProgress | None = None
-        self._bar_task: TaskID | None = None
-        self._began = self._reported = clock()
-        self._first_bytes: int | None = None
-        self._done_bytes = 0
-        self._note = ""
-
-    def __enter__(self) -> Self:
-        if not self._output.json and self._output.stderr.isatty():
-            self._bar, self._bar_task = _rich_bar(self._output.stderr, self._what)
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif kind is None and self._first_bytes is not None:
-            self._report()
-
-    def update(
-        self, done_bytes: int, *, total_bytes: int | None = None, note: str | None = None
-    ) -> None:
-        """Say how far it has come.
-
-        Args:
-            done_bytes: bytes done in all, counting those of earlier runs.
-            total_bytes: the goal, when it has become known or has changed.
-            note: something short to show beside it, such as the path in use.
-        """
-        if self._first_bytes is None:
-            self._first_bytes, self._began = done_bytes, self._clock()
-        self._done_bytes = done_bytes
-        if total_bytes is not None:
-            self._total_bytes = total_bytes
-        if note is not None:
-            self._note = note
-        if self._bar is not None and self._bar_task is not None:
-            self._bar.update(
-                self._bar_task,
-                completed=done_bytes,
-                total=self._total_bytes,
-                note=self._note,
-            )
-            return
-        interval_s = REPORT_INTERVAL_S["json" if self._output.json else "lines"]
-        if self._clock() - self._reported >= interval_s:
-            self._report()
-
-    @property
-    def rate_bytes_per_s(self) -> float:
-        """The mean rate since the first update, of bytes that were done since."""
-        elapsed_s = self._clock() - self._began
-        if self._first_bytes is None or elapsed_s <= 0:
-            return 0.0
-        return (self._done_bytes - self._first_bytes) / elapsed_s
-
-    def _report(self) -> None:
-        self._reported = self._clock()
-        rate = self.rate_bytes_per_s
-        self._output.result(
-            "progress",
-            None,
-            what=self._what,
-            done_bytes=self._done_bytes,
-            total_bytes=self._total_bytes,
-            rate_bytes_per_s=round(rate),
-            note=self._note,
-        )
-        of = f" of {format_bytes(self._total_bytes)}" if self._total_bytes is not None else ""
-        note = f", {self._note}" if self._note else ""
-        speed = f", {format_rate(rate)}" if rate else ""
-        self._output.remark(f"{self._what}: {format_bytes(self._done_bytes)}{of}{speed}{note}")
-
-
-def _rich_bar(stderr: TextIO, what: str) -> tuple[RichProgress, TaskID]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-    from rich.progress import Progress as RichProgress
-
-    bar = RichProgress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(file=stderr),
-    )
-    return bar, bar.add_task(what, total=None, note="")
-
-
 def _is_utf8(stream: TextIO) -> bool:
     encoding = getattr(stream, "encoding", None)
     # Text that stays in this process has no encoding.
@@ -226,18 +92,3 @@ def _print(text: str, stream: TextIO) -> None:
     except UnicodeEncodeError:
         encoding = stream.encoding
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-
-
-def format_bytes(count: int) -> str:
-    """Write a number of bytes as people do: ``999 B``, ``1.5 kB``, ``100.0 MB``."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size < 999.95 or unit == "TB":
-            break
-        size /= 1000
-    return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-
-
-def format_rate(bytes_per_s: float) -> str:
-    """Write a rate as people do: ``12.3 MB/s``."""
-    return f"{format_bytes(round(bytes_per_s))}/s"

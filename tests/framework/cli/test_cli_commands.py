@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ from dialkey.cli import (
     run,
 )
 from dialkey.cli.app import main as app_main
+from dialkey.cli.progress import progress_line
 from dialkey.hooks import Plugins
 from dialkey.identity import (
     CustomAddr,
@@ -538,6 +540,75 @@ def test_progress_lines_for_programs() -> None:
         "rate_bytes_per_s": 5_000_000,
         "note": "direct",
     }
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["", "direct 192.0.2.1:4433", "relay https://euw1-1.relay.example.network./", "3 of 9 results"],
+)
+def test_a_progress_line_fits(note: str) -> None:
+    counts = ((0, None), (0, 0), (1, 5), (123_456_789_012, 999_999_999_999), (9, 5))
+    for width, (done, total) in itertools.product(range(1, 140), counts):
+        line = progress_line(
+            "receiving",
+            done,
+            total,
+            rate_bytes_per_s=999_900_000.0,
+            left_s=350_000.0,
+            note=note,
+            width=width,
+        )
+        assert len(line) <= width
+
+
+def test_a_progress_line_says_what_matters_at_60_columns() -> None:
+    def line(width: int) -> str:
+        return progress_line(
+            "receiving",
+            60_000_000,
+            123_500_000,
+            rate_bytes_per_s=12_300_000.0,
+            left_s=5.2,
+            note="relay https://euw1-1.relay.example.network./",
+            width=width,
+        )
+
+    assert line(60) == "receiving 48% 60.0/123.5 MB 12.3 MB/s 0:05 relay euw1-1.rel…"
+    assert line(110) == (
+        f"receiving {'━' * 15}{'╌' * 16} 48% 60.0/123.5 MB 12.3 MB/s 0:05 "
+        "relay euw1-1.relay.example.network"
+    )
+
+
+def test_what_is_waited_for_is_said_once_until_something_comes() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    for is_json in (False, True):
+        with Output(json=is_json, stdout=out, stderr=err).progress("receiving") as progress:
+            progress.waiting("connecting to abc …")
+            progress.waiting("connecting to abc …")
+            progress.update(1, total_bytes=1)
+            progress.waiting("connecting to abc …")
+    assert err.getvalue().splitlines() == [
+        "receiving: connecting to abc …",
+        "receiving: connecting to abc …",
+        "receiving: 1 B of 1 B",
+    ]
+    events = [json.loads(line)["event"] for line in out.getvalue().splitlines()]
+    assert events == ["waiting", "waiting", "progress"]
+
+
+@pytest.mark.parametrize("columns", [20, 60])
+def test_the_bar_of_a_terminal_stays_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "dumb")
+    err = Terminal()
+    with Output(stderr=err).progress("receiving") as progress:
+        progress.waiting("connecting to 0123456789 …")
+        progress.update(60_000, total_bytes=100_000, note="relay https://relay.example.network./")
+    assert "relay relay.example" in err.getvalue() or columns < 60
+    assert max(len(line) for line in err.getvalue().replace("\r", "\n").split("\n")) < columns
 
 
 class Terminal(io.StringIO):
