@@ -248,6 +248,25 @@ MAX_GOSSIP_ANNOUNCED_IDS: Final = 4096
 MAX_GOSSIP_DIALS: Final = 16
 """Dials under way at once: a message can name any endpoint id and so make us dial it."""
 
+MAX_GOSSIP_DIALS_PER_SOURCE: Final = 32
+"""Of these, dials under way or waiting because of what one and the same peer told us."""
+
+MAX_GOSSIP_HEARSAY_ADDRESSES: Final = 3
+"""Addresses of hearsay that one dial tries: a relay, and two more that differ in kind."""
+
+MAX_GOSSIP_HEARSAY_DATAGRAMS: Final = 2
+"""Datagrams to each of them before it answers: the first one, and one repetition."""
+
+GOSSIP_DIAL_BYTES_PER_BYTE: Final = 6
+"""What a byte from a peer may make us send to addresses that it named; a datagram is lost now and then,
+and a smaller number than the ten that we promise leaves room for the allowance below."""
+
+GOSSIP_DIAL_ALLOWANCE_BYTES: Final = 4_800
+"""And what it may make us send before it has said much: two addresses. It paid with a handshake."""
+
+MAX_GOSSIP_DIAL_CREDIT_BYTES: Final = 64 << 10
+"""What a peer may save up: 27 addresses."""
+
 MAX_GOSSIP_PENDING_PEERS: Final = 256
 """Peers that wait to be dialled, for the same reason."""
 

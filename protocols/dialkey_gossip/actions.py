@@ -85,10 +85,11 @@ class Release:
 
 @attrs.frozen
 class Learned:
-    """Somebody said where a peer is."""
+    """Somebody named a peer. Attributes: data: where it is; None where that was not said."""
 
     peer: PeerId
-    data: bytes
+    data: bytes | None
+    source: PeerId
 
 
 Action: TypeAlias = Send | Tell | Release | Learned
@@ -112,8 +113,8 @@ class Output(Protocol):
     def release(self, peer: PeerId) -> None:
         """Say that this topic needs no connection to a peer."""
 
-    def learned(self, peer: PeerId, data: bytes) -> None:
-        """Say where a peer may be found."""
+    def learned(self, peer: PeerId, data: bytes | None, source: PeerId) -> None:
+        """Say who named a peer, and where it may be found if that was said, too."""
 
     def call_at(self, at: float, timer: Callable[[float], None]) -> None:
         """Have a function called once with the time, at `at` or later, unless the topic ends."""

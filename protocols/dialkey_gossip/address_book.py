@@ -1,4 +1,4 @@
-"""Where peers may be found, as bootstrap tickets and other members say.
+"""Where peers may be found: what the application said, what connections proved, what members say.
 
 Source: gossip wire reference 4.
 """
@@ -6,13 +6,15 @@ Source: gossip wire reference 4.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Collection, Iterable
 from typing import Final
 
 import attrs
 
-from dialkey.identity import EndpointAddr, EndpointId, TransportAddr
-from dialkey.limits import MAX_GOSSIP_PEER_ADDRESSES
+from dialkey.identity import EndpointAddr, EndpointId, IpAddr, RelayAddr, TransportAddr
+from dialkey.limits import MAX_GOSSIP_HEARSAY_ADDRESSES, MAX_GOSSIP_PEER_ADDRESSES
+from dialkey_gossip.relay_rules import RelayRules, plain_ip
 
 __all__ = ["AddressBook", "BookLookup"]
 
@@ -22,46 +24,117 @@ RETENTION_S: Final = 300.0
 MAX_PEERS: Final = 1024
 """Of each kind; the one that was repeated least recently goes first."""
 
+_MAX_PROVEN: Final = 2
+
 
 @attrs.define
 class _Entry:
     addrs: dict[TransportAddr, None]
     expires_at: float
+    source: EndpointId | None
 
 
 class AddressBook:
-    """Addresses by endpoint: pinned ones that the application gave, and hearsay that fades."""
+    """Addresses by endpoint.
+
+    *Pinned* ones the application gave. *Proven* are those at which a peer has shown its key. Both are
+    *trusted*. Everything else is *hearsay*, which fades: it was said by a member, perhaps by the
+    peer itself, and little of it is used at a time (see `heard`).
+    """
 
     def __init__(self) -> None:
-        self._pinned: dict[EndpointId, EndpointAddr] = {}
-        self._heard: dict[EndpointId, _Entry] = {}
+        self._pinned: OrderedDict[EndpointId, EndpointAddr] = OrderedDict()
+        self._proven: OrderedDict[EndpointId, dict[TransportAddr, None]] = OrderedDict()
+        self._heard: OrderedDict[EndpointId, _Entry] = OrderedDict()
 
     def pin(self, addr: EndpointAddr) -> None:
-        """Keep what the application says."""
+        """Keep what the application says; the bare id, too, says that it wants this peer."""
         known = self._pinned.pop(addr.id, None)
         self._pinned[addr.id] = addr if known is None else known.with_addrs(addr.addrs)
         if len(self._pinned) > MAX_PEERS:
-            del self._pinned[next(iter(self._pinned))]
+            self._pinned.popitem(last=False)
 
-    def hear(self, addr: EndpointAddr, now: float) -> None:
-        """Keep what a member says, the latest first, for a while."""
+    def prove(self, peer: EndpointId, addr: TransportAddr) -> None:
+        """Keep where a peer was reached."""
+        known = self._proven.pop(peer, {})
+        self._proven[peer] = dict.fromkeys([addr, *known][:_MAX_PROVEN])
+        if len(self._proven) > MAX_PEERS:
+            self._proven.popitem(last=False)
+
+    def hear(self, addr: EndpointAddr, now: float, source: EndpointId | None = None) -> None:
+        """Keep what a member says, the latest first, for a while.
+
+        Args:
+            addr: who is said to be where; without addresses it was only named.
+            now: the time.
+            source: who says so.
+        """
         known = self._heard.pop(addr.id, None)
         addrs = dict.fromkeys(addr.addrs)
         if known is not None and known.expires_at > now:
-            addrs.update(known.addrs)
+            if known.source == addr.id != source:
+                # Nobody knows better than the peer itself.
+                addrs, source = known.addrs | addrs, known.source
+            elif not addrs:
+                addrs, source = known.addrs, known.source
+            else:
+                addrs |= known.addrs
         kept = dict.fromkeys(list(addrs)[: MAX_GOSSIP_PEER_ADDRESSES + 1])
-        self._heard[addr.id] = _Entry(kept, now + RETENTION_S)
-        while self._heard:
-            oldest = next(iter(self._heard))
-            if len(self._heard) <= MAX_PEERS and self._heard[oldest].expires_at > now:
-                break
-            del self._heard[oldest]
+        self._heard[addr.id] = _Entry(kept, now + RETENTION_S, source)
+        if len(self._heard) > MAX_PEERS:
+            self._heard.popitem(last=False)
 
-    def get(self, peer: EndpointId, now: float) -> EndpointAddr:
-        """Give all that is known of a peer; perhaps no address at all."""
-        addr = self._pinned.get(peer, EndpointAddr(peer))
-        heard = self._heard.get(peer)
-        return addr if heard is None or heard.expires_at <= now else addr.with_addrs(heard.addrs)
+    def failed(self, peer: EndpointId) -> None:
+        """Forget hearsay that led nowhere; who said it is kept."""
+        entry = self._heard.get(peer)
+        if entry is not None:
+            entry.addrs = {}
+
+    def is_pinned(self, peer: EndpointId) -> bool:
+        """Say whether the application named a peer."""
+        return peer in self._pinned
+
+    def source(self, peer: EndpointId) -> EndpointId:
+        """Say who told us of a peer; if nobody else did, it is the peer."""
+        entry = self._heard.get(peer)
+        return peer if entry is None or entry.source is None else entry.source
+
+    def trusted(self, peer: EndpointId) -> tuple[TransportAddr, ...]:
+        """Give the addresses of a peer that are not hearsay."""
+        pinned = self._pinned.get(peer)
+        addrs = dict.fromkeys(() if pinned is None else pinned.addrs)
+        return tuple(addrs | self._proven.get(peer, {}))
+
+    def heard(self, peer: EndpointId, now: float, rules: RelayRules) -> tuple[TransportAddr, ...]:
+        """Choose what to try of the hearsay about a peer, a few addresses that differ in kind."""
+        entry = self._heard.get(peer)
+        if entry is None or entry.expires_at <= now:
+            return ()
+        trusted = self.trusted(peer)
+        return _choice(a for a in entry.addrs if a not in trusted and rules.may_name(a))
+
+    def get(self, peer: EndpointId, now: float, rules: RelayRules) -> EndpointAddr:
+        """Give all that may be tried to reach a peer; perhaps no address at all."""
+        return EndpointAddr(peer, [*self.trusted(peer), *self.heard(peer, now, rules)])
+
+
+def _choice(addrs: Iterable[TransportAddr]) -> tuple[TransportAddr, ...]:
+    """Choose one address of each kind in turn, and one port of each IP address."""
+    kinds: dict[object, list[TransportAddr]] = {"relay": []}
+    ips: set[object] = set()
+    for addr in addrs:
+        if isinstance(addr, RelayAddr):
+            kinds["relay"].append(addr)
+        elif isinstance(addr, IpAddr):
+            ip = plain_ip(addr.ip)
+            if ip not in ips and not (ip.is_multicast or ip.is_unspecified):
+                ips.add(ip)
+                kinds.setdefault((ip.version, ip.is_global), []).append(addr)
+    del kinds["relay"][1:]
+    chosen: list[TransportAddr] = []
+    while len(chosen) < MAX_GOSSIP_HEARSAY_ADDRESSES and any(kinds.values()):
+        chosen += [found.pop(0) for found in kinds.values() if found]
+    return tuple(chosen[:MAX_GOSSIP_HEARSAY_ADDRESSES])
 
 
 class BookLookup:
@@ -69,13 +142,19 @@ class BookLookup:
 
     name = "gossip"
 
-    def __init__(self, book: AddressBook) -> None:
+    def __init__(self, book: AddressBook, rules: RelayRules) -> None:
         self._book = book
+        self._rules = rules
 
     async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
-        """Yield what is known, at once."""
-        if addrs := self._book.get(id, asyncio.get_running_loop().time()).addrs:
+        """Yield what is known, at once; relays of hearsay once their names are resolved."""
+        trusted = self._book.trusted(id)
+        heard = self._book.heard(id, asyncio.get_running_loop().time(), self._rules)
+        if addrs := (*trusted, *(addr for addr in heard if not isinstance(addr, RelayAddr))):
             yield addrs
+        relays = [addr for addr in heard if isinstance(addr, RelayAddr)]
+        if found := [addr for addr in relays if await self._rules.may_dial(addr)]:
+            yield found
 
     async def publish(self, addr: EndpointAddr) -> None:
         """Members are told with the next message to them."""

@@ -13,10 +13,11 @@ import attrs
 
 from dialkey import NetworkChanged, hookimpl
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError
-from dialkey.identity import EndpointAddr, EndpointId, Remote, parse_remote
+from dialkey.identity import EndpointAddr, EndpointId, RelayUrl, Remote, parse_remote
 from dialkey_gossip.actions import Action, Delivered, Learned, PeerDown, PeerUp, Release, Send, Tell
 from dialkey_gossip.address_book import AddressBook, BookLookup
 from dialkey_gossip.config import GossipConfig
+from dialkey_gossip.dialling import Dialler
 from dialkey_gossip.events import Joined, NeighborDown, NeighborUp, Received
 from dialkey_gossip.framing import ALPN
 from dialkey_gossip.ids import PeerId, TopicId
@@ -25,6 +26,7 @@ from dialkey_gossip.messages import Message
 from dialkey_gossip.node import Node
 from dialkey_gossip.peer_data import encode_peer_data, peer_data_or_none
 from dialkey_gossip.plumtree import BroadcastStats, Validate
+from dialkey_gossip.relay_rules import Ip, RelayRules
 from dialkey_gossip.signing import (
     ENVELOPE_OVERHEAD_BYTES,
     Opener,
@@ -108,6 +110,7 @@ class Gossip:
         self._rng = random.Random(seed)
         self._clock = clock
         self._book = AddressBook()
+        self._rules = RelayRules(self._configured_relays, self._own_ips)
         self._memberships: dict[TopicId, _Membership] = {}
         self._openers: dict[TopicId, Opener] = {}
         self._endpoint: Endpoint | None = None
@@ -135,7 +138,8 @@ class Gossip:
         self._endpoint = endpoint
         self._loop = asyncio.get_running_loop()
         self._node = Node(PeerId(bytes(endpoint.id)), self._config, self._rng)
-        self._links = Links(endpoint, self._alpn, self._config.max_message_bytes, self)
+        dialler = Dialler(endpoint, self._alpn, self._book, self._rules)
+        self._links = Links(dialler, self._config.max_message_bytes, self)
         self._wall_offset_s = self._clock() - self._loop.time()
         return {self._alpn: self}
 
@@ -272,8 +276,7 @@ class Gossip:
     ) -> None:
         contacts: list[PeerId] = []
         for addr in peers:
-            if addr.addrs:
-                self._book.pin(addr)
+            self._book.pin(addr)
             contacts.append(PeerId(bytes(addr.id)))
         self._refresh_own_addr()
         self._act(self._node.join(topic, contacts, self._now(), validate=validate))
@@ -308,18 +311,29 @@ class Gossip:
         return tuple(EndpointId(peer) for peer in self._node.neighbors(topic))
 
     def known_addr(self, peer: EndpointId) -> EndpointAddr:
-        """Return where a peer may be found, as far as gossip knows."""
-        return self._book.get(peer, self._now())
+        """Return where a peer may be found, as far as gossip knows.
+
+        Apart from what you said yourself and where the peer was connected, this is what members say,
+        three addresses of it at most, and no relay that a stranger should not make us dial.
+        """
+        return self._book.get(peer, self._now(), self._rules)
 
     @property
     def lookup(self) -> AddressLookup:
         """Finds members by their id: for ``Endpoint.bind(address_lookups=[gossip.lookup])``."""
-        return BookLookup(self._book)
+        return BookLookup(self._book, self._rules)
 
     def own_addr(self) -> EndpointAddr:
         """Return where we are."""
         assert self._endpoint is not None
         return self._endpoint.addr()
+
+    def _configured_relays(self) -> frozenset[RelayUrl]:
+        assert self._endpoint is not None
+        return frozenset((*self._endpoint.relay_urls, *self._endpoint.addr().relay_urls))
+
+    def _own_ips(self) -> list[Ip]:
+        return [addr.ip for addr in self.own_addr().ip_addrs]
 
     def topic_stats(self, topic: TopicId) -> BroadcastStats:
         """Return a copy of the counters of a topic."""
@@ -378,10 +392,6 @@ class Gossip:
         """Say whether a topic is held."""
         return topic in self._memberships
 
-    def addr_of(self, peer: EndpointId) -> EndpointAddr:
-        """Say where a peer may be found."""
-        return self._book.get(peer, self._now())
-
     # --- driving the machines -------------------------------------------------------------------
 
     def _now(self) -> float:
@@ -396,9 +406,10 @@ class Gossip:
             elif isinstance(action, Release):
                 self._links.release(action.peer)
             elif isinstance(action, Learned):
-                addr = peer_data_or_none(EndpointId(action.peer), action.data)
-                if addr is not None:
-                    self._book.hear(addr, self._now())
+                peer = EndpointId(action.peer)
+                addr = peer_data_or_none(peer, action.data) if action.data else None
+                source = EndpointId(action.source)
+                self._book.hear(addr or EndpointAddr(peer), self._now(), source)
         self._tick_later()
 
     def _tell(self, action: Tell) -> None:

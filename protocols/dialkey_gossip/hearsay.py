@@ -42,6 +42,10 @@ class Hearsay:
         self._data[peer] = data
         return data
 
+    def has(self, peer: PeerId) -> bool:
+        """Say whether anything is known of a peer."""
+        return peer in self._data
+
     def drop(self, peer: PeerId) -> None:
         """Forget what was said of a peer."""
         self._data.pop(peer, None)

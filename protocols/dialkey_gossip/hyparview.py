@@ -194,7 +194,7 @@ class Membership:
         self._out.send(peer, Join(self.own_data))
 
     def _on_join(self, joiner: PeerId, data: bytes | None, now: float) -> None:
-        self._store_data(joiner, data)
+        self._store_data(joiner, data, joiner)
         may_evict = self._may_come(joiner, now)
         if not self._add_active(joiner, high=may_evict, reply=True, now=now, always=True):
             self._say_goodbye(joiner, alive=True, now=now)
@@ -214,12 +214,12 @@ class Membership:
             return
         ttl = min(ttl, MAX_GOSSIP_WALK_HOPS)
         if joiner in self.active or ttl == 0 or len(self.active) <= 1:
-            self._store_data(joiner, peer.data)
+            self._store_data(joiner, peer.data, sender)
             self._ask(joiner, high=True, now=now)
             self._drop_data(joiner)
             return
         if ttl == self._config.passive_walk_hops:
-            self._add_passive(peer)
+            self._add_passive(peer, sender)
         if not self._is_asked(joiner):
             others = [other for other in self.active if other not in (sender, joiner)]
             if others:
@@ -228,7 +228,7 @@ class Membership:
 
     def _on_neighbor(self, sender: PeerId, high: bool, data: bytes | None, now: float) -> None:
         is_reply = self._take_asked(sender)
-        self._store_data(sender, data)
+        self._store_data(sender, data, sender)
         if self._answer_due.take(sender, now) and not is_reply and sender not in self.active:
             return
         if high and not is_reply and sender not in self.active:
@@ -312,7 +312,7 @@ class Membership:
         victim = self._rng.choice(list(self.active))
         self._remove_active(victim, now)
         self._say_goodbye(victim, alive=True, now=now)
-        self._add_passive(PeerInfo(victim))
+        self._add_passive(PeerInfo(victim), victim)
 
     def _remove_active(self, peer: PeerId, now: float) -> None:
         del self.active[peer]
@@ -332,7 +332,7 @@ class Membership:
         if sender in self.active:
             self._remove_active(sender, now)
             if alive:
-                self._add_passive(PeerInfo(sender))
+                self._add_passive(PeerInfo(sender), sender)
             else:
                 self._drop_data(sender)
             self._check_isolated(now)
@@ -440,7 +440,9 @@ class Membership:
             self._out.send(target, Shuffle(message.origin, self._hearsay.fit(nodes), ttl - 1))
             return
         for node in nodes:
-            self._add_passive(node)
+            self._add_passive(node, sender)
+        if message.origin not in self.active:
+            self._out.learned(message.origin, None, sender)
         reply = ShuffleReply(self._some_nodes(len(nodes), skip=message.origin))
         self._out.send(message.origin, reply)
         if message.origin not in self.active:
@@ -450,7 +452,7 @@ class Membership:
         if not (self._is_shuffle_open or self.uses(sender)):
             return  # nobody asked; a stranger does not fill our address book
         for node in nodes[:MAX_GOSSIP_NODES]:
-            self._add_passive(node)
+            self._add_passive(node, sender)
         if self._is_shuffle_open and not self._is_asked(sender):
             self._is_shuffle_open = False
             self._meet(sender, now)
@@ -481,7 +483,7 @@ class Membership:
 
     # --- what is known of peers -----------------------------------------------------------------
 
-    def _add_passive(self, node: PeerInfo) -> None:
+    def _add_passive(self, node: PeerInfo, source: PeerId) -> None:
         peer = node.id
         if peer == self._me:
             return
@@ -491,11 +493,13 @@ class Membership:
                 del self.passive[victim]
                 self._drop_data(victim)
             self.passive[peer] = None
-        self._store_data(peer, node.data)
+        self._store_data(peer, node.data, source)
 
-    def _store_data(self, peer: PeerId, data: bytes | None) -> None:
-        if (new := self._hearsay.store(peer, data)) is not None:
-            self._out.learned(peer, new)
+    def _store_data(self, peer: PeerId, data: bytes | None, source: PeerId) -> None:
+        """Keep what `source` said of a peer, and say that it named it: dials are on its account."""
+        new = self._hearsay.store(peer, data)
+        if new is not None or not self._hearsay.has(peer):
+            self._out.learned(peer, new, source)
 
     def _drop_data(self, peer: PeerId) -> None:
         if not (peer in self.passive or self.uses(peer)):

@@ -48,6 +48,9 @@ class Listener(Protocol):
     def note_malformed(self) -> None:
         """Count a frame or a stream that cannot be read."""
 
+    def count(self, received_bytes: int) -> None:
+        """Count what was read, before it is handled."""
+
     async def room(self) -> None:
         """Wait while there is no room for what messages make us send."""
 
@@ -88,6 +91,7 @@ class Incoming:
                     data = await stream.read(_READ_BYTES)
                     if not data:
                         return
+                    self._listener.count(len(data))
                     bodies = frames.feed(data)
             topic = read_header(bodies[0])
             del bodies[0]
@@ -100,6 +104,7 @@ class Incoming:
                 if not data:
                     frames.end()
                     return
+                self._listener.count(len(data))
                 bodies = frames.feed(data)
         except TimeoutError:
             self._note_bad("no header came")

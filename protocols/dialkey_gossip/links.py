@@ -22,21 +22,20 @@ from dialkey.errors import (
     ConnectionClosedByPeer,
     DialkeyError,
 )
-from dialkey.identity import EndpointAddr, EndpointId
+from dialkey.identity import EndpointId
 from dialkey.limits import (
     MAX_GOSSIP_CONNECTIONS_PER_PEER,
-    MAX_GOSSIP_DIALS,
     MAX_GOSSIP_PEERS,
-    MAX_GOSSIP_PENDING_PEERS,
 )
 from dialkey.printable import printable_traceback
+from dialkey_gossip.dialling import Dialler
 from dialkey_gossip.ids import PeerId, TopicId
 from dialkey_gossip.incoming import Incoming
 from dialkey_gossip.lanes import Lane, NoStreamGranted
 from dialkey_gossip.messages import Disconnect, Message, ShuffleReply
 
 if TYPE_CHECKING:
-    from dialkey import Connection, Endpoint
+    from dialkey import Connection
 
 __all__ = ["LinkStats", "Links", "Owner"]
 
@@ -47,7 +46,6 @@ CLOSE_DONE_REASON: Final = b"close from disconnect"
 CLOSE_TOO_SLOW: Final = 1
 CLOSE_BUSY: Final = 3
 
-DIAL_TIMEOUT_S: Final = 15.0
 STALL_TIMEOUT_S: Final = 10.0
 """A peer that takes nothing for so long is given up; its swarm carries it, or it comes back."""
 
@@ -79,9 +77,6 @@ class Owner(Protocol):
 
     def has_topic(self, topic: TopicId) -> bool:
         """Say whether messages of a topic are of interest."""
-
-    def addr_of(self, peer: EndpointId) -> EndpointAddr:
-        """Say where a peer may be found."""
 
 
 @attrs.frozen
@@ -136,12 +131,17 @@ class _Ear:
         link: _Link,
         owner: Owner,
         counts: Counter[str],
+        dialler: Dialler,
         room: Callable[[], Coroutine[object, object, None]],
     ) -> None:
         self._link = link
         self._owner = owner
         self._counts = counts
+        self._dialler = dialler
         self._room = room
+
+    def count(self, received_bytes: int) -> None:
+        self._dialler.earn(self._link.id, received_bytes)
 
     def wants(self, topic: TopicId) -> bool:
         link = self._link
@@ -166,24 +166,18 @@ class Links:
     Everything runs in the event loop of the endpoint; no method but those marked `async` waits.
 
     Args:
-        endpoint: dials and is dialled.
-        alpn: the protocol.
+        dialler: dials peers.
         max_message_bytes: the limit on a frame's body.
         owner: takes what arrives.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, alpn: bytes, max_message_bytes: int, owner: Owner
-    ) -> None:
-        self._endpoint = endpoint
-        self._alpn = alpn
+    def __init__(self, dialler: Dialler, max_message_bytes: int, owner: Owner) -> None:
+        self._dialler = dialler
         self._max_message_bytes = max_message_bytes
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._links: dict[PeerId, _Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._dial_slots = asyncio.Semaphore(MAX_GOSSIP_DIALS)
-        self._waiting_dials = 0
         self._counts: Counter[str] = Counter()
         self._drained = asyncio.Event()
         self._is_closing = False
@@ -279,20 +273,14 @@ class Links:
     # --- dialling -------------------------------------------------------------------------------
 
     def _dial(self, link: _Link) -> None:
-        if self._waiting_dials >= MAX_GOSSIP_PENDING_PEERS:
-            self._loop.call_soon(self._dial_failed, link)
-            return
         name = f"dialkey-gossip-dial-{link.peer.short()}"
         link.dial = self._running(self._run_dial(link), name)
 
     async def _run_dial(self, link: _Link) -> None:
-        self._waiting_dials += 1
+        # The machine that asked for it is still at work, and must not hear of a failure before it ends.
+        await asyncio.sleep(0)
         try:
-            async with self._dial_slots:
-                self._counts["dials"] += 1
-                connection = await self._endpoint.connect(
-                    self._owner.addr_of(link.peer), self._alpn, timeout=DIAL_TIMEOUT_S
-                )
+            connection = await self._dialler.dial(link.id)
         except DialkeyError as error:
             self._counts["failed_dials"] += 1
             logger.debug("cannot dial %s: %s", link.peer.short(), error)
@@ -300,7 +288,6 @@ class Links:
             self._dial_failed(link)
             return
         finally:
-            self._waiting_dials -= 1
             link.dial = None
         if self._is_closing:
             connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
@@ -334,6 +321,7 @@ class Links:
         if len(link.connections) >= MAX_GOSSIP_CONNECTIONS_PER_PEER:
             # The oldest: the end of one that it does not send on any more means nothing to iroh.
             link.connections[0].close(CLOSE_DONE, CLOSE_DONE_REASON)
+        self._dialler.reached(connection)
         link.connections.append(connection)
         link.heard_at = self._loop.time()
         for lane in link.lanes.values():
@@ -341,7 +329,7 @@ class Links:
         self.release(peer)
         is_clean = False
         try:
-            ear = _Ear(link, self._owner, self._counts, self.room)
+            ear = _Ear(link, self._owner, self._counts, self._dialler, self.room)
             await Incoming(connection, self._max_message_bytes, ear).read()
             error = await connection.closed()
             is_clean = isinstance(error, ConnectionClosed) or (
@@ -448,7 +436,7 @@ class Links:
             peers=len(self._links),
             connections=sum(len(link.connections) for link in links),
             queued_bytes=sum(lane.queued_bytes for link in links for lane in link.lanes.values()),
-            dials=counts["dials"],
+            dials=self._dialler.dials,
             failed_dials=counts["failed_dials"],
             dropped_messages=counts["dropped"],
             slow_peers=counts["slow"],

@@ -86,8 +86,8 @@ class TopicMachine:
     def release(self, peer: PeerId) -> None:
         self._act(Release(self.id, peer))
 
-    def learned(self, peer: PeerId, data: bytes) -> None:
-        self._act(Learned(peer, data))
+    def learned(self, peer: PeerId, data: bytes | None, source: PeerId) -> None:
+        self._act(Learned(peer, data, source))
 
     def call_at(self, at: float, timer: Timer) -> None:
         self._call_at(at, self, timer)

@@ -31,6 +31,7 @@ class Stage:
         self.down: list[PeerId] = []
         self.delivered: list[Delivered] = []
         self.released: list[PeerId] = []
+        self.sources: dict[PeerId, PeerId] = {}
         self.learnt: list[tuple[PeerId, bytes]] = []
         self._timers: list[tuple[float, int, Callable[[float], None]]] = []
         self._count = 0
@@ -52,8 +53,10 @@ class Stage:
     def release(self, peer: PeerId) -> None:
         self.released.append(peer)
 
-    def learned(self, peer: PeerId, data: bytes) -> None:
-        self.learnt.append((peer, data))
+    def learned(self, peer: PeerId, data: bytes | None, source: PeerId) -> None:
+        self.sources[peer] = source
+        if data is not None:
+            self.learnt.append((peer, data))
 
     def call_at(self, at: float, timer: Callable[[float], None]) -> None:
         self._count += 1
@@ -121,7 +124,7 @@ class Swarmer(Stage):
 
     def with_passive(self, *numbers: int) -> Swarmer:
         for number in numbers:
-            self.machine._add_passive(PeerInfo(peer(number)))
+            self.machine._add_passive(PeerInfo(peer(number)), ME)
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Incoming
+from dialkey.endpoint.dial_limits import DialLimits
 from dialkey.endpoint.endpoint import Endpoint
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
 from dialkey.endpoint.paths import (
@@ -26,6 +27,7 @@ __all__ = [
     "AddressLookup",
     "Connection",
     "ConnectionStats",
+    "DialLimits",
     "DirectFirst",
     "EndOfStream",
     "Endpoint",

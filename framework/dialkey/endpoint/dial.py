@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from dialkey import limits
 from dialkey.endpoint.connection import Connection
+from dialkey.endpoint.dial_limits import DialLimits, LimitedAddresses
 from dialkey.endpoint.lookup import AddressLookup
 from dialkey.errors import (
     DialError,
@@ -58,14 +59,24 @@ _SECOND_CHANCE_S: Final = 5.0
 class Candidate:
     """One address that is being tried."""
 
-    __slots__ = ("address", "failed", "refused", "sent", "trouble")
+    __slots__ = ("address", "failed", "max_datagrams", "refused", "sent", "trouble")
 
-    def __init__(self, address: PathAddress) -> None:
+    def __init__(self, address: PathAddress, max_datagrams: int | None = None) -> None:
         self.address = address
+        self.max_datagrams = max_datagrams
         self.sent = 0
         self.refused = 0
         self.failed = False
         self.trouble = ""
+
+    def take(self, datagrams: int) -> bool:
+        """Say whether this many datagrams may be sent to it, and count them if so."""
+        if self.failed:
+            return False
+        if self.max_datagrams is not None and self.sent + datagrams > self.max_datagrams:
+            return False
+        self.sent += datagrams
+        return True
 
     @property
     def is_relayed(self) -> bool:
@@ -97,11 +108,11 @@ class AllAddresses:
         # What was sent to all of them last, for those that are found later.
         self.last_sent: tuple[bytes, int] | None = None
 
-    def add(self, address: PathAddress) -> bool:
+    def add(self, address: PathAddress, max_datagrams: int | None = None) -> bool:
         """Add an address; False if it is known or there are too many."""
         if address in self.candidates or len(self.candidates) >= limits.MAX_DIAL_ADDRESSES:
             return False
-        self.candidates[address] = Candidate(address)
+        self.candidates[address] = Candidate(address, max_datagrams)
         return True
 
     def on_unreachable(self, address: PathAddress, reason: str) -> None:
@@ -155,6 +166,14 @@ class AllAddresses:
         others = any(not each.is_hopeless for each in self.candidates.values())
         return others or self.lookups_pending > 0
 
+    def worth_keeping(self, answered: PathAddress) -> list[PathAddress]:
+        """Return the addresses to open paths to later: all but hearsay that did not answer."""
+        return [
+            each.address
+            for each in self.candidates.values()
+            if each.max_datagrams is None or each.address == answered
+        ]
+
     def attempts(self, explain: Callable[[PathAddress], str | None]) -> list[str]:
         """Return one line for each address; `explain` knows what keeps datagrams from one."""
         for candidate in self.candidates.values():
@@ -165,8 +184,15 @@ class AllAddresses:
 class Dial:
     """One call of `Endpoint.connect`."""
 
-    def __init__(self, endpoint: Endpoint, remote: EndpointAddr, alpn: str) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        remote: EndpointAddr,
+        alpn: str,
+        dial_limits: DialLimits | None = None,
+    ) -> None:
         self._endpoint = endpoint
+        self._limited = LimitedAddresses(dial_limits)
         self._id = remote.id
         self._addrs = remote.addrs
         self._alpn = alpn
@@ -219,10 +245,10 @@ class Dial:
             self._endpoint.dial_over(self)
 
     async def _run(self, timeout_s: float) -> Connection:
-        self._add(self._addrs)
+        await self._add(self._addrs)
         for lookup in self._endpoint.address_lookups:
-            task = asyncio.create_task(self._look_up(lookup), name=f"dialkey-lookup-{lookup.name}")
             self.target.lookups_pending += 1
+            task = asyncio.create_task(self._look_up(lookup), name=f"dialkey-lookup-{lookup.name}")
             self._lookups.add(task)
         while not self.target.candidates and self.target.lookups_pending:
             self._news.clear()
@@ -326,7 +352,7 @@ class Dial:
             raise self._nobody_answered()
         handshake.result()
         if connection.path_manager is not None:
-            connection.path_manager.add_addresses(list(self.target.candidates))
+            connection.path_manager.add_addresses(self.target.worth_keeping(core.remote))
         return connection
 
     def _nobody_answered(self) -> DialError:
@@ -345,8 +371,11 @@ class Dial:
             endpoint_id=self._id,
         )
 
-    def _add(self, addrs: Iterable[TransportAddr]) -> None:
+    async def _add(self, addrs: Iterable[TransportAddr]) -> None:
         for addr in addrs:
+            may_try, max_datagrams = await self._limited.admit(addr)
+            if not may_try:
+                continue
             found = self._endpoint.path_addresses(self._id, addr)
             if not found:
                 note = f"{addr}: no transport of this endpoint leads there"
@@ -355,7 +384,7 @@ class Dial:
                 if note not in self.target.notes:
                     self.target.notes.append(note)
             for each in found:
-                if self.target.add(each):
+                if self.target.add(each, max_datagrams):
                     self._endpoint.send_to_late(self.target, each)
         self._news.set()
 
@@ -363,7 +392,7 @@ class Dial:
         try:
             async with aclosing(lookup.resolve(self._id)) as results:
                 async for addrs in results:
-                    self._add(addrs)
+                    await self._add(addrs)
         except Exception as error:
             # A lookup that fails is one way less; the dial goes on with the others.
             logger.info("lookup %s of %s failed: %s", lookup.name, self._id.short(), error)

@@ -18,6 +18,7 @@ from dialkey import limits
 from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
+from dialkey.endpoint.dial_limits import DialLimits
 from dialkey.endpoint.lookup import AddressLookup, StaticLookup
 from dialkey.endpoint.paths import NetworkChanged
 from dialkey.endpoint.selection import DirectFirst, PathSelector
@@ -466,10 +467,21 @@ class Endpoint:
             self.flush_soon(connection)
         self.plugins.emit(NetworkChanged())
 
+    @property
+    def relay_urls(self) -> tuple[RelayUrl, ...]:
+        """The relays that this endpoint was given when it was bound."""
+        urls = (getattr(each, "url", each) for each in self._relays or ())
+        return tuple(url for url in urls if isinstance(url, RelayUrl))
+
     # --- dialling -------------------------------------------------------------------------------
 
     async def connect(
-        self, remote: Remote, alpn: str | bytes, *, timeout: float = DIAL_TIMEOUT_S
+        self,
+        remote: Remote,
+        alpn: str | bytes,
+        *,
+        timeout: float = DIAL_TIMEOUT_S,
+        limits: DialLimits | None = None,
     ) -> Connection:
         """Dial an endpoint over all its addresses at once.
 
@@ -477,6 +489,7 @@ class Endpoint:
             remote: a ticket, an `EndpointAddr`, an `EndpointId`, or one of them as text.
             alpn: the protocol; ASCII.
             timeout: seconds for everything: finding addresses, dialling, the handshake.
+            limits: on what is sent to addresses that strangers have named; none by default.
 
         Returns:
             A connection whose peer has proved the key that was dialled.
@@ -502,7 +515,7 @@ class Endpoint:
                 endpoint_id=addr.id,
             )
         self._check_open()
-        dial = Dial(self, addr, protocol)
+        dial = Dial(self, addr, protocol, limits)
         self._dials.add(dial)
         connection = await dial.run(timeout)
         try:
@@ -718,8 +731,7 @@ class Endpoint:
         if isinstance(remote, AllAddresses):
             remote.last_sent = (bytes(data), segment)
             for candidate in remote.candidates.values():
-                if not candidate.failed:
-                    candidate.sent += -(-len(data) // segment)
+                if candidate.take(-(-len(data) // segment)):
                     self._send(candidate.address, data, segment)
             return
         for transport in self._transports:
@@ -729,8 +741,7 @@ class Endpoint:
 
     def send_to_late(self, target: AllAddresses, address: PathAddress) -> None:
         """Send what all addresses of a dial got to one that was found only now."""
-        if target.last_sent is not None:
-            target.candidates[address].sent += 1
+        if target.last_sent is not None and target.candidates[address].take(1):
             self._send(address, *target.last_sent)
 
     def on_writable(self) -> None:

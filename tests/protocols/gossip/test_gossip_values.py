@@ -20,6 +20,7 @@ from dialkey_gossip import (
 )
 from dialkey_gossip.address_book import MAX_PEERS, RETENTION_S, AddressBook
 from dialkey_gossip.inbox import Inbox
+from dialkey_gossip.relay_rules import RelayRules
 from dialkey_gossip.topic import parse_topic
 
 
@@ -32,6 +33,7 @@ def addr(n: int, *texts: str) -> EndpointAddr:
 
 
 TOPIC = TopicId.from_name("lobby")
+RULES = RelayRules(tuple, tuple)
 
 
 def test_topic_ids() -> None:
@@ -116,22 +118,22 @@ def test_hearsay_fades_and_pinned_addresses_stay() -> None:
     book.hear(addr(1, "192.0.2.2:2"), 0.0)
     book.hear(addr(2, "192.0.2.3:3"), 10.0)
     book.hear(addr(1, "192.0.2.4:4"), 200.0)
-    assert book.get(peer(1), 200.0) == addr(1, "192.0.2.1:1", "192.0.2.2:2", "192.0.2.4:4")
-    assert book.get(peer(2), 9.0 + RETENTION_S) == addr(2, "192.0.2.3:3")
-    assert book.get(peer(2), 11.0 + RETENTION_S) == addr(2)
-    assert book.get(peer(1), 501.0) == addr(1, "192.0.2.1:1")
+    assert book.get(peer(1), 200.0, RULES) == addr(1, "192.0.2.1:1", "192.0.2.2:2", "192.0.2.4:4")
+    assert book.get(peer(2), 9.0 + RETENTION_S, RULES) == addr(2, "192.0.2.3:3")
+    assert book.get(peer(2), 11.0 + RETENTION_S, RULES) == addr(2)
+    assert book.get(peer(1), 501.0, RULES) == addr(1, "192.0.2.1:1")
 
 
 def test_hearsay_is_bounded() -> None:
     book = AddressBook()
     for n in range(100):
         book.hear(addr(1, f"192.0.2.{n}:1"), float(n))
-    assert len(book.get(peer(1), 99.0).addrs) == 17
-    assert IpAddr.parse("192.0.2.99:1") in book.get(peer(1), 99.0).addrs
+    assert len(book.get(peer(1), 99.0, RULES).addrs) == 3
+    assert IpAddr.parse("192.0.2.99:1") in book.get(peer(1), 99.0, RULES).addrs
     for n in range(MAX_PEERS + 5):
         book.hear(EndpointAddr(peer(n), [IpAddr.parse("192.0.2.1:1")]), 100.0)
-    assert not book.get(peer(0), 100.0).addrs
-    assert book.get(peer(MAX_PEERS + 4), 100.0).addrs
+    assert not book.get(peer(0), 100.0, RULES).addrs
+    assert book.get(peer(MAX_PEERS + 4), 100.0, RULES).addrs
 
 
 async def test_an_inbox_says_what_it_dropped() -> None:

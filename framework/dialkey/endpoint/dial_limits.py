@@ -1,0 +1,85 @@
+"""What a dial may cost others when its addresses are hearsay.
+
+A dial sends to every address that is known, again and again, until somebody answers. That is right for
+a ticket. Where strangers can make us dial, and say where, it is a weapon: a few bytes to us become
+megabytes to somebody else, and a relay URL becomes an HTTP request to a host of their choice.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+
+import attrs
+
+from dialkey.errors import InvalidInput
+from dialkey.identity import IpAddr, TransportAddr
+
+__all__ = ["DialLimits"]
+
+
+def _every(addr: TransportAddr) -> bool:
+    return True
+
+
+async def _anything(addr: TransportAddr) -> bool:
+    return True
+
+
+@attrs.frozen
+class DialLimits:
+    """Limits on one dial, for addresses that others than the application have named.
+
+    Attributes:
+        max_addresses: tried at most, of those that were handed in and those that are found. Of each IP
+            address only one port is tried.
+        max_datagrams: sent to each address before it answers.
+        applies_to: says which addresses the limits are for; all of them by default.
+        accepts: says whether one of those may be tried at all; it may resolve names.
+
+    After the handshake only the address that answered is kept: the others were never proven.
+    """
+
+    max_addresses: int = 3
+    max_datagrams: int = 2
+    applies_to: Callable[[TransportAddr], bool] = _every
+    accepts: Callable[[TransportAddr], Awaitable[bool]] = _anything
+
+    def __attrs_post_init__(self) -> None:
+        if self.max_addresses < 1 or self.max_datagrams < 1:
+            raise InvalidInput("a dial needs at least one datagram to one address")
+
+
+class LimitedAddresses:
+    """Counts which addresses of one dial were let through.
+
+    Args:
+        limits: without any, everything passes.
+    """
+
+    def __init__(self, limits: DialLimits | None) -> None:
+        self._limits = limits
+        self._count = 0
+        self._ips: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
+
+    async def admit(self, addr: TransportAddr) -> tuple[bool, int | None]:
+        """Say whether an address may be tried, and how many datagrams it may get; None: any number."""
+        limits = self._limits
+        if limits is None or not limits.applies_to(addr):
+            return True, None
+        ip = _plain_ip(addr)
+        if self._count >= limits.max_addresses or ip in self._ips:
+            return False, 0
+        if not await limits.accepts(addr) or self._count >= limits.max_addresses:
+            return False, 0
+        self._count += 1
+        if ip is not None:
+            self._ips.add(ip)
+        return True, limits.max_datagrams
+
+
+def _plain_ip(addr: TransportAddr) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    if not isinstance(addr, IpAddr):
+        return None
+    ip = addr.ip
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip

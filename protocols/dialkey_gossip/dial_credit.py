@@ -1,0 +1,56 @@
+"""What peers may make us send to third parties: so many times what they sent us, and no more.
+
+Members tell each other where members are, and nobody can check that before dialling. So a dial to
+hearsay is paid by the peer that told it, from what it earned with its own bytes. A dial that reaches
+the right key was no abuse, and is paid back: in an honest swarm nearly everything is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from dialkey.limits import (
+    GOSSIP_DIAL_ALLOWANCE_BYTES,
+    GOSSIP_DIAL_BYTES_PER_BYTE,
+    MAX_GOSSIP_DIAL_CREDIT_BYTES,
+    MAX_GOSSIP_HEARSAY_DATAGRAMS,
+)
+from dialkey_gossip.ids import PeerId
+
+__all__ = ["ADDRESS_BYTES", "DialCredit"]
+
+ADDRESS_BYTES: Final = 1_200 * MAX_GOSSIP_HEARSAY_DATAGRAMS
+"""What dialling one address costs: first flights are padded to 1,200 bytes."""
+
+_MAX_PEERS: Final = 4096
+"""Peers whose credit is kept; one that is forgotten begins with the allowance, as a new key would."""
+
+
+class DialCredit:
+    """Credit by peer, in bytes."""
+
+    def __init__(self) -> None:
+        self._credit: OrderedDict[PeerId, int] = OrderedDict()
+
+    def earn(self, peer: PeerId, received_bytes: int) -> None:
+        """Count bytes that a peer sent us."""
+        self._add(peer, received_bytes * GOSSIP_DIAL_BYTES_PER_BYTE)
+
+    def take(self, peer: PeerId, addresses: int) -> int:
+        """Pay for a dial to so many addresses; return how many there is credit for, perhaps 0."""
+        affordable = min(
+            addresses, self._credit.get(peer, GOSSIP_DIAL_ALLOWANCE_BYTES) // ADDRESS_BYTES
+        )
+        self._add(peer, -affordable * ADDRESS_BYTES)
+        return affordable
+
+    def give_back(self, peer: PeerId, addresses: int) -> None:
+        """Pay back what a dial cost that reached whom it was for."""
+        self._add(peer, addresses * ADDRESS_BYTES)
+
+    def _add(self, peer: PeerId, amount: int) -> None:
+        credit = self._credit.pop(peer, GOSSIP_DIAL_ALLOWANCE_BYTES) + amount
+        self._credit[peer] = min(credit, MAX_GOSSIP_DIAL_CREDIT_BYTES)
+        if len(self._credit) > _MAX_PEERS:
+            self._credit.popitem(last=False)
