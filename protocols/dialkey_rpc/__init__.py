@@ -51,8 +51,9 @@ from dialkey_rpc.errors import (
     ServiceDefinitionError,
     Unavailable,
 )
+from dialkey_rpc.exposition import MetricsPage, PrometheusCollector, metrics_page
 from dialkey_rpc.frames import RpcLimits
-from dialkey_rpc.metrics import MethodStats, prometheus_text
+from dialkey_rpc.metrics import MethodStats
 from dialkey_rpc.retry import Reconnect
 from dialkey_rpc.schema import Schema, schema_of
 from dialkey_rpc.server import Allowed, Middleware, Proceed, Rpc
@@ -73,9 +74,11 @@ __all__ = [
     "MethodNotFound",
     "MethodSpec",
     "MethodStats",
+    "MetricsPage",
     "Middleware",
     "PermissionDenied",
     "Proceed",
+    "PrometheusCollector",
     "Reconnect",
     "ResourceExhausted",
     "Rpc",
@@ -92,7 +95,7 @@ __all__ = [
     "deadline",
     "local",
     "method",
-    "prometheus_text",
+    "metrics_page",
     "schema",
     "schema_of",
     "service",

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from dialkey import Endpoint
     from dialkey.identity import Remote
 
-__all__ = ["Connecting", "StreamCall", "close", "connect", "schema", "stats", "with_options"]
+__all__ = [
+    "Connecting",
+    "StreamCall",
+    "close",
+    "connect",
+    "schema",
+    "service_of",
+    "stats",
+    "with_options",
+]
 
 S = TypeVar("S")
 
@@ -146,6 +155,11 @@ def stats(client: object) -> Mapping[str, MethodStats]:
     """Return what a client's calls did so far, by method."""
     channel, _ = _channel_of(client)
     return {name: counters.stats() for name, counters in channel.counters.items()}
+
+
+def service_of(client: object) -> str:
+    """Return the name of the service that a client calls."""
+    return _channel_of(client)[0].codec.spec.name
 
 
 def _channel_of(client: object) -> tuple[Channel, CallOptions]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
 
-__all__ = ["BUCKETS_S", "MethodCounters", "MethodStats", "prometheus_text"]
+__all__ = ["BUCKETS_S", "MethodCounters", "MethodStats"]
 
 BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Upper ends, seconds: from a call on one machine to one that somebody waits for."""
@@ -36,6 +36,17 @@ class MethodStats:
     items_down: int
     seconds: float
     buckets: tuple[int, ...]
+
+    def plus(self, other: MethodStats) -> MethodStats:
+        """Return the sum of both."""
+        return MethodStats(
+            self.active + other.active,
+            dict(Counter(self.ended) + Counter(other.ended)),
+            self.items_up + other.items_up,
+            self.items_down + other.items_down,
+            self.seconds + other.seconds,
+            tuple(map(sum, zip(self.buckets, other.buckets, strict=True))),
+        )
 
 
 class MethodCounters:
@@ -68,52 +79,3 @@ class MethodCounters:
             self.seconds,
             tuple(self.buckets),
         )
-
-
-def prometheus_text(service: str, side: str, stats: Mapping[str, MethodStats]) -> str:
-    """Write counters down in the Prometheus text format.
-
-    Args:
-        service: its name, for the label.
-        side: ``server`` or ``client``.
-        stats: by method.
-    """
-    lines: list[str] = []
-    for name, kind, text, samples in (
-        ("calls_total", "counter", "Calls that ended, by outcome.", _calls),
-        ("calls_active", "gauge", "Calls in progress.", _active),
-        ("items_total", "counter", "Items that streamed up or down.", _items),
-        ("call_seconds", "histogram", "How long calls took.", _seconds),
-    ):
-        full = f"dialkey_rpc_{name}"
-        lines += (f"# HELP {full} {text}", f"# TYPE {full} {kind}")
-        for method in sorted(stats):
-            labels = f'service="{service}",side="{side}",method="{method}"'
-            for suffix, more, value in samples(stats[method]):
-                lines.append(f"{full}{suffix}{{{labels}{more}}} {value}")
-    return "\n".join(lines) + "\n"
-
-
-Sample = tuple[str, str, object]
-
-
-def _calls(stats: MethodStats) -> Iterator[Sample]:
-    for outcome in sorted(stats.ended):
-        yield "", f',outcome="{outcome}"', stats.ended[outcome]
-
-
-def _active(stats: MethodStats) -> Iterable[Sample]:
-    return [("", "", stats.active)]
-
-
-def _items(stats: MethodStats) -> Iterable[Sample]:
-    return [("", ',direction="up"', stats.items_up), ("", ',direction="down"', stats.items_down)]
-
-
-def _seconds(stats: MethodStats) -> Iterator[Sample]:
-    total = 0
-    for end, count in zip((*BUCKETS_S, "+Inf"), stats.buckets, strict=True):
-        total += count
-        yield "_bucket", f',le="{end}"', total
-    yield "_sum", "", round(stats.seconds, 6)
-    yield "_count", "", total

@@ -50,7 +50,7 @@ from dialkey_rpc.errors import (
     ServiceDefinitionError,
 )
 from dialkey_rpc.frames import CALL, RpcLimits, StopCode
-from dialkey_rpc.metrics import MethodCounters, MethodStats, prometheus_text
+from dialkey_rpc.metrics import MethodCounters, MethodStats
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, Order
 from dialkey_rpc.schema import Schema, schema_of
 from dialkey_rpc.shell import ITEMS_BETWEEN_TURNS, FrameSource, StopWatch, write_frame
@@ -179,10 +179,6 @@ class Rpc:
     def stats(self) -> Mapping[str, MethodStats]:
         """Return what happened so far, by method; ``"?"`` is for those that do not exist."""
         return {name: counters.stats() for name, counters in self.counters.items()}
-
-    def prometheus_text(self) -> str:
-        """Return the counters in the Prometheus text format."""
-        return prometheus_text(self.spec.name, "server", self.stats())
 
     # --- the plugin -----------------------------------------------------------------------------
 

@@ -12,6 +12,10 @@ from typing import Any, Protocol
 
 import attrs
 import pytest
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families
 
 import dialkey_rpc as rpc
 from dialkey.errors import AlpnMismatch, ConnectionClosed, InvalidInput
@@ -354,7 +358,23 @@ async def test_counters_on_both_sides(in_memory: InMemory) -> None:
             assert sum(stats["take"].ended.values()) == 2
             assert all(each.active == 0 for each in stats.values())
             assert stats["take"].ended == {"remote.rpc.application": 2}
-        assert 'method="add",outcome="ok"} 1' in service.prometheus_text()
+        page = rpc.metrics_page(service, studio, rpc.Rpc(Studio()), rpc.Rpc(Studio(), name="other"))
+        families = {f.name: f for f in text_string_to_metric_families(page.body.decode())}
+        calls = {
+            tuple(map(sample.labels.get, ("service", "side", "method", "outcome"))): sample.value
+            for sample in families["dialkey_rpc_calls"].samples
+        }
+        assert calls["Studio", "server", "add", "ok"] == 1, "those of one service are added up"
+        assert calls["Studio", "client", "add", "ok"] == 1
+        services = {s.labels["service"] for s in families["dialkey_rpc_calls_active"].samples}
+        assert services == {"Studio", "other"}
+        assert page.content_type.startswith("text/plain; version=")
+        newer = rpc.metrics_page(service, accept="application/openmetrics-text; version=1.0.0")
+        assert newer.content_type.startswith("application/openmetrics-text; version=1.0.0")
+        assert newer.body.endswith(b"# EOF\n")
+        assert list(openmetrics_families(newer.body.decode()))
+        with pytest.raises(InvalidInput, match="not a client"):
+            rpc.metrics_page(Studio())
 
 
 # --- who calls, and with what -------------------------------------------------------------------

@@ -10,6 +10,7 @@ import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 
 import dialkey_rpc as rpc
 from dialkey.errors import (
@@ -34,7 +35,7 @@ from dialkey_rpc.codec import (
     read_call,
 )
 from dialkey_rpc.frames import CALL, ERROR, ITEM, RESULT, FrameReader, RpcLimits
-from dialkey_rpc.metrics import BUCKETS_S, MethodCounters, prometheus_text
+from dialkey_rpc.metrics import BUCKETS_S, MethodCounters
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, RESPONSE, RESPONSE_STREAM, Order, Table
 from dialkey_rpc.packing import unpack_frame
 
@@ -359,14 +360,21 @@ def test_counters() -> None:
     assert stats.active == 1
     assert stats.ended == {"ok": 2, "remote.rpc.internal": 1}
     assert (stats.buckets[0], stats.buckets[-1], sum(stats.buckets)) == (1, 1, 3)
-    text = prometheus_text("Shop", "server", {"buy": stats})
-    labels = 'service="Shop",side="server",method="buy"'
-    assert f'dialkey_rpc_calls_total{{{labels},outcome="ok"}} 2\n' in text
-    assert f"dialkey_rpc_calls_active{{{labels}}} 1\n" in text
-    assert f'dialkey_rpc_call_seconds_bucket{{{labels},le="0.5"}} 2\n' in text
-    assert f'dialkey_rpc_call_seconds_bucket{{{labels},le="+Inf"}} 3\n' in text
-    assert f"dialkey_rpc_call_seconds_count{{{labels}}} 3\n" in text
-    assert f'dialkey_rpc_items_total{{{labels},direction="up"}} 7\n' in text
+    assert stats.plus(stats).ended == {"ok": 4, "remote.rpc.internal": 2}
+    service = rpc.Rpc(Shop())
+    service.counters["buy"] = counters
+    text = rpc.metrics_page(service).body.decode()
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["dialkey_rpc_calls_total", "Shop", "buy", "ok", "server"] == 2
+    assert samples["dialkey_rpc_calls_active", "Shop", "buy", "server"] == 1
+    assert samples["dialkey_rpc_call_seconds_bucket", "0.5", "Shop", "buy", "server"] == 2
+    assert samples["dialkey_rpc_call_seconds_bucket", "+Inf", "Shop", "buy", "server"] == 3
+    assert samples["dialkey_rpc_call_seconds_count", "Shop", "buy", "server"] == 3
+    assert samples["dialkey_rpc_items_total", "Shop", "buy", "server", "up"] == 7
     assert text.count("# TYPE") == 4
     assert len(BUCKETS_S) + 1 == len(stats.buckets)
 
@@ -392,3 +400,24 @@ def test_what_a_service_says_cannot_steer_a_terminal(status: int) -> None:
 )
 def test_how_long_a_caller_waits(timeout_ms: int | None, timeout_s: float | None) -> None:
     assert read_call(["add", {}, timeout_ms]).timeout_s == timeout_s
+
+
+@pytest.mark.parametrize(
+    ("accept", "newer"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain;version=0.0.4", False),
+        ("application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3", True),
+        ("application/openmetrics-text; q=0", False),
+        ("application/openmetrics-text;q=0.2, text/plain;q=0.9", False),
+        ('application/openmetrics-text; version="1.0.0"', True),
+        ("application/openmetrics-text; version=99\r\nX: y", False),
+        ("application/openmetrics-text; q=x", False),
+    ],
+)
+def test_the_page_is_what_its_header_says(accept: str, newer: bool) -> None:
+    page = rpc.metrics_page(rpc.Rpc(Shop()), accept=accept)
+    assert page.body.endswith(b"# EOF\n") == newer
+    kind = "application/openmetrics-text; version=1.0.0" if newer else "text/plain; version=0.0.4"
+    assert page.content_type == f"{kind}; charset=utf-8"
