@@ -1,7 +1,7 @@
 """Serving blobs: the handler of the protocol.
 
-Source: blobs wire reference 1.1 to 1.6, 8.1, 11. Where the original is lax we are not: requests have a
-deadline, requests of one endpoint and in all are counted, and pushes are refused unless allowed.
+Source: blobs wire reference 1.1 to 1.6, 8.1, 11. Stricter than the original: requests have a deadline,
+are counted per endpoint and in total, and pushes are refused unless allowed.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class ProviderLimits:
             for one endpoint.
         request_timeout_s: from the opening of a stream to the end of its request.
         queue_timeout_s: how long a request may wait for its turn before it is turned away.
-        stall_timeout_s: a getter that takes nothing for so long is let go; it can resume.
+        stall_timeout_s: a getter that takes nothing for this long is dropped; it can resume.
     """
 
     requests: int = MAX_BLOB_REQUESTS
@@ -128,7 +128,7 @@ class Provider:
     """Answers requests of other endpoints from a store.
 
     Args:
-        store: what is offered: everything in it, to whoever knows a hash, unless `authorize` says no.
+        store: what is offered: everything in it, to anyone who knows a hash, unless `authorize` refuses.
         authorize: asked for each request.
         allow_push: let others add blobs to the store.
         limits: how much is answered at a time.
@@ -350,7 +350,7 @@ class Provider:
             async with asyncio.timeout(self.limits.stall_timeout_s):
                 return await work
         except TimeoutError:
-            raise StreamStopped("the getter takes nothing any more", error_code=0) from None
+            raise StreamStopped("the getter has stopped reading", error_code=0) from None
 
 
 @attrs.define
@@ -446,8 +446,8 @@ class _Exchanges:
         except (RemoteError, StorageError, CannotServe) as error:
             self._end(send, recv, StreamCode.INTERNAL, error)
         except StoreClosed:
-            # A reset would say that we do not have the content. We are going away: whoever sees that
-            # may come back.
+            # A reset would say that we do not have the content. Closing says that we are going away,
+            # so the getter may come back.
             self._connection.close()
         except Exception as error:
             # One request that fails must not end the others of its connection.
@@ -493,7 +493,7 @@ class _Exchanges:
                     if push is not None:
                         return reader, push
         except TimeoutError:
-            raise WireError("no request came in time") from None
+            raise WireError("no request arrived in time") from None
         return reader, None
 
     def _end(self, send: SendStream, recv: RecvStream, code: StreamCode, error: object) -> None:

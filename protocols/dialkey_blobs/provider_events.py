@@ -79,7 +79,7 @@ class RequestEnded:
 
 @attrs.frozen
 class ProviderEventsLagged:
-    """The reader was too slow; so many events were dropped before the next one."""
+    """The reader was too slow, and events before the next one were dropped."""
 
     count: int
 

@@ -140,7 +140,7 @@ class ChunkRanges:
         return bool(len(self.boundaries) & 1)
 
     def runs(self) -> Iterator[tuple[int, int | None]]:
-        """Yield (start, end) of every run of members in order; an end of None is no end."""
+        """Yield (start, end) of every run of members in order; an end of None means no end."""
         bounds = self.boundaries
         for position in range(0, len(bounds), 2):
             yield bounds[position], bounds[position + 1] if position + 1 < len(bounds) else None
@@ -347,7 +347,7 @@ class ChunkRangesSeq:
 
         Args:
             limit: indices from here on are left out. Without it the last run may have an end of
-                None, which is no end.
+                None, which means no end.
         """
         for position, (start, ranges) in enumerate(self.entries):
             following = position + 1 < len(self.entries)

@@ -79,7 +79,7 @@ class ResponderCaches:
 
     def __init__(self) -> None:
         self.subgroups = SubgroupCache()
-        # A sequence may have 32 MiB: whoever asks often at once must not cost that each time.
+        # A sequence may have 32 MiB; concurrent requests for the same one must not each load it.
         self._sequences: WeakValueDictionary[Hash, HashSeq] = WeakValueDictionary()
 
     def hash_seq(self, reader: StoreReader, hash: Hash) -> HashSeq:
@@ -250,14 +250,14 @@ def load_hash_seq(reader: StoreReader, hash: Hash) -> HashSeq:
 
     Raises:
         BlobMissing, BlobIncomplete: it is not held.
-        ProtocolViolation: it is no hash sequence, or longer than we handle.
+        ProtocolViolation: it is not a hash sequence, or longer than we handle.
     """
     with reader.open(hash) as blob:
         if not blob.bitfield.is_complete:
             raise BlobIncomplete(hash)
         if blob.size > MAX_HASH_SEQ_BYTES or blob.size % 32:
             raise ProtocolViolation(
-                f"blob {hash.short()} is no hash sequence, or one of more than"
+                f"blob {hash.short()} is not a hash sequence, or one of more than"
                 f" {MAX_HASH_SEQ_BYTES // 32} hashes"
             )
         return HashSeq(blob.read_data(0, blob.size))

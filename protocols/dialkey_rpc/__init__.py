@@ -1,6 +1,6 @@
 """Typed remote procedure calls between endpoints.
 
-A service is a plain class. What is an ``async def`` can be called from afar; asynchronous iterators
+A service is a plain class. Its ``async def`` methods can be called remotely; asynchronous iterators
 stream, in either direction or both::
 
     import dialkey_rpc as rpc
@@ -13,9 +13,9 @@ stream, in either direction or both::
             for number in range(to):
                 yield number
 
-    router.add(rpc.Rpc(Calculator()))                                # who serves
+    router.add(rpc.Rpc(Calculator()))                                # the serving side
 
-    client = await rpc.connect(Calculator, endpoint, ticket)         # who calls
+    client = await rpc.connect(Calculator, endpoint, ticket)         # the calling side
     assert await client.add(1, 2) == 3
     async for number in client.count(10):
         ...

@@ -116,7 +116,7 @@ class Channel:
     # --- the connection -------------------------------------------------------------------------
 
     async def connection(self) -> Connection:
-        """Return the open connection; dial if there is none. All who wait share one dial.
+        """Return the open connection; dial if there is none. Concurrent callers share one dial.
 
         Raises:
             DialkeyError: as `Endpoint.connect`.
@@ -145,7 +145,7 @@ class Channel:
             if self._is_closed:
                 connection.close()
                 raise ConnectionClosed("this client was closed here")
-            # What was under way on the old connection will never be given back to its budget.
+            # What was in flight on the old connection is never given back to its budget.
             self.budget = FairShares[str](self.limits.buffered_bytes)
             self._connection = connection
             return connection
@@ -178,7 +178,7 @@ class Channel:
     # --- calls ----------------------------------------------------------------------------------
 
     def deadline(self, options: CallOptions) -> float | None:
-        """Return when a call that begins now must be over, in the time of the event loop."""
+        """Return when a call that starts now must be over, in event loop time."""
         at = deadline_var.get()
         if options.timeout_s is None:
             return at
@@ -223,7 +223,7 @@ class Channel:
 
 
 def outcome_of(error: BaseException, codec: MethodCodec) -> str:
-    """Return under which name the counters know how a call ended."""
+    """Return the name under which the counters record how a call ended."""
     if isinstance(error, DialkeyError):
         return error.code
     if codec.declares(error):
@@ -232,7 +232,7 @@ def outcome_of(error: BaseException, codec: MethodCodec) -> str:
 
 
 class Attempts:
-    """A call, tried until there is an answer or no more hope."""
+    """A call, tried until it is answered or retrying makes no sense."""
 
     def __init__(
         self,
@@ -293,7 +293,7 @@ def _explain(error: DialkeyError, exchange: Exchange) -> None:
 
 
 async def within(at: float, waiting: Coroutine[Any, Any, T]) -> T:
-    """Await until a moment of the event loop's time.
+    """Await until a moment in event loop time.
 
     Raises:
         DeadlineExceeded: it has come.
@@ -394,7 +394,7 @@ class Exchange:
         raise error
 
     def close(self, code: int) -> None:
-        """Let go of the stream; unless all is said, the service is told. Idempotent."""
+        """Let go of the stream, and tell the service unless the call is complete. Idempotent."""
         if self._source is None or self._send is None:
             return
         self._source.close(code)

@@ -226,7 +226,7 @@ class MethodCodec:
         """Return the exception for the envelope of an ERROR frame.
 
         Raises:
-            MalformedMessage: it is no error.
+            MalformedMessage: it is not an error.
         """
         error = error_from_wire(plain, endpoint_id)
         if type(error) is not ApplicationError:
@@ -406,7 +406,7 @@ def error_from_wire(plain: object, endpoint_id: EndpointId | None) -> RpcError:
     """Return the exception for the envelope of an ERROR frame.
 
     Raises:
-        MalformedMessage: it is no error.
+        MalformedMessage: it is not an error.
     """
     if type(plain) is not dict:
         raise MalformedMessage("an error is a map")

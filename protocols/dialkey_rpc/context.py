@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["ENDLESS_S", "Call", "checked_timeout", "current_call", "deadline"]
 
 ENDLESS_S: Final = 1e9
-"""Thirty years: whoever waits longer than this waits for ever, and clocks need not be able to add it."""
+"""Thirty years. Waiting longer counts as waiting for ever, which spares clocks the addition."""
 
 NO_METADATA: Final[Mapping[str, str]] = {}
 
@@ -38,7 +38,7 @@ class Call:
     Attributes:
         method: what is called.
         connection: the connection that it came over.
-        metadata: text by text, as the caller gave it. It is the caller's word, and no more.
+        metadata: text by text, as the caller gave it. Nothing but the caller's word for it.
         deadline: when the caller stops waiting, in the time of the event loop; or None.
     """
 
@@ -49,7 +49,7 @@ class Call:
 
     @property
     def remote_id(self) -> EndpointId:
-        """Who calls; this is proven."""
+        """Who is calling, as proven by the connection."""
         return self.connection.remote_id
 
     def remaining_s(self) -> float | None:
@@ -89,7 +89,7 @@ def deadline(seconds: float) -> Iterator[None]:
     """Give all calls within the block this long together; the services are told.
 
     The shorter one of nested deadlines holds. While a call with a deadline is served, the calls that
-    the service makes in turn have it too, without further ado.
+    the service makes in turn inherit it.
 
     Args:
         seconds: from now on; infinity and more than thirty years mean no limit.

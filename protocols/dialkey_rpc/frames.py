@@ -194,7 +194,7 @@ class FrameReader:
 
     @property
     def is_between_frames(self) -> bool:
-        """Whether nothing of an unfinished frame is held."""
+        """Whether no part of an unfinished frame is held."""
         return self._want == HEAD_BYTES and not self._have and self._stage == self._on_head
 
     def feed(self, data: bytes) -> list[Frame]:

@@ -198,7 +198,7 @@ def _resolve(left: list[bytes | None], code: int, data: bytes) -> bytes:
 
 def _check_depth(envelope: bytes, value: object, max_depth: int) -> None:
     if len(envelope.translate(None, _NOT_CONTAINERS)) <= max_depth:
-        return  # there are not even so many bytes that could begin a container
+        return  # fewer bytes than that could even begin a container
     level = [value]
     for _ in range(max_depth):
         deeper: list[object] = []

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 __all__ = ["Allowed", "Middleware", "Proceed", "Rpc"]
 
 Allowed = Container["EndpointId"] | Callable[["EndpointId"], bool]
-"""Who may call: a collection of endpoint ids that is asked with ``in``, or a function."""
+"""Who may call: a collection of endpoint ids tested with ``in``, or a function."""
 
 Proceed = Callable[[], Awaitable[object]]
 Middleware = Callable[[Call, Proceed], Awaitable[object]]
@@ -177,7 +177,7 @@ class Rpc:
         return self._schema
 
     def stats(self) -> Mapping[str, MethodStats]:
-        """Return what happened so far, by method; ``"?"`` is for those that do not exist."""
+        """Return the counters by method; ``"?"`` collects calls of methods that do not exist."""
         return {name: counters.stats() for name, counters in self.counters.items()}
 
     # --- the plugin -----------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class _Peer:
             self._sweep_later()
 
     def arrived(self, task: asyncio.Task[Any]) -> None:
-        """Note that it has arrived, or that nobody waits for it any more."""
+        """Note that it has arrived, or is no longer expected."""
         self._arriving.pop(task, None)
 
     def _sweep_later(self) -> None:
@@ -329,7 +329,7 @@ class _ServerCall:
             if self._gave_way and task.cancelling() == 1:
                 task.uncancel()
                 outcome = await self._fail(
-                    ResourceExhausted("the call made room for a caller that has less under way")
+                    ResourceExhausted("the call made room for a caller that has less in progress")
                 )
             else:
                 # The caller stopped it, the connection is over, or we shut down. This task is ours.

@@ -123,7 +123,7 @@ class ParamSpec:
 
 @attrs.frozen
 class MethodSpec:
-    """A method that can be called from afar.
+    """A method that can be called remotely.
 
     Attributes:
         name: its name on the wire.
@@ -218,7 +218,7 @@ class ServiceSpec:
 
 
 def _marks(kind: type, attribute: str) -> _Marks:
-    """Return what is said of a method, by its class or by a class that it overrides."""
+    """Return what was declared about a method, by its class or by a class that it overrides."""
     for base in kind.__mro__:
         marks = getattr(vars(base).get(attribute), _METHOD_MARK, None)
         if isinstance(marks, _Marks):
@@ -310,7 +310,7 @@ def _params(
 
 
 def _item_of(kind: object) -> object:
-    """Return the type of the items of an asynchronous iterator; None if it is none."""
+    """Return the type of the items of an asynchronous iterator; None for any other type."""
     if get_origin(kind) not in _STREAMS:
         return None
     item = get_args(kind)[0]

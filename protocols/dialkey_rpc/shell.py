@@ -27,8 +27,8 @@ __all__ = ["ITEMS_BETWEEN_TURNS", "FrameSource", "StopWatch", "write_frame"]
 
 
 ITEMS_BETWEEN_TURNS: Final = 64
-"""An iterator that never waits gives others a turn after so many items; it would go on until a
-megabyte is queued."""
+"""After this many items an iterator that never waits yields to other tasks; otherwise it would go on
+until a megabyte is queued."""
 
 
 async def write_frame(
@@ -90,7 +90,7 @@ class FrameSource:
             reader = self._reader = FrameReader(self._limits, self._account)
             frames = self._frames = deque(reader.feed(data))
         while not frames:
-            # The frame before this one is dealt with.
+            # The previous frame has been dealt with.
             self._account.release()
             data = await self._recv.read(reader.read_bytes)
             if not data:
@@ -120,7 +120,7 @@ class FrameSource:
         return plain
 
     def close(self, code: int) -> None:
-        """Want no more: the peer is told, unless everything has come. Idempotent."""
+        """Stop reading, and tell the peer unless everything has arrived. Idempotent."""
         self._account.close()
         if self._reader is not None:
             self._frames = deque()

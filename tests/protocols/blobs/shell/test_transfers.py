@@ -258,7 +258,7 @@ async def test_a_ticket_for_a_sequence_that_is_none(peers: Pair) -> None:
     tag = await peers.sharing.add_bytes(p(1001))
     connection = await peers.connect()
     for _ in range(2):
-        with pytest.raises(ProtocolViolation, match="no hash sequence"):
+        with pytest.raises(ProtocolViolation, match="not a hash sequence"):
             await peers.fetching.download(HashAndFormat(tag.hash, HASH_SEQ), connection=connection)
 
 
