@@ -7,6 +7,7 @@ HandshakeError        ─ RelayUpgradeError       the server did not answer as a
 DialError             ─ RelayUnreachable        no connection to the relay could be made
                         └─ RelayUntrusted       its certificate is not one that we trust
 ConnectionLost        ─ RelayLost               an established connection to the relay ended
+                        └─ RelaySilent          because it did not answer any more
 InvalidInput          ─ RelayConfigError        a configuration that cannot be used
 WireError             ─ InvalidGrant            a signed grant that is broken or expired
 """
@@ -33,6 +34,7 @@ __all__ = [
     "RelayConfigError",
     "RelayDenied",
     "RelayLost",
+    "RelaySilent",
     "RelayUnreachable",
     "RelayUntrusted",
     "RelayUpgradeError",
@@ -83,6 +85,10 @@ class RelayUntrusted(RelayUnreachable):
 
 class RelayLost(ConnectionLost):
     code = "network.lost.relay"
+
+
+class RelaySilent(RelayLost):
+    code = "network.lost.relay_silent"
 
 
 class RelayConfigError(InvalidInput):

@@ -16,6 +16,13 @@ __all__ = ["PING_INTERVAL_S", "KeepAlive"]
 
 PING_INTERVAL_S: Final = 15
 PING_JITTER_S: Final = 5
+CLOSE_INTERVAL_S: Final = 2.5
+CLOSE_TIMEOUT_S: Final = 1.5
+CLOSE_FIRST_TIMEOUT_S: Final = 3.0
+"""For a connection that is watched closely: silence is noticed within 4 s, or within 3 s where no ping
+was answered yet, so that within 6 s another relay has let us in. A client does so only with its home
+relay, and only where it knows another one to go to: it costs six times the pings."""
+
 PING_BYTES: Final = 8
 MIN_TIMEOUT_S: Final = 0.5
 MAX_TIMEOUT_S: Final = 5.0
@@ -30,6 +37,7 @@ class KeepAlive:
         now: monotonic seconds.
         jitter: add 1 to 5 whole seconds to each interval, as relays do so that their many clients
             are not pinged at once.
+        is_close: notice silence within some 4 s, where a fifth of a minute would be too long.
 
     Attributes:
         last_frame_at: when the last frame came; the owner writes it.
@@ -39,6 +47,7 @@ class KeepAlive:
 
     __slots__ = (
         "_interval",
+        "_is_close",
         "_jitter",
         "_payload",
         "_random",
@@ -48,9 +57,12 @@ class KeepAlive:
         "timed_out",
     )
 
-    def __init__(self, random: random.Random, now: float, *, jitter: bool = True) -> None:
+    def __init__(
+        self, random: random.Random, now: float, *, jitter: bool = True, is_close: bool = False
+    ) -> None:
         self._random = random
         self._jitter = jitter
+        self._is_close = is_close
         self._interval = self._draw()
         self._payload: bytes | None = None
         self._sent_at = now
@@ -58,7 +70,14 @@ class KeepAlive:
         self.rtt_s: float | None = None
         self.timed_out = False
 
+    def watch_closely(self, is_close: bool) -> None:
+        """Change how soon silence is noticed."""
+        self._is_close = is_close
+        self._interval = self._draw()
+
     def _draw(self) -> float:
+        if self._is_close:
+            return CLOSE_INTERVAL_S
         if not self._jitter:
             return PING_INTERVAL_S
         return PING_INTERVAL_S + self._random.randint(1, PING_JITTER_S)
@@ -67,8 +86,12 @@ class KeepAlive:
     def timeout_s(self) -> float:
         """How long a pong may take."""
         if self.rtt_s is None:
-            return MAX_TIMEOUT_S
-        return min(max(TIMEOUT_RTTS * self.rtt_s, MIN_TIMEOUT_S), MAX_TIMEOUT_S)
+            return CLOSE_FIRST_TIMEOUT_S if self._is_close else MAX_TIMEOUT_S
+        timeout = min(max(TIMEOUT_RTTS * self.rtt_s, MIN_TIMEOUT_S), MAX_TIMEOUT_S)
+        if self._is_close:
+            # A way that is long by itself must not look like silence.
+            return min(timeout, max(CLOSE_TIMEOUT_S, 2 * self.rtt_s))
+        return timeout
 
     @property
     def deadline(self) -> float:

@@ -126,6 +126,7 @@ class RelayClient:
         self._refresh_at: float | None = None
         self._queue: asyncio.Queue[Datagrams] = asyncio.Queue()
         self._closed = False
+        self._is_close = False
         self._kept: deque[tuple[float, bytes, bytes, int]] = deque()
 
     # --- life -----------------------------------------------------------------------------------
@@ -185,6 +186,14 @@ class RelayClient:
     def attempted_at(self) -> float:
         """When the last attempt to connect began, in the loop's time; 0 for never."""
         return self._attempt_since
+
+    def watch_closely(self, is_close: bool) -> None:
+        """Notice within some 4 s when the relay falls silent; of use where there is another one."""
+        if is_close == self._is_close:
+            return
+        self._is_close = is_close
+        if self._link is not None:
+            self._link.watch_closely(is_close)
 
     def retry(self) -> None:
         """Try at once rather than after the rest of the back-off, if there is no connection."""
@@ -418,6 +427,7 @@ class RelayClient:
                 random=self._random,
                 now=asyncio.get_running_loop().time(),
                 token=token,
+                is_close=self._is_close,
             )
 
         def make_link() -> Link:

@@ -82,6 +82,10 @@ class HomeSelector:
         self.preferred = choice
         return choice
 
+    def latencies(self) -> dict[RelayUrl, float]:
+        """Return the lowest latency of each relay in the reports that still count, seconds."""
+        return self._best()
+
     def _best(self) -> dict[RelayUrl, float]:
         best: dict[RelayUrl, float] = {}
         for _, report in self._reports:

@@ -155,6 +155,12 @@ class Link(asyncio.BufferedProtocol):
             self.flush()
             self._set_timer()
 
+    def watch_closely(self, is_close: bool) -> None:
+        """Change how soon it is noticed that the relay has fallen silent."""
+        if self.machine is not None:
+            self.machine.watch_closely(is_close)
+            self._set_timer()
+
     # --- time -----------------------------------------------------------------------------------
 
     def _set_timer(self) -> None:

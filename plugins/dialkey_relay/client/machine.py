@@ -20,7 +20,7 @@ import attrs
 
 from dialkey.identity import SecretKey
 from dialkey.limits import MAX_RELAY_MESSAGE_BYTES
-from dialkey_relay.errors import RelayLost, RelayUnreachable
+from dialkey_relay.errors import RelayLost, RelaySilent, RelayUnreachable
 from dialkey_relay.frames import (
     MAX_SENT_CONTENT,
     Datagrams,
@@ -109,6 +109,7 @@ class ClientMachine:
         now: the time, monotonic seconds.
         token: for the relay's access rules.
         keying_material: exported from the TLS connection for our key, where it can be.
+        is_close: notice soon when the relay falls silent; see `KeepAlive`.
 
     Attributes:
         state: where it stands.
@@ -125,8 +126,10 @@ class ClientMachine:
         now: float,
         token: str | None = None,
         keying_material: bytes | None = None,
+        is_close: bool = False,
     ) -> None:
         self._random = random
+        self._is_close = is_close
         self._handshake = ClientHandshake(secret_key)
         self._key = base64.b64encode(random.randbytes(16)).decode()
         self._http = ClientHttp()
@@ -199,7 +202,7 @@ class ClientMachine:
             self._send_websocket(BINARY, answer)
         if self._handshake.done:
             self.state = MachineState.CONFIRMED
-            self._keepalive = KeepAlive(self._random, now, jitter=False)
+            self._keepalive = KeepAlive(self._random, now, jitter=False, is_close=self._is_close)
             self._send_ping(self._keepalive.ping(now))
             events.append(Confirmed(self.version))
 
@@ -270,6 +273,12 @@ class ClientMachine:
         if self._keepalive is not None:
             self._send_ping(self._keepalive.ping(now))
 
+    def watch_closely(self, is_close: bool) -> None:
+        """Change how soon it is noticed that the relay has fallen silent."""
+        self._is_close = is_close
+        if self._keepalive is not None:
+            self._keepalive.watch_closely(is_close)
+
     def close(self) -> None:
         """Say goodbye."""
         if self.state is not MachineState.UPGRADING:
@@ -294,7 +303,7 @@ class ClientMachine:
 
         Raises:
             RelayUnreachable: the relay did not let us in in time.
-            RelayLost: it does not answer any more.
+            RelaySilent: it does not answer any more.
         """
         if self._keepalive is None:
             if now >= self._deadline:
@@ -302,6 +311,6 @@ class ClientMachine:
             return
         payload = self._keepalive.on_timer(now)
         if self._keepalive.timed_out:
-            raise RelayLost("the relay did not answer a ping")
+            raise RelaySilent("the relay did not answer a ping")
         if payload is not None:
             self._send_ping(payload)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from random import Random, SystemRandom
 from typing import Final
@@ -25,7 +26,7 @@ from dialkey_relay.client.dial import Dialer
 from dialkey_relay.client.home import HomeSelector, Report
 from dialkey_relay.client.probe import probe_all
 from dialkey_relay.client.status import ClientState, ClientStatus, Token
-from dialkey_relay.errors import is_final
+from dialkey_relay.errors import RelaySilent, is_final
 from dialkey_relay.frames import Datagrams
 
 __all__ = [
@@ -45,8 +46,12 @@ REPORT_JITTER_S: Final = 30.0
 TRIAL_S: Final = 10.0
 """So long a relay that shall become home has to let us in; as long as an attempt may take."""
 
-FAILOVER_S: Final = 5.0
-"""A home relay to which there is no connection for so long is given up for one that answers."""
+FAILOVER_S: Final = 4.5
+"""A home relay to which there is no connection for so long is given up for one that answers: long enough
+for a restart. One that is silent or refuses us is given up at once."""
+
+MAX_TRIALS: Final = 8
+"""Relays that are dialled at once when the home is lost, the nearest."""
 
 IDLE_S: Final = 60.0
 """A relay that is not home is left so long after the last datagram; iroh's own number."""
@@ -179,6 +184,8 @@ class RelayTransport:
         self._selector = HomeSelector()
         self._home: RelayUrl | None = None
         self._home_lost_at: float | None = None
+        self._failover: asyncio.Task[None] | None = None
+        self._failover_timer: asyncio.TimerHandle | None = None
         self._advertised: RelayUrl | None = None
         self._changed = asyncio.Event()
         self._report_now = asyncio.Event()
@@ -196,14 +203,16 @@ class RelayTransport:
         self._spawn(self._report_loop())
         self._spawn(self._housekeeping_loop())
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Leave all relays. Idempotent."""
         self._closed = True
+        self._set_failover_timer(None)
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -340,6 +349,7 @@ class RelayTransport:
         client = self._clients.get(config.url)
         if client is not None and (previous is None or previous.token != config.token):
             client.set_token(config.token)
+        self._watch_home_closely()
         self._full_report = True
         self._report_now.set()
 
@@ -350,6 +360,7 @@ class RelayTransport:
         self._selector.forget(url)
         if self._home == url:
             self._set_home(None)
+        self._watch_home_closely()
         self._full_report = True
         self._report_now.set()
         return True
@@ -418,6 +429,8 @@ class RelayTransport:
                     self._report_trouble(path)
         if is_home:
             self._update_home()
+            if isinstance(status.error, RelaySilent) or self._keeps_us_out(status):
+                self._leave_home()
         self._wake()
 
     def _update_home(self) -> None:
@@ -426,8 +439,10 @@ class RelayTransport:
         connected = client is not None and client.is_connected
         if connected:
             self._home_lost_at = None
-        elif self._home_lost_at is None:
+            self._set_failover_timer(None)
+        elif self._home_lost_at is None and not self._closed:
             self._home_lost_at = asyncio.get_running_loop().time()
+            self._set_failover_timer(FAILOVER_S)
         advertised = self._home if connected else None
         if advertised != self._advertised:
             self._advertised = advertised
@@ -443,9 +458,30 @@ class RelayTransport:
         logger.info("home relay: %s", url.redacted if url is not None else "none")
         if url is not None and url not in self._clients:
             self._open(url)
+        self._watch_home_closely()
         self._emit(HomeRelayChanged(url, previous))
         self._update_home()
         self._wake()
+
+    def _watch_home_closely(self) -> None:
+        """Notice soon when the home relay falls silent, if there is another to go to."""
+        for url, client in self._clients.items():
+            client.watch_closely(url == self._home and len(self._configs) > 1)
+
+    def _set_failover_timer(self, after_s: float | None) -> None:
+        if self._failover_timer is not None:
+            self._failover_timer.cancel()
+            self._failover_timer = None
+        if after_s is not None:
+            loop = asyncio.get_running_loop()
+            self._failover_timer = loop.call_later(after_s, self._leave_home)
+
+    def _leave_home(self) -> None:
+        """Look for another home, while the present one is still being dialled."""
+        is_busy = self._failover is not None and not self._failover.done()
+        if self._closed or self._home is None or len(self._configs) < 2 or is_busy:
+            return
+        self._failover = self._spawn(self._fail_over(self._home))
 
     def _wake(self) -> None:
         self._changed.set()
@@ -525,22 +561,31 @@ class RelayTransport:
                 self._used_at.pop(url, None)
                 await client.close()
         lost_at = self._home_lost_at
-        if lost_at is not None and now - lost_at > FAILOVER_S and len(self._configs) > 1:
+        if lost_at is not None and now - lost_at > FAILOVER_S:
             # It may still answer pings while it does not let us in: loyalty ends here.
-            assert self._home is not None
-            await self._fail_over(self._home)
+            self._leave_home()
+            if self._failover is not None:
+                await asyncio.wait([self._failover])
 
     async def _fail_over(self, lost: RelayUrl) -> None:
-        """Make the nearest of those relays home that let us in; answering pings is not enough."""
-        others = sorted(url for url in self._configs if url != lost)
-        latencies = await probe_all(others, self._dialer)
-        open_to_us = await self._let_in(set(latencies))
+        """Make the nearest of those relays home that let us in; answering pings is not enough.
+
+        They are dialled without being measured first: that would cost round trips without a home.
+        """
+        known = self._selector.latencies()
+        others = sorted(
+            (url for url in self._configs if url != lost),
+            key=lambda url: (known.get(url, math.inf), url),
+        )
+        open_to_us = await self._let_in(set(others[:MAX_TRIALS]))
+        if not open_to_us and len(others) > MAX_TRIALS:
+            open_to_us = await self._let_in(set(await probe_all(others, self._dialer)))
         if not open_to_us or self._home != lost or self._advertised is not None:
             return
         self._selector.forget(lost)
-        found = {url: latencies[url] for url in open_to_us if url in self._configs}
-        choice = self._selector.add(Report(https=found), asyncio.get_running_loop().time())
-        if choice is not None and choice in found:
+        choice = next((url for url in others if url in open_to_us and url in self._configs), None)
+        if choice is not None:
+            self._selector.stay(choice)
             self._set_home(choice)
 
 
