@@ -70,6 +70,7 @@ class Side:
         self.core: Connection | None = None
         self.log: list[events.Event] = []
         self.auto_read = True
+        self.auto_accept = True
         self.accepted: list[int] = []
         self.send: dict[int, SendHalf] = {}
         self.recv: dict[int, RecvHalf] = {}
@@ -106,6 +107,12 @@ class Side:
         stream = self.open(uni=uni)
         assert stream is not None, "the peer allows no more streams"
         return stream
+
+    def accept(self, stream: int) -> None:
+        """Take a stream that the other side opened."""
+        self.accepted.append(stream)
+        self.c.taken(stream)
+        self.pair.wants_flush(self)
 
     def write(self, stream: int, data: bytes, *, finish: bool = False) -> None:
         half = self.send[stream]
@@ -170,7 +177,8 @@ class Side:
             self.log.append(event)
             match event:
                 case events.StreamOpened(send=send, recv=recv):
-                    self.accepted.append(recv.id)
+                    if self.auto_accept:
+                        self.accept(recv.id)
                     if send is not None:
                         self.send[send.id] = send
                     self._own_recv(recv)

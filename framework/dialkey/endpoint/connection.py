@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING
 
 from dialkey import limits
@@ -140,12 +141,14 @@ class Connection:
                 opened = self._core.open_stream(unidirectional=unidirectional)
                 if opened is not None:
                     return opened
+                self._endpoint.flush_soon(self)
             await self._wait_in(waiters)
             self.check_open()
             opened = self._core.open_stream(unidirectional=unidirectional)
             if opened is not None:
                 self._wake_next(waiters)
                 return opened
+            self._endpoint.flush_soon(self)
 
     async def accept_bi(self) -> tuple[SendStream, RecvStream]:
         """Wait for a stream that the peer opened for both directions.
@@ -162,6 +165,7 @@ class Connection:
         send, recv = self._accepted_bi.popleft()
         if self._accepted_bi:
             self._wake_next(self._bi_waiters)
+        self._take(recv)
         return SendStream(self, send), RecvStream(self, recv)
 
     async def accept_uni(self) -> RecvStream:
@@ -172,7 +176,14 @@ class Connection:
         recv = self._accepted_uni.popleft()
         if self._accepted_uni:
             self._wake_next(self._uni_waiters)
+        self._take(recv)
         return RecvStream(self, recv)
+
+    def _take(self, recv: RecvHalf) -> None:
+        self._core.taken(recv.id)
+        if recv.finished:
+            # It was over before it was accepted: its place is free only now.
+            self._endpoint.flush_soon(self)
 
     # --- datagrams ------------------------------------------------------------------------------
 
@@ -364,6 +375,32 @@ class Connection:
         self._core.stop(half, code)
         self._wake_reader(half)
         self._endpoint.flush_soon(self)
+
+    def dropped_recv(self, half: RecvHalf) -> None:
+        """Stop a stream whose receiving end is gone. Called by the collector, in any thread."""
+        self._call_from_collector(lambda: self.stop_stream(half, 0))
+
+    def dropped_send(self, half: SendHalf, *, is_torn: bool) -> None:
+        """End a stream whose sending end is gone. Called by the collector, in any thread."""
+
+        def end() -> None:
+            if is_torn:
+                self.reset_stream(half, 0)
+            else:
+                half.finish()
+                self.wake(half)
+
+        self._call_from_collector(end)
+
+    def _call_from_collector(self, action: Callable[[], None]) -> None:
+        # The collector may run in the middle of anything, so the machine is left alone until later.
+        if self._error is None and not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop was closed in another thread
+                self._loop.call_soon_threadsafe(self._if_open, action)
+
+    def _if_open(self, action: Callable[[], None]) -> None:
+        if self._error is None:
+            action()
 
     async def wait_readable(self, half: RecvHalf) -> None:
         """Wait for a Readable event of a half, or the end of the connection."""

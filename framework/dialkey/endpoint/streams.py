@@ -42,15 +42,22 @@ class EndOfStream(WireError):
 class SendStream:
     """The sending end of a stream.
 
-    Use it from one task at a time. A stream that is dropped without `finish` or `reset` stays open
-    until its connection closes.
+    Use it from one task at a time. A stream that is dropped without `finish` or `reset` ends where
+    it is, as with iroh: the peer reads what was written, and then the end. Only a `write` that was
+    interrupted in the middle makes it a reset, so that half a message is never taken for a whole one.
     """
 
-    __slots__ = ("_connection", "_half")
+    __slots__ = ("__weakref__", "_connection", "_half", "_is_torn")
 
     def __init__(self, connection: Connection, half: SendHalf) -> None:
         self._connection = connection
         self._half = half
+        self._is_torn = False
+
+    def __del__(self) -> None:
+        half = self._half
+        if not half.fin and half.reset_code is None:
+            self._connection.dropped_send(half, is_torn=self._is_torn)
 
     def __repr__(self) -> str:
         return f"<SendStream {self._half.id} of {self._connection!r}>"
@@ -110,12 +117,14 @@ class SendStream:
             half.write(data)
         else:
             view = memoryview(data)
+            self._is_torn = True
             for at in range(0, size, SEND_HIGH_WATER_BYTES):
                 half.write(view[at : at + SEND_HIGH_WATER_BYTES])
                 connection.wake(half)
                 while half.queued > SEND_HIGH_WATER_BYTES:
                     await connection.wait_writable(half)
                     self._check_taking()
+            self._is_torn = False
         if finish:
             half.finish()
         connection.wake(half)
@@ -188,14 +197,19 @@ class SendStream:
 class RecvStream:
     """The receiving end of a stream. Use it from one task at a time.
 
-    ``async for chunk in stream`` yields what arrives until the end.
+    ``async for chunk in stream`` yields what arrives until the end. A stream that is dropped before
+    its end was read is stopped with code 0, as with iroh: the peer need not send what nobody reads.
     """
 
-    __slots__ = ("_connection", "_half")
+    __slots__ = ("__weakref__", "_connection", "_half")
 
     def __init__(self, connection: Connection, half: RecvHalf) -> None:
         self._connection = connection
         self._half = half
+
+    def __del__(self) -> None:
+        if not self._half.finished:
+            self._connection.dropped_recv(self._half)
 
     def __repr__(self) -> str:
         return f"<RecvStream {self._half.id} of {self._connection!r}>"

@@ -317,6 +317,7 @@ class Connection(StreamTable):
                 self.handshake = None
         if self.protection is not None:
             self.pacing_at = None
+            self.grant_streams(now)
             selected = self.selected_path
             if selected is not None and not selected.may_carry_data:
                 selected = None

@@ -29,7 +29,8 @@ def on_stream(c: Connection, stream_id: int, offset: int, data: bytes, fin: bool
     if half.watched and half.readable:
         half.watched = False
         c.events.append(events.Readable(half))
-    elif half.discarding and half.finished:
+    if half.finished:
+        # Also when the end comes after the reader had all it wanted: it may never ask again.
         c.forget_recv(half)
 
 
@@ -86,6 +87,7 @@ def _accept_up_to(c: Connection, stream_id: int, frame: int) -> None:
         if not unidirectional:
             limit = c.peer_parameters.initial_max_stream_data_bidi_local
             send = c.send_halves[each] = SendHalf(each, limit)
+        kind.opened(each)
         c.events.append(events.StreamOpened(send, recv))
     kind.accepted = index + 1
 
@@ -172,12 +174,22 @@ def on_max_streams(
 def on_blocked(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
-    """Read past a ..._BLOCKED frame: limits rise by consumption, not on request."""
+    """Take a ..._BLOCKED frame in: limits rise by consumption, and what is owed is given at once."""
+    half = None
     if frame == codes.STREAM_DATA_BLOCKED:
         stream_id, pos = read_varint(data, pos)
-        if stream_id not in c.recv_halves:
-            _find_recv(c, stream_id, frame)
-    _, pos = read_varint(data, pos)
+        half = c.recv_halves.get(stream_id) or _find_recv(c, stream_id, frame)
+    limit, pos = read_varint(data, pos)
+    if frame == codes.DATA_BLOCKED:
+        c.renew_data()
+    elif frame == codes.STREAM_DATA_BLOCKED:
+        if half is not None and half.may_allow_more:
+            c.queue_limit_update(half)
+    elif limit > codes.MAX_STREAM_COUNT:
+        raise TransportError(codes.FRAME_ENCODING_ERROR, "too many streams", frame)
+    else:
+        kind = c.uni if frame == codes.STREAMS_BLOCKED_UNI else c.bidi
+        kind.peer_is_blocked(limit)
     return pos
 
 

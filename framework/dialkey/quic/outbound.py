@@ -250,6 +250,7 @@ def _send_lone(
 def _add_control(
     c: Connection, parts: list[bytes], frames: list[Frame], used: int, budget: int
 ) -> int:
+    c.add_stream_credit()
     if c.max_data_pending:
         c.max_data_pending = False
         c.control.append((codes.MAX_DATA,))
@@ -287,9 +288,18 @@ def _encode_control(c: Connection, frame: Frame) -> bytes | None:
         return bytes((kind,)) + varint(half.id) + varint(half.limit)
     if kind in (codes.MAX_STREAMS_BIDI, codes.MAX_STREAMS_UNI):
         limits = c.uni if kind == codes.MAX_STREAMS_UNI else c.bidi
-        limits.update_pending = False
-        limits.allowed = limits.finished + c.config.max_streams
-        return bytes((kind,)) + varint(limits.allowed)
+        return bytes((kind,)) + varint(limits.grant())
+    if kind in (codes.STREAMS_BLOCKED_BIDI, codes.STREAMS_BLOCKED_UNI):
+        limits = c.uni if kind == codes.STREAMS_BLOCKED_UNI else c.bidi
+        return bytes((kind,)) + varint(limits.peer_allows) if limits.is_blocked else None
+    if kind == codes.DATA_BLOCKED:
+        is_blocked = c.data_sent >= c.peer_max_data
+        return bytes((kind,)) + varint(c.peer_max_data) if is_blocked else None
+    if kind == codes.STREAM_DATA_BLOCKED:
+        half = frame[1]
+        if half.reset_code is not None or half.offset < half.limit or not half.queued:
+            return None
+        return bytes((kind,)) + varint(half.id) + varint(half.limit)
     if kind == codes.RESET_STREAM:
         half = frame[1]
         return bytes((kind,)) + varint(half.id) + varint(half.reset_code) + varint(half.offset)

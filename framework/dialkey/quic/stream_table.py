@@ -8,6 +8,7 @@ Sources: RFC 9000 sections 2 to 4, RFC 9221.
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from dialkey import limits
 from dialkey.quic import codes
@@ -16,19 +17,119 @@ from dialkey.quic.parameters import TransportParameters
 from dialkey.quic.recovery import Frame
 from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 
+CREDIT_DELAY_S: Final = 0.025
+"""How long credit for streams waits for a packet to travel with: one of its own costs more."""
+
 
 class StreamLimits:
-    """How many streams of one direction each side may open, and has opened."""
+    """How many streams of one direction each side may open, and has opened.
 
-    __slots__ = ("accepted", "allowed", "finished", "next_local", "peer_allows", "update_pending")
+    A stream of the peer's takes a place when the peer opens it, and gives the place back when it is
+    over *and* the application has taken it: what waits to be accepted never exceeds the limit, however
+    fast the peer resets it.
 
-    def __init__(self, next_local: int, allowed: int) -> None:
+    Attributes:
+        next_local: the id of the next stream that we open.
+        peer_allows: how many the peer lets us open, since the beginning.
+        accepted: how many the peer has opened.
+        allowed: how many the peer may open, as it was told.
+        update_pending: whether a MAX_STREAMS frame is queued.
+    """
+
+    __slots__ = (
+        "_blocked_at",
+        "_most",
+        "_over_untaken",
+        "_peer_is_blocked",
+        "_returned",
+        "_untaken",
+        "accepted",
+        "allowed",
+        "next_local",
+        "peer_allows",
+        "update_pending",
+    )
+
+    def __init__(self, next_local: int, most: int) -> None:
         self.next_local = next_local
         self.peer_allows = 0
         self.accepted = 0
-        self.finished = 0
-        self.allowed = allowed
+        self.allowed = most
         self.update_pending = False
+        self._most = most
+        self._returned = 0
+        self._untaken: set[int] = set()
+        self._over_untaken: set[int] = set()
+        self._peer_is_blocked = False
+        self._blocked_at = -1
+
+    # --- streams of the peer's ------------------------------------------------------------------
+
+    def opened(self, stream_id: int) -> None:
+        """Note a stream that the peer opened."""
+        self._untaken.add(stream_id)
+
+    def taken(self, stream_id: int) -> None:
+        """Note that the application has accepted a stream."""
+        self._untaken.discard(stream_id)
+        if stream_id in self._over_untaken:
+            self._over_untaken.remove(stream_id)
+            self._returned += 1
+
+    def over(self, stream_id: int) -> None:
+        """Note that nothing more can happen on a stream."""
+        if stream_id in self._untaken:
+            self._over_untaken.add(stream_id)
+        else:
+            self._returned += 1
+
+    @property
+    def waiting(self) -> int:
+        """Streams that the application has not accepted."""
+        return len(self._untaken)
+
+    @property
+    def owed(self) -> int:
+        """How many more streams the peer may open than it was told."""
+        return self._returned + self._most - self.allowed
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the peer waits for what it is owed, or may soon."""
+        room = self.allowed - self.accepted
+        return self.owed > 0 and (self._peer_is_blocked or 2 * room <= self._most)
+
+    @property
+    def is_worth_a_packet(self) -> bool:
+        """Whether what is owed is more than a trifle, or urgent.
+
+        A trifle waits for the next packet: a peer that misses it asks (STREAMS_BLOCKED).
+        """
+        return 8 * self.owed >= self._most or self.is_urgent
+
+    def peer_is_blocked(self, limit: int) -> None:
+        """Note a STREAMS_BLOCKED frame; one about an earlier limit was answered already."""
+        self._peer_is_blocked = limit >= self.allowed
+
+    def grant(self) -> int:
+        """Allow all that is owed; return the new limit."""
+        self.update_pending = False
+        if self.owed > 0:
+            self._peer_is_blocked = False
+            self.allowed += self.owed
+        return self.allowed
+
+    # --- streams of ours ------------------------------------------------------------------------
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the peer lets us open no more for now."""
+        return self.next_local >> 2 >= self.peer_allows
+
+    def must_ask(self) -> bool:
+        """Whether the peer is to be told that we are blocked: once for each limit."""
+        told, self._blocked_at = self._blocked_at == self.peer_allows, self.peer_allows
+        return not told
 
 
 class StreamTable:
@@ -60,6 +161,9 @@ class StreamTable:
         self.data_consumed = 0
         self.max_data_pending = False
         self.limit_updates: list[RecvHalf] = []
+        self._data_blocked_at = -1
+        # When credit for streams goes in a packet of its own.
+        self.credit_at: float | None = None
 
         # datagrams of the application
         self.datagrams: deque[bytes] = deque()
@@ -71,7 +175,10 @@ class StreamTable:
     def open_stream(self, *, unidirectional: bool) -> tuple[SendHalf, RecvHalf | None] | None:
         """Open a stream; None while the peer allows no more (StreamsAvailable follows)."""
         kind = self.uni if unidirectional else self.bidi
-        if kind.next_local >> 2 >= kind.peer_allows:
+        if kind.is_blocked:
+            if kind.must_ask():
+                asks = codes.STREAMS_BLOCKED_UNI if unidirectional else codes.STREAMS_BLOCKED_BIDI
+                self.control.append((asks,))
             return None
         stream_id = kind.next_local
         kind.next_local += 4
@@ -107,6 +214,11 @@ class StreamTable:
         if half.finished:
             self.forget_recv(half)
 
+    def renew_data(self) -> None:
+        """Queue what may be allowed for all streams together, however little."""
+        if self.data_consumed + self.config.connection_window > self.max_data:
+            self.max_data_pending = True
+
     def credit(self, length: int) -> None:
         """Give `length` bytes back to the connection's window."""
         self.data_consumed += length
@@ -141,15 +253,48 @@ class StreamTable:
             self._stream_over(half.id)
 
     def _stream_over(self, stream_id: int) -> None:
-        if is_client_initiated(stream_id) == self.is_client:
+        if is_client_initiated(stream_id) != self.is_client:
+            self._kind(stream_id).over(stream_id)
+
+    def _kind(self, stream_id: int) -> StreamLimits:
+        return self.uni if is_unidirectional(stream_id) else self.bidi
+
+    def taken(self, stream_id: int) -> None:
+        """Note that the application has accepted a stream of the peer's."""
+        self._kind(stream_id).taken(stream_id)
+
+    def grant_streams(self, now: float) -> None:
+        """Queue the credit for streams that is due; what is not waits a moment for company."""
+        if not self.bidi.is_worth_a_packet and not self.uni.is_worth_a_packet:
+            self.credit_at = None
             return
-        kind = self.uni if is_unidirectional(stream_id) else self.bidi
-        kind.finished += 1
-        room = kind.allowed - kind.accepted
-        if 2 * room <= self.config.max_streams and not kind.update_pending:
-            kind.update_pending = True
-            frame = codes.MAX_STREAMS_UNI if kind is self.uni else codes.MAX_STREAMS_BIDI
-            self.control.append((frame,))
+        is_due = self.credit_at is not None and now >= self.credit_at
+        if is_due or self.bidi.is_urgent or self.uni.is_urgent:
+            self.add_stream_credit()
+        elif self.credit_at is None:
+            self.credit_at = now + CREDIT_DELAY_S
+
+    def add_stream_credit(self) -> None:
+        """Queue all credit for streams that is owed: a packet leaves in any case."""
+        self.credit_at = None
+        for kind, frame in ((self.bidi, codes.MAX_STREAMS_BIDI), (self.uni, codes.MAX_STREAMS_UNI)):
+            if kind.owed > 0 and not kind.update_pending:
+                kind.update_pending = True
+                self.control.append((frame,))
+
+    # --- what we ask for ------------------------------------------------------------------------
+
+    def ask_for_data(self) -> None:
+        """Tell the peer that its limit on all data holds us up: once for each limit."""
+        if self._data_blocked_at != self.peer_max_data:
+            self._data_blocked_at = self.peer_max_data
+            self.control.append((codes.DATA_BLOCKED,))
+
+    def ask_for_stream_data(self, half: SendHalf) -> None:
+        """Tell the peer that the limit of a stream holds us up: once for each limit."""
+        if half.blocked_at != half.limit:
+            half.blocked_at = half.limit
+            self.control.append((codes.STREAM_DATA_BLOCKED, half))
 
     # --- datagrams of the application -----------------------------------------------------------
 

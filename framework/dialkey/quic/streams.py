@@ -415,6 +415,12 @@ class RecvHalf:
             return self.final_size is not None and self.received == self.final_size
         return self.at_end
 
+    @property
+    def may_allow_more(self) -> bool:
+        """Whether the application has consumed bytes that the peer may send anew."""
+        unknown = self.final_size is None and not self.discarding
+        return unknown and self.consumed + self.window > self.limit
+
     # --- the application's side -----------------------------------------------------------------
 
     def read(self, maximum: int) -> bytes:

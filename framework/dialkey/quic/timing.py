@@ -25,6 +25,8 @@ def next_timer(c: Connection) -> float | None:
         at = min(at, c.multipath.ends_at)
     if c.pacing_at is not None and c.pacing_at < at:
         at = c.pacing_at
+    if c.credit_at is not None and c.credit_at < at:
+        at = c.credit_at
     if c.handshake is not None:
         other = c.handshake.timer()
         if other is not None and other < at:

@@ -28,6 +28,7 @@ def next_half(c: Connection) -> SendHalf | None:
                 queue.popleft()
                 half.in_queue = False
                 c.waiting_for_data_limit.append(half)
+                c.ask_for_data()
                 continue
             queue.popleft()
             half.in_queue = False
@@ -46,6 +47,8 @@ def rotate(c: Connection, half: SendHalf) -> None:
             queue.append(half)
         else:
             half.in_queue = False
+            if half.queued and half.reset_code is None:
+                c.ask_for_stream_data(half)
 
 
 def take(c: Connection, half: SendHalf, want: int) -> tuple[int, Bytes, bool]:

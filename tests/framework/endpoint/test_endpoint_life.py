@@ -105,7 +105,7 @@ async def test_close_does_not_wait_long_for_a_peer_that_is_gone() -> None:
 async def test_everybody_who_waits_is_woken_by_close() -> None:
     async with two(network()) as (alice, bob):
         here, there = await connect(alice, bob)
-        send, recv, _, _ = await stream(here, there)
+        send, recv, *_theirs = await stream(here, there)
         for _ in range(99):
             await here.open_bi()
         waiting = {
@@ -715,7 +715,7 @@ def test_an_interrupted_program_leaves_nothing_open() -> None:
 
     async def main() -> None:
         async with connected() as (here, there):
-            send, _, _, _ = await stream(here, there)
+            send, *_others = await stream(here, there)
             writing = asyncio.create_task(send.write(bytes(10_000_000)))
             await asyncio.sleep(0.05)
             task = asyncio.current_task()

@@ -177,7 +177,7 @@ async def test_stop_reaches_a_writer_that_has_finished_already() -> None:
 @virtual
 async def test_a_writer_that_waits_with_its_end_sees_the_connection_end() -> None:
     async with connected(network()) as (here, there):
-        send, _, _, _ = await stream(here, there)
+        send, *_others = await stream(here, there)
         writing = asyncio.ensure_future(send.write(bytes(10 * MIB), finish=True))
         delivering = asyncio.ensure_future(here.closed())
         await asyncio.sleep(1)
@@ -203,7 +203,7 @@ async def test_finish_ends_it() -> None:
 @virtual
 async def test_delivered_waits_for_the_acknowledgement() -> None:
     async with connected(network(delay_s=0.5)) as (here, there):
-        send, _, _, _ = await stream(here, there)
+        send, *_others = await stream(here, there)
         begin = seconds()
         await send.write(b"x")
         assert seconds() == begin
@@ -243,7 +243,7 @@ async def test_who_has_everything_may_stop_before_the_end() -> None:
 @virtual
 async def test_codes_are_checked() -> None:
     async with connected(network()) as (here, there):
-        send, recv, _, _ = await stream(here, there)
+        send, recv, *_theirs = await stream(here, there)
         for bad in (-1, 1 << 62):
             for call in (send.reset, recv.stop, here.close):
                 with pytest.raises(LocalError, match="number from 0"):
@@ -257,7 +257,7 @@ async def test_codes_are_checked() -> None:
 @virtual
 async def test_two_tasks_on_one_end_are_told_apart() -> None:
     async with connected(network()) as (here, there):
-        send, recv, _, _ = await stream(here, there)
+        send, recv, *_theirs = await stream(here, there)
         reading = asyncio.ensure_future(recv.read())
         writing = asyncio.ensure_future(send.write(bytes(10 * MIB)))
         datagram = asyncio.ensure_future(here.read_datagram())
@@ -444,7 +444,7 @@ async def test_a_cancelled_write_may_have_sent_a_beginning() -> None:
 @virtual
 async def test_every_wait_can_be_cancelled_and_leaves_the_connection_usable() -> None:
     async with connected(network()) as (here, there):
-        send, recv, _, _ = await stream(here, there)
+        send, recv, *_theirs = await stream(here, there)
         for _ in range(100 - 1):
             await here.open_bi()
         await send.write(bytes(SEND_HIGH_WATER_BYTES // 2))
@@ -559,7 +559,7 @@ async def test_a_writer_waits_for_a_stalled_reader() -> None:
 @virtual
 async def test_a_small_write_beside_a_stalled_stream_goes_through() -> None:
     async with connected(network()) as (here, there):
-        send, _, _, _ = await stream(here, there)
+        send, *_others = await stream(here, there)
         writing = asyncio.create_task(send.write(bytes(10 * MIB)))
         await asyncio.sleep(1)
         begin = seconds()

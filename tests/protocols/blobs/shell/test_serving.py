@@ -304,9 +304,10 @@ async def test_requests_of_one_endpoint_wait_for_each_other() -> None:
             for _ in range(2)
         ]
         await started(events, 2)
-        for connection in connections:
+        observing = [await ask(connection, ObserveRequest(UNKNOWN)) for connection in connections]
+        for each in observing:
             # By the time that something later on the connection is answered the others wait.
-            await (await ask(connection, ObserveRequest(UNKNOWN))).read()
+            await each.read()
         assert count() == 2 + 2
         # In whatever order they are read, each gets its turn.
         contents = await asyncio.gather(*(recv.read_to_end(1 << 30) for recv in streams))
