@@ -18,7 +18,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
-    ("errors", "limits", "native", "printable", "shares", "signals"),
+    ("errors", "limits", "native", "opening", "printable", "shares", "signals"),
     ("identity", "hooks", "hookspecs", "presets"),
     ("quic",),
     ("network",),

@@ -97,6 +97,13 @@ CONNECTION_RECEIVE_WINDOW_BYTES: Final = 8 * STREAM_RECEIVE_WINDOW_BYTES
 SEND_HIGH_WATER_BYTES: Final = 1_000_000
 """`SendStream.write` waits while more than this is queued and not yet sent on that stream."""
 
+DELIVERY_TIMEOUT_S: Final = 10.0
+"""Leaving `async with` waits at most this long until the peer has what was written: a megabyte, which is
+what a stream may hold when `write` returns, at 0.8 Mbit/s."""
+
+DELIVERY_SILENCE_S: Final = 3.0
+"""Of that, from a peer of which nothing is heard: five to ten probes went unanswered."""
+
 MAX_DATAGRAM_QUEUE_BYTES: Final = 1_250_000
 """Received datagrams not yet read; beyond it the oldest is dropped and counted."""
 

@@ -43,6 +43,7 @@ from dialkey.errors import (
     WireError,
 )
 from dialkey.hooks import Answer, discard
+from dialkey.opening import AsyncOnly
 from dialkey.printable import printable_traceback
 from dialkey.signals import on_ending_signal
 
@@ -73,6 +74,9 @@ _GONE: Final = (
 )
 _VIOLATIONS: Final = (LimitExceeded, ProtocolViolation, WireError)
 
+CANCEL_DELIVERY_S: Final = 0.5
+"""Of that, for what the handler wrote to reach the peer: a round trip and a repetition."""
+
 logger = logging.getLogger("dialkey.router")
 
 P = TypeVar("P")
@@ -85,7 +89,7 @@ class ProtocolHandler(Protocol):
     end loops, let go of connections that `accept` handed on.
     """
 
-    async def accept(self, connection: Connection) -> None:
+    async def accept(self, connection: Connection, /) -> None:
         """Serve one connection that has completed its handshake."""
 
 
@@ -112,7 +116,7 @@ class _Served:
     owner: str
 
 
-class Router:
+class Router(AsyncOnly):
     """Dispatch the incoming connections of an endpoint by ALPN.
 
     Use it as an async context manager: it serves from the moment it is entered, and leaving it
@@ -135,6 +139,8 @@ class Router:
         self._serving = False
         self._shutting_down: asyncio.Task[None] | None = None
         self._counts: Counter[str] = Counter()
+        # Whether handlers that are cancelled at the end leave time for what they wrote.
+        self._delivers = True
 
     async def __aenter__(self) -> Self:
         plugins = self._endpoint.plugins
@@ -159,6 +165,7 @@ class Router:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._delivers = kind is None
         await self.shutdown()
 
     # --- what is served -------------------------------------------------------------------------
@@ -394,7 +401,11 @@ class Router:
         try:
             await served.handler.accept(connection)
         except asyncio.CancelledError:
-            connection.close(CLOSE_SHUTDOWN, b"shutting down")
+            try:
+                if self._delivers:
+                    await connection.delivered(CANCEL_DELIVERY_S)
+            finally:
+                connection.close(CLOSE_SHUTDOWN, b"shutting down")
             raise
         except Exception as error:
             peer = connection.remote_id.short()
@@ -437,6 +448,10 @@ class Router:
             raise
         if not shutting_down.cancelled():
             shutting_down.result()
+
+    async def close(self) -> None:
+        """Shut down; the name that everything else has for it."""
+        await self.shutdown()
 
     async def _shut_down(self) -> None:
         try:

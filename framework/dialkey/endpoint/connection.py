@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 from dialkey import limits
@@ -22,12 +23,14 @@ from dialkey.endpoint.paths import (
     PathOpened,
     PathReport,
     PathSelected,
+    PathState,
     kind_of,
 )
 from dialkey.endpoint.streams import Data, RecvStream, SendStream
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.identity import EndpointId
 from dialkey.network.transport import PathAddress
+from dialkey.opening import AsyncOnly
 from dialkey.quic import connection as quic
 from dialkey.quic import events, multipath
 from dialkey.quic.path import Path
@@ -41,11 +44,12 @@ _DATAGRAM_OVERHEAD_BYTES = 48
 """What an empty message costs in memory: a flood of them must not cost more than it seems."""
 
 
-class Connection:
+class Connection(AsyncOnly):
     """An authenticated, encrypted connection to one endpoint.
 
     Made by `Endpoint.connect` and `Endpoint.accept`. As an asynchronous context manager it closes
-    itself with code 0. It lives until either side closes it or the network between them is gone.
+    itself with code 0: at once when the block raised, else after `delivered`, so that nothing that
+    was written is lost. It lives until either side closes it or the network between them is gone.
     """
 
     def __init__(self, endpoint: Endpoint, core: quic.Connection) -> None:
@@ -57,6 +61,7 @@ class Connection:
         self._handshake: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
         self._drained: asyncio.Future[None] | None = None
+        self._delivery: asyncio.Future[None] | None = None
         self._readers: dict[RecvHalf, asyncio.Future[None]] = {}
         self._writers: dict[SendHalf, asyncio.Future[None]] = {}
         self._accepted_bi: deque[tuple[SendHalf, RecvHalf]] = deque()
@@ -86,8 +91,48 @@ class Connection:
     async def __aenter__(self) -> Connection:
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        self.close()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                await self.delivered()
+        finally:
+            self.close()
+
+    async def delivered(self, timeout: float = limits.DELIVERY_TIMEOUT_S) -> bool:
+        """Wait until the peer's transport has everything that was written on all streams.
+
+        The ends of finished streams count, what was reset does not; datagrams are waited for until
+        they are sent. Gives up early when the connection ends, or the peer is silent for
+        `limits.DELIVERY_SILENCE_S`.
+
+        Args:
+            timeout: seconds for all of it.
+
+        Returns:
+            Whether the peer has it all.
+        """
+        until = self._loop.time() + timeout
+        begin = self._loop.time()
+        while self._error is None and not self._core.is_delivered:
+            now = self._loop.time()
+            # The silence counts from here at most: before there may have been nothing to answer.
+            # A peer that only does not read answers all that it is sent; it is looked at again.
+            since = self._core.unanswered_since
+            silent_at = max(begin, since if since is not None else now) + limits.DELIVERY_SILENCE_S
+            left = min(until, silent_at) - now
+            if left <= 0:
+                break
+            if self._delivery is None:
+                self._delivery = self._loop.create_future()
+            self._core.watch_delivery()
+            self._endpoint.flush_soon(self)
+            await asyncio.wait([self._delivery], timeout=left)
+        return self._core.is_delivered and self._error is None
 
     # --- who and how ----------------------------------------------------------------------------
 
@@ -248,7 +293,7 @@ class Connection:
 
     def path_info(self, path: Path) -> PathInfo:
         """Return a snapshot of one path."""
-        state = "usable" if path.validated else "validating"
+        state: PathState = "usable" if path.validated else "validating"
         recovery = path.recovery
         return PathInfo(
             id=path.id,
@@ -333,8 +378,8 @@ class Connection:
     def close(self, code: int = 0, reason: bytes = b"") -> None:
         """Close at once; the peer sees `code` and `reason`. Idempotent.
 
-        What was written and not yet acknowledged may be lost: await `SendStream.stopped` first where
-        that matters.
+        What was written and not yet acknowledged may be lost: await `delivered` first where that
+        matters. Leaving ``async with connection`` does.
 
         Args:
             code: the application's own, 0 to 2^62-1.
@@ -519,6 +564,8 @@ class Connection:
                     self._wake_next(self._uni_waiters)
             case events.DatagramReceived(data=data):
                 self._on_datagram(data)
+            case events.Delivered():
+                self._wake_delivery()
             case events.StreamsAvailable(unidirectional=unidirectional):
                 self._wake_next(self._open_waiters[unidirectional])
             case events.CidIssued(cid=cid):
@@ -604,6 +651,11 @@ class Connection:
         if self._datagram_waiter is not None and not self._datagram_waiter.done():
             self._datagram_waiter.set_result(None)
 
+    def _wake_delivery(self) -> None:
+        waiter, self._delivery = self._delivery, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
     def _on_closed(self, reason: events.CloseReason) -> None:
         self._error = to_error(reason, self._core.peer_id or self._expected_id)
         if self.path_manager is not None:
@@ -621,6 +673,7 @@ class Connection:
             *self._open_waiters[True],
             *self._open_waiters[False],
         ]
+        self._wake_delivery()
         for each in (self._datagram_waiter, self._handshake, self._closed):
             if each is not None:
                 waiters.append(each)

@@ -8,8 +8,9 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Final, TextIO, cast
 
 import attrs
@@ -42,6 +43,7 @@ from dialkey.network.transport import (
     Transport,
 )
 from dialkey.network.udp import UdpTransport
+from dialkey.opening import AsyncOnly, Opening
 from dialkey.presets import Preset, minimal
 from dialkey.printable import printable_bytes
 from dialkey.quic.bbr import Bbr
@@ -92,23 +94,7 @@ class _Options:
         return Qlog(open_file, lambda: time.time() * 1000)
 
 
-class _Binding:
-    """What `Endpoint.bind` returns: awaitable, and an asynchronous context manager."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-
-    def __await__(self) -> Generator[object, None, Endpoint]:
-        return self._endpoint._start().__await__()
-
-    async def __aenter__(self) -> Endpoint:
-        return await self._endpoint._start()
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._endpoint.close()
-
-
-class Endpoint:
+class Endpoint(AsyncOnly):
     """A key that dials and can be dialled.
 
     Made by `bind`, which is both awaitable and an asynchronous context manager. It belongs to the
@@ -133,7 +119,7 @@ class Endpoint:
         max_datagram_bytes: int = DEFAULT_MAX_BYTES,
         qlog_dir: str | Path | None = None,
         key_log_file: TextIO | None = None,
-    ) -> _Binding:
+    ) -> Opening[Endpoint]:
         """Open an endpoint.
 
         Args:
@@ -180,7 +166,10 @@ class Endpoint:
             qlog_dir=qlog_dir,
             key_log_file=key_log_file,
         )
-        return _Binding(cls(options))
+        return Opening(
+            cls(options)._start(),
+            again="this endpoint was bound already; call Endpoint.bind() again",
+        )
 
     def __init__(self, options: _Options) -> None:
         self._secret_key = options.secret_key or SecretKey.generate()
@@ -239,7 +228,7 @@ class Endpoint:
     async def _start(self) -> Endpoint:
         if self._state != "new":
             raise LocalError("this endpoint was bound already; call Endpoint.bind() again")
-        self._loop = asyncio.get_running_loop()
+        self._loop = _running_loop()
         self._state = "starting"
         started: list[Transport] = []
         try:
@@ -290,27 +279,39 @@ class Endpoint:
     async def __aenter__(self) -> Endpoint:
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.close()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._end(deliver=kind is None)
 
     async def close(self) -> None:
         """Close all connections with code 0 and free everything. Idempotent.
 
-        Waits, at most some seconds, until peers have confirmed. When cancelled, the closing goes on.
+        Waits first until peers have what was written (`Connection.delivered`, for all at the same
+        time), then, at most some seconds, until they have confirmed. Leaving ``async with`` by an
+        exception does not wait for the former. When cancelled, the closing goes on.
         """
+        await self._end(deliver=True)
+
+    async def _end(self, *, deliver: bool) -> None:
         if self._state in ("new", "closed"):
             self._state = "closed"
             return
         if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
+            self._closing = asyncio.ensure_future(self._close(deliver))
         await asyncio.shield(self._closing)
 
-    async def _close(self) -> None:
+    async def _close(self, deliver: bool) -> None:
         self._state = "closing"
         self._wake_acceptors()
         for dial in list(self._dials):
             dial.end()
         try:
+            if deliver:
+                await self._deliver()
             await self._close_gracefully()
         finally:
             # Also when the loop itself is being shut down: nothing of ours stays open.
@@ -321,6 +322,19 @@ class Endpoint:
             for transport in self._transports:
                 await transport.close()
             self._state = "closed"
+
+    async def _deliver(self) -> None:
+        waits = [
+            asyncio.ensure_future(each.delivered())
+            for each in self._connections
+            if not each.core.is_delivered
+        ]
+        if waits:
+            try:
+                await asyncio.wait(waits)
+            finally:
+                for each in waits:
+                    each.cancel()
 
     async def _close_gracefully(self) -> None:
         await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
@@ -429,7 +443,7 @@ class Endpoint:
 
     def bound_addrs(self) -> list[IpAddr]:
         """Return the addresses to which our UDP sockets are bound."""
-        return self._udp.bound if self._udp is not None else []
+        return list(self._udp.bound) if self._udp is not None else []
 
     @property
     def connections(self) -> frozenset[Connection]:
@@ -475,15 +489,15 @@ class Endpoint:
 
     # --- dialling -------------------------------------------------------------------------------
 
-    async def connect(
+    def connect(
         self,
         remote: Remote,
         alpn: str | bytes,
         *,
         timeout: float = DIAL_TIMEOUT_S,
         limits: DialLimits | None = None,
-    ) -> Connection:
-        """Dial an endpoint over all its addresses at once.
+    ) -> Opening[Connection]:
+        """Dial an endpoint over all its addresses at once: await it, or enter it.
 
         Args:
             remote: a ticket, an `EndpointAddr`, an `EndpointId`, or one of them as text.
@@ -501,6 +515,11 @@ class Endpoint:
             WrongKey, AlpnMismatch, Refused, HandshakeError: somebody answered, but not as needed.
             EndpointClosed: this endpoint was closed.
         """
+        return Opening(self._connect(remote, alpn, timeout, limits))
+
+    async def _connect(
+        self, remote: Remote, alpn: str | bytes, timeout: float, limits: DialLimits | None
+    ) -> Connection:
         self._check_open()
         addr = parse_remote(remote)
         protocol = _alpn_text(alpn)
@@ -548,8 +567,8 @@ class Endpoint:
 
     @property
     def alpns(self) -> list[str]:
-        """The protocols that are accepted."""
-        return self._alpns
+        """The protocols that are accepted; `set_alpns` changes them."""
+        return list(self._alpns)
 
     def set_alpns(self, alpns: Iterable[str | bytes]) -> None:
         """Set the protocols to accept; with none, whoever dials is refused."""
@@ -799,6 +818,16 @@ def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:
             f"plugin {answer.plugin!r} returned {type(answer.value).__name__}, which is not {what}:"
             f" it has no method {missing[0]!r}"
         )
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "dialkey needs a running asyncio loop: start your program with asyncio.run(main()); from"
+            " trio or curio, run it in a thread of its own"
+        ) from None
 
 
 def _alpn_text(alpn: str | bytes) -> str:

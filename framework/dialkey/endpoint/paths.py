@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
@@ -14,6 +14,10 @@ from dialkey.network.transport import PathAddress
 
 MAX_PENDING_PATH_EVENTS: Final = 64
 """Path events kept for one slow reader; older ones are dropped and reported as `PathsLagged`."""
+
+
+PathKind = Literal["direct", "relay", "custom"]
+PathState = Literal["validating", "usable", "suspect"]
 
 
 @attrs.frozen
@@ -37,9 +41,9 @@ class PathInfo:
 
     id: int
     remote: PathAddress
-    kind: str
+    kind: PathKind
     is_selected: bool
-    state: str
+    state: PathState
     rtt_s: float
     lost_packets: int
     sent_packets: int
@@ -183,12 +187,11 @@ class PathEvents:
                     self._waiter = None
 
 
-def kind_of(remote: PathAddress) -> str:
-    """Return "direct" for IP addresses, else what the address says of itself, else "custom"."""
+def kind_of(remote: PathAddress) -> PathKind:
+    """Return "direct" for IP addresses, "relay" if the address says that of itself, else "custom"."""
     if isinstance(remote, IpAddr):
         return "direct"
-    kind = getattr(remote, "path_kind", "custom")
-    return kind if isinstance(kind, str) else "custom"
+    return "relay" if getattr(remote, "path_kind", None) == "relay" else "custom"
 
 
 @attrs.frozen

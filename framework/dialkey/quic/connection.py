@@ -325,6 +325,8 @@ class Connection(StreamTable):
                 multipath.use(self, selected)
             for path in self.paths.values():
                 outbound.flush_path(self, path, path is selected, now, send, scratch)
+            if self.delivery_event_due():
+                self.events.append(events.Delivered())
 
     @property
     def has_urgent_work(self) -> bool:
@@ -470,6 +472,13 @@ class Connection(StreamTable):
         if token is not None:
             self.events.append(events.PeerResetToken(token))
         cids.published_token = token
+
+    @property
+    def unanswered_since(self) -> float | None:
+        """Since when nothing has arrived, though something is in flight that the peer must answer."""
+        if not any(path.recovery.eliciting_in_flight for path in self.paths.values()):
+            return None
+        return max((path.last_received for path in self.paths.values()), default=self.created_at)
 
     @property
     def has_heard_peer(self) -> bool:

@@ -49,6 +49,12 @@ class Writable(Event):
         self.half = half
 
 
+class Delivered(Event):
+    """The peer has acknowledged everything that was written; see `watch_delivery`."""
+
+    __slots__ = ()
+
+
 class StreamsAvailable(Event):
     """The peer allows more streams."""
 

@@ -162,6 +162,8 @@ class StreamTable:
         self.max_data_pending = False
         self.limit_updates: list[RecvHalf] = []
         self._data_blocked_at = -1
+        # Whether a Delivered event is wanted.
+        self._delivery_watched = False
         # When credit for streams goes in a packet of its own.
         self.credit_at: float | None = None
 
@@ -251,6 +253,22 @@ class StreamTable:
     def forget_send(self, half: SendHalf) -> None:
         if self.send_halves.pop(half.id, None) is not None and half.id not in self.recv_halves:
             self._stream_over(half.id)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether the peer has all that was written, and no message waits to be sent."""
+        return not self.datagrams and all(half.is_settled for half in self.send_halves.values())
+
+    def watch_delivery(self) -> None:
+        """Ask for one Delivered event: at the next flush after which `is_delivered` holds."""
+        self._delivery_watched = True
+
+    def delivery_event_due(self) -> bool:
+        """Whether a Delivered event is due; each call of `watch_delivery` brings one."""
+        if not self._delivery_watched or not self.is_delivered:
+            return False
+        self._delivery_watched = False
+        return True
 
     def _stream_over(self, stream_id: int) -> None:
         if is_client_initiated(stream_id) != self.is_client:

@@ -179,6 +179,13 @@ class SendHalf:
         """Whether acknowledgements may still come that make `all_delivered` true."""
         return not self.closed and (self.reset_code is None or self._stopped_at_end)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is on its way: all acknowledged, the end included, or given up."""
+        if self.closed or self.reset_code is not None:
+            return True
+        return self.all_delivered and not self.fin
+
     def on_stopped(self, code: int) -> None:
         """Note that the peer wants no more, and reset the stream.
 

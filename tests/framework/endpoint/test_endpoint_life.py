@@ -65,11 +65,10 @@ async def test_bind_can_be_awaited_or_entered() -> None:
 @virtual
 async def test_a_binding_is_for_once() -> None:
     binding = in_memory(network(), "alice")
-    await binding
+    endpoint = await binding
     with pytest.raises(LocalError, match="bound already"):
         await binding
-    async with binding._endpoint:
-        """Close it."""
+    await endpoint.close()
 
 
 @virtual

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.quic_pair import Pair, frame, stream_frame
+from quic_pair import Pair, frame, stream_frame
 
 from dialkey import limits
 from dialkey.quic import codes, inbound
