@@ -346,6 +346,7 @@ class _ServerCall:
             self._source.close(self._stop_code)
             if self._claim is not None:
                 self._claim.release()
+                self._claim = None  # it leads back here; without the cycle a call is freed at once
             if self._counters is not None:
                 self._rpc.active -= 1
                 self._counters.end(outcome, loop.time() - started)

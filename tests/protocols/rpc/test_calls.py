@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from datetime import UTC, datetime
@@ -482,3 +483,20 @@ async def test_middleware(in_memory: InMemory) -> None:
         assert await diary.whoami() == world.client.id.short().upper()
         assert seen == ["outer whoami", "inner", "outer end"]
         assert [n async for n in diary.pages(3)] == [0, 2, 4]
+
+
+@in_virtual_time
+async def test_calls_leave_nothing_for_the_garbage_collector(in_memory: InMemory) -> None:
+    """A service that is busy would spend a tenth of its time collecting its own calls."""
+    async with in_memory(rpc.Rpc(Studio())) as world, world.connect(Studio) as studio:
+        await studio.add(1)
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(20):
+                await studio.add(1)
+            await asyncio.sleep(1)
+            left = [each for each in gc.get_objects() if type(each).__name__ == "_ServerCall"]
+            assert len(left) <= 1
+        finally:
+            gc.enable()
