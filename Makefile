@@ -36,6 +36,7 @@ test: $(DEVELOPMENT)
 
 bench: $(DEVELOPMENT)
 	@$(BIN)/python benchmarks/transport.py $(ARGS)
+	@$(BIN)/python benchmarks/blob_import.py
 
 native: $(RUNTIME)
 	@command -v cargo >/dev/null || { echo "make native needs cargo, the Rust tool chain" >&2; exit 1; }

@@ -353,9 +353,12 @@ class FsCore(StoreCore):
 
     def defer(self, hash: Hash, size: int, reference: Reference, format: BlobFormat) -> TempTag:
         """Keep a file outside the store whose outboard is still to be made."""
-        if not self._is_owned(hash):
+        row = self.database.row(hash)
+        if row is None or not self._is_owned(hash):
             # An entry that is not complete, or of another file, gives way to this one.
-            self.remove(hash)
+            if row is not None:
+                self.remove(hash)
+            self._deferred.discard(hash)
             self._deferred.add(hash, size, reference)
             self._changed(hash, Bitfield.complete(size))
         return self.pins.pin(HashAndFormat(hash, format))

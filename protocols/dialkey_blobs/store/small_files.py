@@ -80,8 +80,11 @@ def add_in_batches(
 def _batches(ops: FileOps, paths: Sequence[Path]) -> Iterator[list[SmallFile] | LargeFile]:
     batch: list[SmallFile] = []
     size = 0
+    resolve = _Resolver()
     for path in paths:
-        file = _read_if_small(ops, path)
+        with file_errors("open", path):
+            real = resolve(path)
+        file = _read_if_small(ops, real)
         is_large = isinstance(file, LargeFile)
         if batch and (is_large or len(batch) == _MAX_FILES or size > SLICE_BYTES - _SMALL_BYTES):
             yield batch
@@ -95,9 +98,24 @@ def _batches(ops: FileOps, paths: Sequence[Path]) -> Iterator[list[SmallFile] | 
         yield batch
 
 
+class _Resolver:
+    """Finds paths without links, and looks at each folder once: most files have neighbours."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: Path) -> Path:
+        folder, name = os.path.split(path)
+        real = self._folders.get(folder)
+        if real is None:
+            real = self._folders[folder] = os.path.realpath(folder)
+        found = os.path.join(real, name)
+        if name in ("", os.curdir, os.pardir) or os.path.islink(found):
+            found = os.path.realpath(path)
+        return Path(found)
+
+
 def _read_if_small(ops: FileOps, path: Path) -> SmallFile | LargeFile:
-    with file_errors("open", path):
-        path = Path(os.path.realpath(path))
     source, before = open_regular(ops, path)
     try:
         if before.st_size > _SMALL_BYTES:

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from blob_peers import Pair, bind, p, pair, serving
@@ -38,7 +39,7 @@ from dialkey_blobs import (
 )
 from dialkey_blobs.protocol import encode_request
 from dialkey_blobs.provider_events import MAX_PENDING_EVENTS, ProviderEvents
-from dialkey_blobs.store import BlobMissing, BlobState
+from dialkey_blobs.store import BlobMissing, BlobState, DiskFull, ImportMode, files
 
 UNKNOWN = Hash.of(b"nobody has this")
 BIG = os.urandom(5_000_000)
@@ -674,3 +675,57 @@ async def test_pushing_what_is_not_held(memory_peers: Pair) -> None:
         await memory_peers.fetching.push(connection, HashAndFormat(UNKNOWN))
     assert issubclass(BlobMissing, DialkeyError)
     await still_serves(memory_peers, connection)
+
+
+# --- files that are offered before their outboards are made ---------------------------------------
+
+
+async def test_a_ticket_that_comes_at_once_is_good(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(BIG)
+    sharing = Blobs.persistent(tmp_path / "store")
+    async with pair(sharing, Blobs.memory()) as peers:
+        tag = await sharing.add_path(path, ImportMode.DEFERRED)
+        await peers.fetching.download(sharing.ticket(tag))
+        assert await peers.fetching.read_bytes(tag.hash) == BIG
+
+
+async def test_a_file_that_changed_since_it_was_offered_is_an_error_at_both_ends(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(BIG)
+    sharing = Blobs.persistent(tmp_path / "store")
+    async with pair(sharing, Blobs.memory()) as peers:
+        tag = await sharing.add_path(path, ImportMode.DEFERRED)
+        path.write_bytes(BIG[::-1])
+        os.utime(path, ns=(1, 1))
+        events = sharing.provider_events()
+        connection = await peers.connect()
+        with pytest.raises(StreamReset) as caught:
+            await peers.fetching.get(connection, GetRequest.blob(tag.hash))
+        assert caught.value.error_code == 3
+        async for event in events:
+            if isinstance(event, RequestEnded):
+                assert str(path) in (event.error or "")
+                break
+        await still_serves(peers, connection)
+
+
+async def test_space_is_looked_for_before_content_is_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetching = Blobs.persistent(tmp_path / "store")
+    async with pair(Blobs.memory(), fetching) as peers:
+        tag = await peers.sharing.add_bytes(BIG)
+        collection = await peers.sharing.add_collection([("big", tag.hash)])
+        fields = list(os.statvfs(tmp_path))
+        fields[4] = 10  # blocks that are free
+        monkeypatch.setattr(files.os, "statvfs", lambda path: os.statvfs_result(fields))
+        with pytest.raises(DiskFull, match="are free there"):
+            await fetching.download(peers.sharing.ticket(collection))
+        held = (await fetching.store.status(tag.hash)).bitfield.present_bytes
+        assert held <= 16_384
+        monkeypatch.undo()
+        await fetching.download(peers.sharing.ticket(collection))
+        assert await fetching.read_bytes(tag.hash) == BIG
