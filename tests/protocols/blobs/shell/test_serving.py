@@ -190,7 +190,7 @@ async def test_a_getter_that_takes_nothing_is_let_go() -> None:
         recv = await ask(connection, GetRequest.blob(tag.hash))
         ended = await until_ended(events)
         assert ended.error is not None
-        assert "takes nothing" in ended.error
+        assert "stopped reading" in ended.error
         with pytest.raises(StreamReset):
             await recv.read_to_end(1 << 30)
 
