@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-from dialkey.endpoint import DialLimits
+from dialkey import DialLimits
 from dialkey.errors import DialkeyError, LimitExceeded
 from dialkey.identity import EndpointAddr, EndpointId, IpAddr, TransportAddr
 from dialkey.limits import (

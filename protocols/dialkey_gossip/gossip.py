@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey import NetworkChanged, hookimpl
+from dialkey import DialLimits, NetworkChanged, hookimpl
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, EndpointId, RelayUrl, Remote, parse_remote
 from dialkey_gossip.actions import Action, Delivered, Learned, PeerDown, PeerUp, Release, Send, Tell
@@ -317,6 +317,22 @@ class Gossip:
         three addresses of it at most, and no relay that a stranger should not make us dial.
         """
         return self._book.get(peer, self._now(), self._rules)
+
+    def dial_limits(self, peer: EndpointId, max_addresses: int = 3) -> DialLimits:
+        """Return limits for a dial of a peer to addresses that members told you, or told us.
+
+        Addresses that you named yourself, and those where the peer was connected, are exempt.
+
+        Args:
+            peer: who is to be dialled.
+            max_addresses: tried at most.
+        """
+        trusted = self._book.trusted(peer)
+        return DialLimits(
+            max_addresses=max_addresses,
+            applies_to=lambda addr: addr not in trusted,
+            accepts=self._rules.may_dial,
+        )
 
     @property
     def lookup(self) -> AddressLookup:

@@ -34,7 +34,7 @@ from hypothesis import strategies as st
 
 from dialkey import EndpointAddr, SecretKey
 from dialkey.errors import InvalidInput, InvalidTicket, WireError
-from dialkey.identity import IpAddr
+from dialkey.identity import EndpointTicket, IpAddr, RelayAddr, RelayUrl
 from dialkey_blobs import BlobFormat, BlobTicket, Hash
 from dialkey_gossip import TopicId
 
@@ -368,3 +368,20 @@ def test_a_path_typed_into_the_chat(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert typed_path("'~/a'") == Path("~/a")
     assert typed_path("~$report.docx") == Path("~$report.docx")
     assert typed_path('"a b.txt"') == Path("a b.txt")
+
+
+def test_few_of_the_addresses_that_somebody_claims_are_kept() -> None:
+    """Everybody in the room dials them, so they must not be worth much against a third party."""
+    relays = [RelayAddr(RelayUrl(f"https://r{n}.example.org/")) for n in range(4)]
+    one_host = [IpAddr.parse(f"198.41.0.4:{port}") for port in range(1, 9)]
+    private = [IpAddr.parse(f"10.0.0.{n}:1") for n in range(1, 9)]
+    claimed = EndpointAddr(ALICE.id, [*relays, *one_host, *private])
+    said = {"v": 1, "kind": "hello", "name": "alice", "lifetime": 30.0, "at": 1}
+    said["addr"] = str(EndpointTicket(claimed))
+    message = unpack(TOPIC, ALICE.id, msgpack.packb(said))
+    assert isinstance(message, Hello)
+    kept = message.addr.addrs
+    assert len(kept) == 3
+    assert len([each for each in kept if each in relays]) == 1
+    assert len([each for each in kept if each in one_host]) == 1
+    assert len([each for each in kept if each in private]) == 1

@@ -18,7 +18,7 @@ from dialkey.errors import ProtocolViolation, WireError
 from dialkey_chat.messages import MAX_LETTER_BYTES
 
 if TYPE_CHECKING:
-    from dialkey import Connection, Endpoint
+    from dialkey import Connection, DialLimits, Endpoint
     from dialkey.identity import Remote
     from dialkey_chat.room import Room
 
@@ -79,10 +79,13 @@ class History:
         await connection.closed()
 
 
-async def ask_history(endpoint: Endpoint, remote: Remote, room: Room) -> list[bytes]:
+async def ask_history(
+    endpoint: Endpoint, remote: Remote, room: Room, limits: DialLimits | None = None
+) -> list[bytes]:
     """Ask a peer for letters that `room` does not hold; give them to `Room.merge`.
 
-    It may take as long as the peer likes; set a deadline with `asyncio.timeout`.
+    It may take as long as the peer likes; set a deadline with `asyncio.timeout`. Where the peer's address
+    is hearsay, give the dial `limits`.
 
     Raises:
         DialError, ConnectionClosedByPeer, ConnectionLost, StreamReset: the peer gives no answer.
@@ -90,7 +93,7 @@ async def ask_history(endpoint: Endpoint, remote: Remote, room: Room) -> list[by
     """
     known = sorted(room.letter_ids())[:MAX_KNOWN]
     request = {"v": VERSION, "room": bytes(room.topic), "known": known}
-    async with await endpoint.connect(remote, ALPN) as connection:
+    async with await endpoint.connect(remote, ALPN, limits=limits) as connection:
         send, recv = await connection.open_bi()
         await send.write(msgpack.packb(request), finish=True)
         return _read_answer(await recv.read_to_end(limit=MAX_ANSWER_BYTES))

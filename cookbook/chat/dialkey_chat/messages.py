@@ -22,6 +22,7 @@ import msgpack  # type: ignore[import-untyped]
 
 from dialkey import EndpointAddr, EndpointId, EndpointTicket, SecretKey
 from dialkey.errors import InvalidInput, InvalidKey, InvalidTicket, WireError
+from dialkey.identity import IpAddr, RelayAddr, TransportAddr
 from dialkey_blobs import BlobTicket
 from dialkey_chat.text import clean_name, clean_text
 from dialkey_gossip import TopicId
@@ -49,7 +50,9 @@ MAX_TEXT_CHARS: Final = 3_000
 MAX_NAME_BYTES: Final = 200
 MAX_TICKET_CHARS: Final = 2_000
 MAX_FILE_CHARS: Final = 100
-MAX_ADDRS: Final = 16
+MAX_ADDRS: Final = 3
+"""All dial where somebody claims to be: it must not be worth much against a third party."""
+
 MAX_FILE_BYTES: Final = 1 << 60
 MAX_AT_MS: Final = 1 << 52
 
@@ -194,6 +197,7 @@ def _body(author: EndpointId, fields: _Fields) -> str | File:
             if ticket.addr.id != author:
                 raise WireError("the offer is of somebody else")
             name = clean_text(fields.text("file", MAX_FILE_CHARS * 4), MAX_FILE_CHARS) or "file"
+            ticket = attrs.evolve(ticket, addr=few_addrs(ticket.addr))
             return File(name, fields.number("size", MAX_FILE_BYTES), ticket)
     raise WireError("the letter is of an unknown kind")
 
@@ -215,7 +219,7 @@ def pack(message: Message) -> bytes:
         case Letter():
             fields: dict[str, object] = {"kind": "letter", "letter": message.wire}
         case Hello():
-            addr = attrs.evolve(message.addr, addrs=message.addr.addrs[:MAX_ADDRS])
+            addr = few_addrs(message.addr)
             fields = {
                 "kind": "hello",
                 "name": message.name,
@@ -253,12 +257,24 @@ def unpack(topic: TopicId, author: EndpointId, data: bytes) -> Message:
                 raise WireError(f"the address: {error.message}", endpoint_id=author) from None
             if addr.id != author:
                 raise WireError("the address is of somebody else", endpoint_id=author)
-            addr = attrs.evolve(addr, addrs=addr.addrs[:MAX_ADDRS])
+            addr = few_addrs(addr)
             name = clean_name(fields.text("name", MAX_NAME_BYTES))
             return Hello(name, addr, fields.seconds("lifetime"), fields.number("at", MAX_AT_MS))
         case "bye":
             return Bye(fields.number("at", MAX_AT_MS))
     raise WireError("the message is of an unknown kind", endpoint_id=author)
+
+
+def few_addrs(addr: EndpointAddr) -> EndpointAddr:
+    """Keep one relay, and of the others one port of each IP address; a few in all."""
+    relays = [each for each in addr.addrs if isinstance(each, RelayAddr)][:1]
+    by_ip = {each.ip: each for each in reversed(addr.addrs) if isinstance(each, IpAddr)}
+    others = list(by_ip.values())[::-1]
+    # Public ones first, but not only those: two people may sit in one room.
+    public = [each for each in others if each.ip.is_global]
+    private = [each for each in others if not each.ip.is_global]
+    chosen: list[TransportAddr] = [*relays, *public[:1], *private[:1], *public[1:], *private[1:]]
+    return EndpointAddr(addr.id, chosen[:MAX_ADDRS])
 
 
 class _Fields:

@@ -66,6 +66,9 @@ REPORT_INTERVAL_S: Final = 1.0
 FALLBACK_PEERS: Final = 3
 """Members who are asked for history when the neighbour that we wanted to ask fails."""
 
+MAX_DIALLED: Final = 1_000
+"""People of whom we remember for which hello we dialled them; more than a room shows."""
+
 logger = logging.getLogger("dialkey.chat")
 
 
@@ -115,7 +118,14 @@ async def open_chat(
                 asyncio.TaskGroup() as tasks,
             ):
                 chat = Chat(
-                    endpoint, room, topic, files, settings, tasks, is_joining=bool(place.peers)
+                    endpoint,
+                    room,
+                    gossip,
+                    topic,
+                    files,
+                    settings,
+                    tasks,
+                    is_joining=bool(place.peers),
                 )
                 try:
                     yield chat
@@ -135,6 +145,7 @@ class Chat:
         self,
         endpoint: Endpoint,
         room: Room,
+        gossip: Gossip,
         topic: Topic,
         files: Files,
         settings: Settings,
@@ -146,6 +157,7 @@ class Chat:
         self.notices = Notices()
         """What happens, for one reader."""
         self._endpoint = endpoint
+        self._gossip = gossip
         self._topic = topic
         self._files = files
         self._settings = settings
@@ -162,6 +174,7 @@ class Chat:
         self._delivered.set()
         self._has_space = asyncio.Event()
         self._has_space.set()
+        self._dialled: dict[EndpointId, int] = {}
         self._to_ask: deque[EndpointId] = deque()
         self._asking = asyncio.Event()
         for work in (self._listen, self._announce, self._deliver, self._expire, self._ask):
@@ -368,24 +381,26 @@ class Chat:
             await self._asking.wait()
 
     async def _ask_one(self, peer: EndpointId) -> bool:
-        addr = self._addr_of(peer)
+        addr = next((addr for addr in self._neighbors() if addr.id == peer), None)
+        limits = self._gossip.dial_limits(peer)
         if addr is None:
-            return False
+            person = self.room.person(peer)
+            if person is None or person.at_ms <= self._dialled.get(peer, -1):
+                return False
+            # Each hello is good for one dial to one address: it is about what it cost to send.
+            self._dialled.pop(peer, None)
+            self._dialled[peer] = person.at_ms
+            if len(self._dialled) > MAX_DIALLED:
+                del self._dialled[next(iter(self._dialled))]
+            addr, limits = person.addr, self._gossip.dial_limits(peer, 1)
         try:
             async with asyncio.timeout(self._settings.history_patience_s):
-                letters = await ask_history(self._endpoint, addr, self.room)
+                letters = await ask_history(self._endpoint, addr, self.room, limits)
         except (DialkeyError, TimeoutError) as error:
             logger.info("%s tells no history: %s", peer.short(), error or "no answer in time")
             return False
         self.notices.put(self.room.merge(letters, _wall_ms()))
         return True
-
-    def _addr_of(self, peer: EndpointId) -> EndpointAddr | None:
-        """Say where somebody is: by their own word, or as gossip knows its neighbours."""
-        person = self.room.person(peer)
-        if person is not None:
-            return person.addr
-        return next((addr for addr in self._neighbors() if addr.id == peer), None)
 
     def _neighbors(self) -> list[EndpointAddr]:
         ticket = self._topic.ticket(len(self._topic.neighbors()))
@@ -431,6 +446,7 @@ class Chat:
                 reported_at = self._now()
                 self.remark(f"file {number}: {100 * done // max(done, total, 1)} %")
 
+        providers = [await self._vetted(each) for each in providers]
         self.remark(f"file {number}: fetching {file.name}")
         try:
             paths = await self._files.fetch(file, providers, folder, progress)
@@ -440,6 +456,12 @@ class Chat:
             return
         for each in paths:
             self.remark(f"file {number}: saved {clean_text(str(each), 500)}")
+
+    async def _vetted(self, addr: EndpointAddr) -> EndpointAddr:
+        """Leave out relays that nobody but a stranger would have us dial."""
+        limits = self._gossip.dial_limits(addr.id)
+        kept = [a for a in addr.addrs if not limits.applies_to(a) or await limits.accepts(a)]
+        return EndpointAddr(addr.id, kept)
 
     # --- inside ---------------------------------------------------------------------------------
 
