@@ -33,6 +33,9 @@ class FakeConnection:
     def remote_id(self) -> Any:
         return types.SimpleNamespace(short=lambda: "abcdef0123")
 
+    async def delivered(self, timeout: float = 0.0) -> bool:
+        return True
+
     def close(self, code: int = 0, reason: bytes = b"") -> None:
         self.closed_with.append((code, reason))
 
