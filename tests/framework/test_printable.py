@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import unicodedata
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from dialkey.cli import Output
 from dialkey.cli.exits import explain
+from dialkey.cli.running import logging_to_stderr
 from dialkey.endpoint.closing import to_error
 from dialkey.errors import ConnectionClosedByPeer, DialError, InvalidTicket
 from dialkey.printable import printable, printable_bytes, printable_traceback
@@ -113,3 +115,31 @@ def test_every_exception_has_one_clean_line() -> None:
     for error in (ValueError(EVIL), OSError(5, EVIL, EVIL), InvalidTicket(EVIL)):
         _, line = explain(error)
         assert printable(line) == line
+
+
+@pytest.mark.parametrize("debugging", [False, True])
+def test_the_log_of_commands_is_clean(
+    debugging: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DIALKEY_DEBUG", raising=False)
+    if debugging:
+        monkeypatch.setenv("DIALKEY_DEBUG", "1")
+    with logging_to_stderr():
+        logging.getLogger("dialkey.test").error(
+            "it said %s", EVIL.replace("\n", " ").replace("\ud800", "")
+        )
+    shown = capsys.readouterr().err
+    assert r"it said \x1b]0;pwned" in shown
+    assert printable(shown, keep="\n\t") == shown
+
+
+def test_a_logged_traceback_is_one_line_for_people(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("DIALKEY_DEBUG", raising=False)
+    try:
+        raise ValueError("the cause")
+    except ValueError as error:
+        with logging_to_stderr():
+            logging.getLogger("dialkey.test").error("it failed\n%s", printable_traceback(error))
+    assert capsys.readouterr().err == "dialkey: it failed: ValueError: the cause\n"

@@ -13,7 +13,7 @@ import typer
 
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.output import Output
-from dialkey.printable import printable_traceback
+from dialkey.printable import printable, printable_traceback
 from dialkey.signals import on_ending_signal
 
 __all__ = ["guard", "is_debugging", "logging_to_stderr", "run"]
@@ -41,7 +41,7 @@ def logging_to_stderr() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine())
     if is_debugging():
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handler.setFormatter(_Escaped("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # "quic" is aioquic's; what it warns about reaches people as the exception of the command.
     before: list[tuple[logging.Logger, list[logging.Handler], int, bool]] = []
     for name, level in (("dialkey", logging.ERROR), ("quic", logging.CRITICAL)):
@@ -59,14 +59,26 @@ def logging_to_stderr() -> Iterator[None]:
             log.propagate = propagate
 
 
+class _Escaped(logging.Formatter):
+    """Lets no control character through, whatever a record quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record), keep="\n\t")
+
+
 class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = " ".join(record.getMessage().split())
+        first, *rest = record.getMessage().splitlines() or [""]
+        text = " ".join(first.split())
+        # Behind the first line there may be a traceback; its last words say what happened.
+        cause_line = next((line for each in reversed(rest) if (line := each.strip(" |+-"))), "")
+        if cause_line:
+            text += f": {cause_line}"
         if record.exc_info and record.exc_info[1] is not None:
             cause = record.exc_info[1]
             if str(cause) not in text:
                 text += f": {type(cause).__name__}: {' '.join(str(cause).split())}"
-        return f"dialkey: {text}"
+        return printable(f"dialkey: {text}")
 
 
 @contextlib.contextmanager
