@@ -354,7 +354,8 @@ class Blobs:
         Args:
             content: a blob, which goes to the file `target`; or a collection, whose files go below
                 the folder `target`.
-            overwrite: replace files that exist. Otherwise nothing at all is written if one exists.
+            overwrite: replace files that exist. Otherwise nothing at all is written if one exists
+                with other content; one that has the right content already is left as it is.
             durable: wait for the disk, so that not even a power failure leaves a file incomplete.
             move: where the file system can, let the stored content itself go there, which takes no
                 space; the store then refers to it, as with `ImportMode.REFERENCE`. A file that has
@@ -364,7 +365,7 @@ class Blobs:
         Raises:
             BlobMissing, BlobIncomplete: not all of it is held; nothing is written then.
             UnsafeName: a name leads elsewhere, or cannot stand beside the others.
-            TargetExists: a file exists, and `overwrite` is false.
+            TargetExists: a file exists with other content, and `overwrite` is false.
             DiskFull: there is not enough space for a copy of a file; noticed before it is begun.
             StorageError: a file cannot be written. Partial data never stands under a final name.
         """
@@ -373,7 +374,12 @@ class Blobs:
             content = HashAndFormat(content)
         if content.format is BlobFormat.RAW:
             size = (await self.store.status(content.hash)).size
-            if not (move and size is not None and await self._is_there(content.hash, size, target)):
+            may_be_there = move or not overwrite
+            if (
+                size is None
+                or not may_be_there
+                or not await self._is_there(content.hash, size, target)
+            ):
                 size = await self.store.export(
                     content.hash, target, overwrite=overwrite, durable=durable, move=move
                 )
@@ -384,7 +390,7 @@ class Blobs:
         placed = await asyncio.to_thread(place_below, target, collection.names)
         hashes = (hash for _, hash in collection)
         entries = list(zip(zip(placed.names, hashes, strict=True), sizes, strict=True))
-        if move:
+        if move or not overwrite:
             there = await self.store.already_there(
                 [(hash, size, target / name) for (name, hash), size in entries]
             )

@@ -7,7 +7,6 @@ imported on every start of the program.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -18,6 +17,7 @@ from dialkey.cli import (
     Options,
     Output,
     endpoint_options,
+    read_ticket,
     run,
 )
 
@@ -37,8 +37,16 @@ def add_commands(cli: CommandLine) -> None:
 @endpoint_options
 def send(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATH...", help="Files and folders to offer.")
-    ],
+        list[str] | None,
+        typer.Argument(metavar="PATH", help="Files and folders to offer; - is standard input."),
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="Offer this text instead.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="What standard input or the text is called."),
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="End after the first complete transfer.")
     ] = False,
@@ -47,42 +55,67 @@ def send(
 ) -> None:
     """Offer files and folders, and print a ticket to fetch them.
 
-    They are read where they are, so leave them unchanged until you end the command with Ctrl-C.
+    They are read where they are, so leave them unchanged until you end the command with Ctrl-C. Links
+    and special files below a folder are left out, and so are modes and times.
     """
     output = Output(json=options.json)
 
     async def work() -> None:
         from dialkey_blobs import commands
 
-        await commands.send(output, options, paths, once=once)
+        await commands.send(output, options, paths or [], once=once, text=text, name=name)
 
     run(output, work)
 
 
 @endpoint_options
 def receive(
-    ticket: Annotated[str, typer.Argument(metavar="TICKET", help="What 'dialkey send' printed.")],
+    ticket: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TICKET", help="What 'dialkey send' printed; - reads it from standard input."
+        ),
+    ],
     target: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to put them into.")
-    ] = Path(),
+        str,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="The folder to put things into, if it exists or ends in a slash; else the name of "
+            "the file, or of a new folder for several. - is standard output.",
+        ),
+    ] = ".",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace files that exist already.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask at a terminal before receiving.")
     ] = False,
     *,
     options: Options,
 ) -> None:
     """Fetch what a ticket names, verified against its hash.
 
-    Nothing is overwritten unasked. After an interruption, run the same command again: it resumes.
+    Nothing is overwritten unasked. After an interruption, run the same command again: it goes on.
     """
     output = Output(json=options.json)
 
+    if options.json and target == "-":
+        raise typer.BadParameter("--json and --output - both want standard output")
+
     async def work() -> None:
-        from dialkey_blobs import commands
+        from dialkey_blobs import fetching
+        from dialkey_blobs.targets import Target
         from dialkey_blobs.ticket import BlobTicket
 
-        await commands.receive(
-            output, options, BlobTicket.parse(ticket), target, overwrite=overwrite
+        await fetching.receive(
+            output,
+            options,
+            read_ticket(ticket, BlobTicket.parse),
+            Target.parse(target),
+            overwrite=overwrite,
+            ask=not yes and ticket != ["-"],
         )
 
     run(output, work)

@@ -18,7 +18,8 @@ from dialkey import Endpoint, PathReport, PathSelected, hookimpl
 from dialkey.cli import Output, child, format_bytes, scratch_folder
 from dialkey.errors import DialkeyError, LocalError
 from dialkey.testing import Cable
-from dialkey_blobs.commands import fetch
+from dialkey_blobs.fetching import fetch
+from dialkey_blobs.targets import Target
 from dialkey_blobs.ticket import BlobTicket
 
 __all__ = ["demo"]
@@ -62,7 +63,7 @@ async def demo(output: Output, *, size_bytes: int) -> None:
                 output,
                 story.open_endpoint,
                 ticket,
-                received,
+                Target.folder(received),
                 overwrite=False,
                 on_progress=story.on_progress,
             )

@@ -290,9 +290,10 @@ class Download:
         if progressed or not candidate.progressed_at:
             candidate.progressed_at = now
         candidate.fruitless = 0 if progressed else candidate.fruitless + 1
+        may_recover = _may_recover(error, candidate)
         candidate.has_delivered |= progressed
         self._candidates.popleft()
-        if not _may_recover(error, candidate) or now - candidate.progressed_at >= self._patience_s:
+        if not may_recover or now - candidate.progressed_at >= self._patience_s:
             return None
         self._candidates.append(candidate)
         if len(self._candidates) > 1 and self._candidates[0].fruitless == 0:
@@ -390,7 +391,8 @@ def _may_recover(error: DialkeyError, candidate: _Candidate) -> bool:
     is_busy = isinstance(error, StreamReset) and error.error_code == StreamCode.LIMIT
     is_closed = isinstance(error, ConnectionClosedByPeer)
     if candidate.has_delivered and candidate.was_connected:
-        # It may be restarting: then it has no such content yet, or not even the protocol.
+        # It may be restarting: then it has no such content yet, or not even the protocol. Who says so
+        # over the very connection that has brought something means it.
         is_missing = isinstance(error, BlobNotFound | HandshakeError) or (
             isinstance(error, StreamReset) and error.error_code == StreamCode.INTERNAL
         )

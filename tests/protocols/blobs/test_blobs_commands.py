@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
-import json
-import os
-import random
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
+from blob_commands import Start, files_below, folder, is_one_line, make, start
 
 from dialkey import Endpoint, Router, SecretKey
 from dialkey.identity import EndpointAddr, IpAddr
@@ -25,106 +19,7 @@ from dialkey_blobs.collection import Collection
 from dialkey_blobs.hash import BlobFormat, Hash
 from dialkey_blobs.ticket import BlobTicket
 
-TIMEOUT_S = 60.0
-
-# Whether the entry points of this distribution are installed or not, each plugin is there once.
-SCRIPT = """
-import sys
-from dialkey.cli import app
-from dialkey.hooks import Plugins
-import dialkey_blobs.plugin
-plugins = Plugins()
-plugins.register(dialkey_blobs.plugin)
-build = app.build
-app.build = lambda: build(plugins)
-app.main(sys.argv[1:])
-"""
-
-
-@attrs.frozen
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-    def event(self, name: str) -> dict[str, Any]:
-        return next(event for event in self.events if event["event"] == name)
-
-
-class Process:
-    """A ``dialkey`` that runs."""
-
-    def __init__(self, *arguments: object, cwd: Path | None = None) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=cwd,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                "PYTHONWARNINGS": "error::ResourceWarning",
-            },
-        )
-
-    def line(self) -> str:
-        assert self.popen.stdout is not None
-        line = self.popen.stdout.readline()
-        assert line, self.popen.communicate(timeout=TIMEOUT_S)[1]
-        return line.strip()
-
-    def wait_for(self, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-        while True:
-            event: dict[str, Any] = json.loads(self.line())
-            if wanted(event):
-                return event
-
-    def end(self) -> Done:
-        out, err = self.popen.communicate(timeout=TIMEOUT_S)
-        assert "Traceback" not in err, err
-        return Done(self.popen.returncode, out, err)
-
-    def interrupt(self) -> Done:
-        self.popen.send_signal(signal.SIGINT)
-        return self.end()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., Process]]:
-    with contextlib.ExitStack() as stack:
-
-        def begin(*arguments: object, cwd: Path | None = None) -> Process:
-            process = Process(*arguments, cwd=cwd)
-            stack.enter_context(process.popen)
-            stack.callback(process.popen.kill)
-            return process
-
-        yield begin
-
-
-Start = Callable[..., Process]
-
-
-def make(path: Path, size: int, seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(random.Random(seed).randbytes(size))
-    return path
-
-
-def files_below(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-
-
-def is_one_line(done: Done, code: int, text: str) -> None:
-    lines = [line for line in done.err.splitlines() if line.startswith("dialkey: ")]
-    assert done.code == code, done
-    assert len(lines) == 1, done.err
-    assert text in lines[0], done.err
+__all__ = ["start"]
 
 
 # --- the way it should go -------------------------------------------------------------------------
@@ -171,7 +66,7 @@ def test_folders_and_json(start: Start, tmp_path: Path) -> None:
     assert ready["total_bytes"] == 500_010
 
     target = tmp_path / "new" / "folder"
-    done = start("receive", ready["ticket"], "-o", target, "--json").end()
+    done = start("receive", ready["ticket"], "-o", folder(target), "--json").end()
     assert (done.code, done.err) == (0, "")
     assert [file["name"] for file in done.event("files")["files"]] == names
     received = done.event("received")
@@ -201,7 +96,7 @@ def test_a_sender_serves_many_and_receives_twice_is_quick(start: Start, tmp_path
     sender = start("send", make(tmp_path / "a", 50_000))
     ticket = sender.line()
     for number in range(2):
-        assert start("receive", ticket, "-o", tmp_path / str(number)).end().code == 0
+        assert start("receive", ticket, "-o", folder(tmp_path / str(number))).end().code == 0
     assert sender.interrupt().code == 130
 
 
@@ -214,7 +109,7 @@ async def test_a_single_blob_is_named_by_its_hash(start: Start, tmp_path: Path) 
         serving = asyncio.create_task(router.serve())
         with await blobs.add_bytes(b"hello") as tag:
             ticket = blobs.ticket(tag)
-            process = start("receive", ticket, "-o", tmp_path / "in")
+            process = start("receive", ticket, "-o", folder(tmp_path / "in"))
             done = await asyncio.to_thread(process.end)
         serving.cancel()
     assert done.code == 0, done.err
@@ -233,13 +128,13 @@ def test_an_interrupted_receiver_resumes(start: Start, tmp_path: Path, way: sign
     ticket = sender.line()
     target = tmp_path / "in"
 
-    first = start("receive", ticket, "-o", target, "--json")
+    first = start("receive", ticket, "-o", folder(target), "--json")
     first.wait_for(lambda event: event["event"] == "progress" and event["done_bytes"] > 1_000_000)
     first.popen.send_signal(way)
     assert first.end().code == {signal.SIGKILL: -9, signal.SIGTERM: 143}[way]
     assert not (target / "big").exists()
 
-    second = start("receive", ticket, "-o", target, "--json").end()
+    second = start("receive", ticket, "-o", folder(target), "--json").end()
     assert second.code == 0, second.err
     received = second.event("received")
     assert received["received_bytes"] < received["total_bytes"]
@@ -253,7 +148,7 @@ def test_a_vanished_sender(start: Start, tmp_path: Path) -> None:
     ticket = sender.line()
     sender.popen.kill()
     sender.popen.wait()
-    done = start("receive", ticket, "-o", tmp_path / "in").end()
+    done = start("receive", ticket, "-o", folder(tmp_path / "in")).end()
     is_one_line(done, 4, "")
     assert not (tmp_path / "in").exists()
 
@@ -284,12 +179,12 @@ def test_nothing_is_overwritten_unasked(start: Start, tmp_path: Path) -> None:
     target = tmp_path / "in"
     mine = make(target / "album" / "b", 5)
 
-    done = start("receive", ticket, "-o", target).end()
+    done = start("receive", ticket, "-o", folder(target)).end()
     is_one_line(done, 3, "exists already")
     assert files_below(target) == ["album/b"]
     assert mine.stat().st_size == 5
 
-    assert start("receive", ticket, "-o", target, "--overwrite").end().code == 0
+    assert start("receive", ticket, "-o", folder(target), "--overwrite").end().code == 0
     assert files_below(target) == ["album/a", "album/b"]
     assert mine.read_bytes() == (album / "b").read_bytes()
 
@@ -310,7 +205,9 @@ async def test_a_harmful_name_is_refused_before_its_content_comes(
                 await blobs.add_bytes(metadata),
                 await blobs.store.add_bytes(children.data, BlobFormat.HASH_SEQ) as tag,
             ):
-                process = start("receive", blobs.ticket(tag), "-o", tmp_path / "in" / "deep")
+                process = start(
+                    "receive", blobs.ticket(tag), "-o", folder(tmp_path / "in" / "deep")
+                )
                 done = await asyncio.to_thread(process.end)
         serving.cancel()
     is_one_line(done, 7, "is refused")
@@ -326,7 +223,7 @@ async def test_a_sender_without_the_content(start: Start, tmp_path: Path) -> Non
         router.add(Blobs.memory())
         serving = asyncio.create_task(router.serve())
         ticket = BlobTicket(endpoint.addr(), Hash.of(b"never added"))
-        process = start("receive", ticket, "-o", tmp_path / "in")
+        process = start("receive", ticket, "-o", folder(tmp_path / "in"))
         done = await asyncio.to_thread(process.end)
         serving.cancel()
     assert done.code in (5, 7)
@@ -367,7 +264,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(start: Start, tmp_path: Path, small_disk: Path) -> None:
     sender = start("send", make(tmp_path / "big", 20_000_000))
-    done = start("receive", sender.line(), "-o", small_disk / "in").end()
+    done = start("receive", sender.line(), "-o", folder(small_disk / "in")).end()
     is_one_line(done, 3, "")
     assert "full" in done.err or "space" in done.err
     assert not (small_disk / "in" / "big").exists()

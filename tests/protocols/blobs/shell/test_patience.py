@@ -42,7 +42,7 @@ def acting(script: Sequence[str]) -> Callable[..., object]:
         if word == "part":
             await send.write(whole[:200_000])
             await send.delivered()
-            send.reset(StreamCode.INTERNAL)
+            send.connection.close(0, b"shutting down")
         elif word == "whole":
             await send.write(whole, finish=True)
         elif word == "nothing":
@@ -87,7 +87,7 @@ async def test_patience_ends(memory_peers: Pair) -> None:
 async def test_what_an_earlier_download_left_counts(memory_peers: Pair) -> None:
     async with handmade(acting(["part", "INTERNAL", "INTERNAL", "whole"])) as (_, endpoint):
         first = await outcome(memory_peers.fetching, endpoint, patience_s=0)
-        assert isinstance(first[-1], StreamReset)
+        assert isinstance(first[-1], ConnectionClosedByPeer)
         second = await outcome(memory_peers.fetching, endpoint)
     assert isinstance(second[-1], Downloaded)
 
