@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayConfigError
 from dialkey_relay.grants import Grant
 from dialkey_relay.rates import Rate
+from dialkey_relay.server import config as configuration_module
 from dialkey_relay.server.callout import HttpCallout
 from dialkey_relay.server.config import load, parse
 from dialkey_relay.server.metrics import COUNTERS, DROPS, OUR_COUNTERS, Snapshot, render
@@ -371,3 +374,13 @@ def test_the_example_of_the_guide_is_good(certificate, tmp_path) -> None:
     assert config.options.https == ("::", 443)
     assert config.qad.address == ("::", 7842)
     assert config.workers == 2
+
+
+def test_the_guide_names_every_key() -> None:
+    """What `parse` takes, read out of its own code, stands in the table of the guide."""
+    code = inspect.getsource(configuration_module)
+    taken = r'\.(?:take|table|strings|positive|number|ids|address|peek)\(\s*"(\w+)"'
+    keys = set(re.findall(taken, code)) | set(re.findall(r'_event_rate\(\s*table, "(\w+)"', code))
+    guide = Path(__file__).parents[3].joinpath("docs", "relay.md").read_text(encoding="utf-8")
+    assert len(keys) > 25
+    assert not [key for key in sorted(keys) if key not in guide]
