@@ -19,8 +19,6 @@ from dialkey_blobs.store.audit import sound_groups
 from dialkey_blobs.store.database import Place, Reference, Row
 from dialkey_blobs.store.errors import BlobMissing, FileFailed
 from dialkey_blobs.store.file_blob import FileBlob
-from dialkey_blobs.store.files import open_regular
-from dialkey_blobs.store.importing import hash_file
 from dialkey_blobs.store.values import CheckOutcome, CheckReport, Steps
 
 if TYPE_CHECKING:
@@ -46,12 +44,12 @@ class _Finding:
 
 def check_blob(core: FsCore, hash: Hash) -> Steps[CheckReport]:
     """Check one blob; see `StoreCore.check`."""
-    row = core.database.row(hash)
+    row = core.entry(hash)
     if row is None:
         raise BlobMissing(hash)
     before = core.status(hash).bitfield
     # Looking at a partial blob may have completed it.
-    row = core.database.row(hash) or row
+    row = core.entry(hash) or row
     check: Callable[[FsCore, Hash, Row], Steps[CheckOutcome]]
     if row.place == Place.PARTIAL:
         check = _check_partial
@@ -78,7 +76,7 @@ def _check_partial(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
         )
     lost = held.ranges.shrunk_to_groups(held.size) - sound
     lost = lost.limited_to(held.size)
-    if not lost or core.database.row(hash) != row:
+    if not lost or core.entry(hash) != row:
         return CheckOutcome.GOOD
     core.strike(hash, lost)
     return CheckOutcome.DEMOTED
@@ -86,20 +84,18 @@ def _check_partial(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
 
 def _check_inline(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
     yield 0
-    if core.database.row(hash) != row or Hash.of(core.database.inline_data(row)) == hash:
+    if core.entry(hash) != row or Hash.of(core.inline_content(row)) == hash:
         return CheckOutcome.GOOD
     core.remove(hash)
     return CheckOutcome.LOST
 
 
 def _check_file(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
-    paths = core.paths(hash)
-    complete = Bitfield.complete(row.size or 0)
     outboard = core.stored_outboard(hash, row)
     if isinstance(outboard, Path) and not outboard.exists():
         outboard = b""
     try:
-        blob = FileBlob(core.ops, hash, complete, paths.data, outboard)
+        blob = core.open_files(hash, row, outboard)
     except FileFailed as error:
         if error.errno not in _GONE:
             raise
@@ -116,15 +112,15 @@ def _check_file(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
         )
         if not sound:
             return _lose(core, hash, row)
-        if core.database.row(hash) == row:
+        if core.entry(hash) == row:
             core.demote(hash, Bitfield.of(blob.size, sound), outboard)
         return CheckOutcome.DEMOTED
 
 
 def _check_reference(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
-    reference = core.database.reference(row)
+    reference = core.reference(row)
     try:
-        source, status = open_regular(core.ops, reference.path)
+        source, status = core.open_source(reference.path)
     except FileFailed as error:
         if error.errno not in _GONE:
             raise
@@ -133,16 +129,15 @@ def _check_reference(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
         os.close(source)
         return _lose(core, hash, row)
     now = Reference(reference.path, status.st_mtime_ns)
-    complete = Bitfield.complete(row.size)
     os.close(source)
-    with FileBlob(core.ops, hash, complete, now.path, core.stored_outboard(hash, row), now) as blob:
+    with core.open_files(hash, row, core.stored_outboard(hash, row), now) as blob:
         finding = yield from _compare(blob)
     if not finding.content_matches:
         return _lose(core, hash, row)
-    if core.database.row(hash) != row:
+    if core.entry(hash) != row:
         return CheckOutcome.GOOD
     if now != reference:
-        core.database.set_reference(row, now)
+        core.renew_reference(row, now)
     if finding.outboard_matches:
         return CheckOutcome.GOOD
     yield from _rebuild_outboard(core, hash, row)
@@ -150,7 +145,7 @@ def _check_reference(core: FsCore, hash: Hash, row: Row) -> Steps[CheckOutcome]:
 
 
 def _lose(core: FsCore, hash: Hash, row: Row) -> CheckOutcome:
-    if core.database.row(hash) == row:
+    if core.entry(hash) == row:
         core.remove(hash)
     return CheckOutcome.LOST
 
@@ -177,12 +172,12 @@ def _compare(blob: FileBlob) -> Steps[_Finding]:
 
 def _rebuild_outboard(core: FsCore, hash: Hash, row: Row) -> Steps[None]:
     path = core.content_path(hash, row)
-    source, _ = open_regular(core.ops, path)
+    source, _ = core.open_source(path)
     try:
-        hashed = yield from hash_file(core.ops, source, path, row.size or 0, core.new_temp)
+        hashed = yield from core.hash_source(source, path, row.size or 0)
     finally:
         os.close(source)
-    if hashed.built.hash == hash and core.database.row(hash) == row:
+    if hashed.built.hash == hash and core.entry(hash) == row:
         core.replace_outboard(hash, row, hashed)
     elif hashed.outboard_file is not None:
         hashed.outboard_file.discard()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Final, Protocol, Self
@@ -208,15 +209,13 @@ class StoreCore(ABC):
     Attributes:
         pins: what temp tags protect.
         on_change: called at `commit` with each blob of which the store holds more or less now.
-        touched: while a garbage collection runs, blobs that were written since it began.
-        new_roots: while a garbage collection runs, contents that were tagged or pinned since.
     """
 
     def __init__(self, ops: FileOps) -> None:
         self.pins = Pins()
         self.on_change: Callable[[Hash, Bitfield], None] = lambda hash, bitfield: None
-        self.touched: set[Hash] | None = None
-        self.new_roots: list[HashAndFormat] | None = None
+        self._touched: set[Hash] | None = None
+        self._new_roots: list[HashAndFormat] | None = None
         self._ops = ops
         self._changes: dict[Hash, Bitfield] = {}
 
@@ -378,8 +377,8 @@ class StoreCore(ABC):
     def set_tag(self, name: bytes, content: HashAndFormat) -> None:
         """Add a tag, or replace it."""
         self._put_tag(name, content)
-        if self.new_roots is not None:
-            self.new_roots.append(content)
+        if self._new_roots is not None:
+            self._new_roots.append(content)
 
     def create_tag(self, content: HashAndFormat, now: datetime) -> bytes:
         """Add a tag with a name that is not in use, made from the time; return it.
@@ -442,6 +441,23 @@ class StoreCore(ABC):
             BlobMissing: nothing is known of it.
         """
 
+    @contextmanager
+    def collecting(self) -> Iterator[tuple[set[Hash], list[HashAndFormat]]]:
+        """Watch what changes while garbage is collected; one collection can run at a time.
+
+        Yields:
+            (blobs that are written from now on, contents that are tagged or pinned)
+        """
+        if self._touched is not None:
+            raise RuntimeError("a garbage collection of this store is running already")
+        self._touched, self._new_roots = set(), []
+        self.pins.watch(self._new_roots)
+        try:
+            yield self._touched, self._new_roots
+        finally:
+            self.pins.watch(None)
+            self._touched = self._new_roots = None
+
     @abstractmethod
     def stats(self) -> StoreStats:
         """Return counts and sizes."""
@@ -464,8 +480,8 @@ class StoreCore(ABC):
 
     def _changed(self, hash: Hash, bitfield: Bitfield) -> None:
         self._changes[hash] = bitfield
-        if self.touched is not None:
-            self.touched.add(hash)
+        if self._touched is not None:
+            self._touched.add(hash)
 
 
 def prefix_end(prefix: bytes) -> bytes | None:

@@ -59,9 +59,9 @@ from dialkey_blobs.store.errors import (
     file_errors,
 )
 from dialkey_blobs.store.file_blob import FileBlob
-from dialkey_blobs.store.files import FileOps, make_directory, sync_folder
+from dialkey_blobs.store.files import FileOps, make_directory, open_regular, sync_folder
 from dialkey_blobs.store.fs_import import FsImport, add_file
-from dialkey_blobs.store.importing import Hashed, TempFile
+from dialkey_blobs.store.importing import Hashed, TempFile, hash_file
 from dialkey_blobs.store.leftovers import Leftovers
 from dialkey_blobs.store.partial import BlobPaths, OpenPartials, PartialFiles
 from dialkey_blobs.store.pins import TempTag, released_on_failure
@@ -115,19 +115,18 @@ class FsCore(StoreCore):
     ) -> None:
         super().__init__(FileOps() if ops is None else ops)
         self.root = root
-        self.ops = self._ops
         self._durable = durable
         self._epoch = running_system() if epoch is None else epoch
         self._partials = OpenPartials()
         self._unsealed: set[Hash] = set()
-        self._leftovers = Leftovers(self.ops)
-        self._deferred = DeferredBlobs(self.ops, self.new_temp, self._place_deferred)
+        self._leftovers = Leftovers(self._ops)
+        self._deferred = DeferredBlobs(self._ops, self.new_temp, self._place_deferred)
         self._closed = False
         for folder in (root, root / "data", root / "temp"):
-            make_directory(self.ops, folder)
-        self._lock = StoreLock(self.ops, root / "lock")
+            make_directory(self._ops, folder)
+        self._lock = StoreLock(self._ops, root / "lock")
         try:
-            self.database = Database(root / "blobs.db", self.ops, durable=durable)
+            self._database = Database(root / "blobs.db", self._ops, durable=durable)
         except BaseException:
             self._lock.release()
             raise
@@ -138,12 +137,12 @@ class FsCore(StoreCore):
             raise
 
     def _recover(self) -> None:
-        empty_temp(self.ops, self.root / "temp")
-        was_closed = self.database.state("closed")
-        self.database.set_state("closed", 0)
+        empty_temp(self._ops, self.root / "temp")
+        was_closed = self._database.state("closed")
+        self._database.set_state("closed", 0)
         self.commit()
         if was_closed == 0:
-            for hash in sweep_rubbish(self.ops, self.root, self.database):
+            for hash in sweep_rubbish(self._ops, self.root, self._database):
                 finish(self.check(hash))
                 self.commit()
 
@@ -160,19 +159,59 @@ class FsCore(StoreCore):
     def stored_outboard(self, hash: Hash, row: Row) -> bytes | Path:
         """Return the outboard of a complete blob, or the path of its file."""
         if row.outboard_inline:
-            return self.database.inline_outboard(row)
+            return self._database.inline_outboard(row)
         return self.paths(hash).outboard if (row.size or 0) > GROUP_BYTES else b""
 
     def content_path(self, hash: Hash, row: Row) -> Path:
         """Return the file with the content of a complete blob."""
         if row.place == Place.REFERENCE:
-            return self.database.reference(row).path
+            return self._database.reference(row).path
         return self.paths(hash).data
+
+    # --- for imports and checks -----------------------------------------------------------------
+
+    def entry(self, hash: Hash) -> Row | None:
+        """Return what the database says of a blob."""
+        return self._database.row(hash)
+
+    def inline_content(self, row: Row) -> bytes:
+        """Return the content of a blob that is in the database."""
+        return self._database.inline_data(row)
+
+    def reference(self, row: Row) -> Reference:
+        """Return the file of a blob outside the store."""
+        return self._database.reference(row)
+
+    def renew_reference(self, row: Row, reference: Reference) -> None:
+        """Take note that the file of a blob outside the store was touched, but not changed."""
+        self._database.set_reference(row, reference)
+
+    def open_source(self, path: Path) -> tuple[int, os.stat_result]:
+        """Open a regular file; see `open_regular`."""
+        return open_regular(self._ops, path)
+
+    def open_files(
+        self, hash: Hash, row: Row, outboard: bytes | Path, reference: Reference | None = None
+    ) -> FileBlob:
+        """Open a complete blob as its files are, sound or not."""
+        path = self.paths(hash).data if reference is None else reference.path
+        bitfield = Bitfield.complete(row.size or 0)
+        return FileBlob(self._ops, hash, bitfield, path, outboard, reference)
+
+    def temp_file(self) -> TempFile:
+        """Create a file that has no place yet."""
+        return TempFile(self._ops, self.new_temp())
+
+    def hash_source(
+        self, source: int, path: Path, size: int, copy_to: TempFile | None = None
+    ) -> Steps[Hashed]:
+        """Hash an open file; see `hash_file`."""
+        return hash_file(self._ops, source, path, size, self.new_temp, copy_to)
 
     # --- reading --------------------------------------------------------------------------------
 
     def _bitfield(self, hash: Hash) -> Bitfield | None:
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if row is None:
             return self._deferred.bitfield(hash)
         if row.place == Place.PARTIAL:
@@ -190,24 +229,24 @@ class FsCore(StoreCore):
 
     def _open_entry(self, hash: Hash) -> OpenBlob:
         bitfield = self._bitfield(hash)
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if row is None and hash in self._deferred:
             return self._deferred.open(hash, lambda: self._open(hash))
         if row is None or bitfield is None:
             raise BlobMissing(hash)
         paths = self.paths(hash)
         if row.place == Place.INLINE:
-            return BytesBlob(hash, self.database.inline_data(row))
+            return BytesBlob(hash, self._database.inline_data(row))
         if row.place == Place.PARTIAL:
-            return FileBlob(self.ops, hash, bitfield, paths.data, paths.outboard)
+            return FileBlob(self._ops, hash, bitfield, paths.data, paths.outboard)
         outboard = self.stored_outboard(hash, row)
         if row.place == Place.REFERENCE:
-            reference = self.database.reference(row)
-            return FileBlob(self.ops, hash, bitfield, reference.path, outboard, reference)
+            reference = self._database.reference(row)
+            return FileBlob(self._ops, hash, bitfield, reference.path, outboard, reference)
         for path in (paths.data, outboard):
             if isinstance(path, Path) and not path.exists():
                 raise BlobDamaged(f"{path} is gone", hash=hash)
-        blob = FileBlob(self.ops, hash, bitfield, paths.data, outboard)
+        blob = FileBlob(self._ops, hash, bitfield, paths.data, outboard)
         if blob.data_length < blob.size or blob.outboard_length < outboard_size(blob.size):
             blob.close()
             raise BlobDamaged(f"{paths.data} or its outboard was cut off", hash=hash)
@@ -218,7 +257,7 @@ class FsCore(StoreCore):
         partial = self._partials.get(hash)
         if partial is not None:
             return partial
-        partial = PartialFiles(self.ops, self.paths(hash), hash, self._epoch, self.new_temp())
+        partial = PartialFiles(self._ops, self.paths(hash), hash, self._epoch, self.new_temp())
         self._partials.add(partial)
         if partial.bitfield.is_complete:
             self._complete(partial)
@@ -227,22 +266,22 @@ class FsCore(StoreCore):
     def blobs(self) -> list[BlobInfo]:
         deferred = self._deferred.infos()
         if not deferred:
-            return self.database.blobs()
-        return sorted(self.database.blobs() + deferred, key=lambda info: info.hash)
+            return self._database.blobs()
+        return sorted(self._database.blobs() + deferred, key=lambda info: info.hash)
 
     # --- exporting ------------------------------------------------------------------------------
 
     def export(
         self, hash: Hash, file: SafeFile, *, durable: bool, move: bool = False
     ) -> Steps[int]:
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if not move or row is None or row.place != Place.FILE:
             return (yield from super().export(hash, file, durable=durable))
         with file:
             with self.open(hash) as blob:
                 yield from self._verify(blob, file.path)
             # Meanwhile the blob may have been deleted, or moved to another place.
-            if self.database.row(hash) == row and self._move(hash, row, file, durable):
+            if self._database.row(hash) == row and self._move(hash, row, file, durable):
                 return row.size or 0
             return (yield from super().export(hash, file, durable=durable))
 
@@ -252,13 +291,13 @@ class FsCore(StoreCore):
         The file has both names until the entry is committed, so that it is never without an owner.
         """
         data = self.paths(hash).data
-        if not self.ops.take(file, data, durable):
+        if not self._ops.take(file, data, durable):
             return False
         with file_errors("look at", data):
             modified_ns = os.stat(data).st_mtime_ns
         # The directory may be named through links, which may point elsewhere tomorrow.
         target = Path(os.path.realpath(file.path.parent), file.path.name)
-        outboard = self.database.inline_outboard(row) if row.outboard_inline else None
+        outboard = self._database.inline_outboard(row) if row.outboard_inline else None
         self._put(
             hash,
             Place.REFERENCE,
@@ -283,11 +322,11 @@ class FsCore(StoreCore):
         if len(content) <= INLINE_BYTES:
             self._put(hash, Place.INLINE, len(content), data=bytes(content))
             return
-        data, pairs = TempFile(self.ops, self.new_temp()), None
+        data, pairs = self.temp_file(), None
         try:
             data.write(content, 0)
             if len(outboard) > INLINE_BYTES:
-                pairs = TempFile(self.ops, self.new_temp())
+                pairs = self.temp_file()
                 pairs.write(outboard, 0)
             self._place(hash, len(content), data, outboard, pairs)
         finally:
@@ -297,7 +336,7 @@ class FsCore(StoreCore):
 
     def _is_owned(self, hash: Hash) -> bool:
         """Return whether a blob is complete in the store itself, and to all appearance sound."""
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if row is None or row.place in (Place.PARTIAL, Place.REFERENCE):
             return False
         if row.place == Place.INLINE:
@@ -322,7 +361,7 @@ class FsCore(StoreCore):
         def add_one(path: Path) -> Steps[TempTag]:
             return add_file(self, path, mode, format)
 
-        return (yield from add_in_batches(self.ops, paths, add_batch, add_one))
+        return (yield from add_in_batches(self._ops, paths, add_batch, add_one))
 
     def _add_small(
         self, files: Sequence[SmallFile], mode: ImportMode, format: BlobFormat
@@ -353,7 +392,7 @@ class FsCore(StoreCore):
 
     def defer(self, hash: Hash, size: int, reference: Reference, format: BlobFormat) -> TempTag:
         """Keep a file outside the store whose outboard is still to be made."""
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if row is None or not self._is_owned(hash):
             # An entry that is not complete, or of another file, gives way to this one.
             if row is not None:
@@ -395,14 +434,14 @@ class FsCore(StoreCore):
         """Move files to where they belong and make the entry that speaks of them."""
         self._prepare(hash)
         paths = self.paths(hash)
-        is_new = self.database.row(hash) is None
-        make_directory(self.ops, paths.data.parent)
+        is_new = self._database.row(hash) is None
+        make_directory(self._ops, paths.data.parent)
         try:
             for temp, target in ((outboard_file, paths.outboard), (data, paths.data)):
                 if temp is not None:
                     temp.move_to(target, durable=self._durable)
             if self._durable:
-                sync_folder(self.ops, paths.data.parent)
+                sync_folder(self._ops, paths.data.parent)
         except StorageError:
             if is_new:
                 self._leftovers.discard(paths.all)
@@ -427,8 +466,8 @@ class FsCore(StoreCore):
         self._partials.close(hash)
         self._unsealed.discard(hash)
         self._deferred.discard(hash)
-        old = self.database.row(hash)
-        row = self.database.put(
+        old = self._database.row(hash)
+        row = self._database.put(
             hash, place, size, data=data, outboard=outboard, reference=reference
         )
         if old is not None:
@@ -444,7 +483,7 @@ class FsCore(StoreCore):
     ) -> None:
         if hash == EMPTY_HASH or not leaves:
             return
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if row is None and hash in self._deferred:
             return
         if row is None:
@@ -453,7 +492,7 @@ class FsCore(StoreCore):
                 self._put_bytes(hash, *whole)
                 return
             self._prepare(hash)
-            self.database.put(hash, Place.PARTIAL)
+            self._database.put(hash, Place.PARTIAL)
             # The entry first: files without one would not survive a crash.
             self._flush()
         held = self._bitfield(hash)
@@ -484,21 +523,21 @@ class FsCore(StoreCore):
     # --- tags -----------------------------------------------------------------------------------
 
     def tag(self, name: bytes) -> HashAndFormat | None:
-        return self.database.tag(name)
+        return self._database.tag(name)
 
     def tags(self, first: bytes, end: bytes | None) -> list[Tag]:
-        return self.database.tags(first, end)
+        return self._database.tags(first, end)
 
     def delete_tags(self, first: bytes, end: bytes | None) -> int:
-        return self.database.delete_tags(first, end)
+        return self._database.delete_tags(first, end)
 
     def _put_tag(self, name: bytes, content: HashAndFormat) -> None:
-        self.database.set_tag(name, content)
+        self._database.set_tag(name, content)
 
     # --- maintenance ----------------------------------------------------------------------------
 
     def remove(self, hash: Hash) -> bool:
-        row = self.database.row(hash)
+        row = self._database.row(hash)
         if row is None:
             is_known = self._deferred.discard(hash)
             if is_known:
@@ -506,7 +545,7 @@ class FsCore(StoreCore):
             return is_known
         self._partials.close(hash)
         self._unsealed.discard(hash)
-        self.database.delete(row)
+        self._database.delete(row)
         if row.place != Place.INLINE:
             self._doom(hash, None)
         self._changed(hash, Bitfield())
@@ -535,29 +574,29 @@ class FsCore(StoreCore):
         """Turn a complete blob in a file into a partial one that holds `bitfield`."""
         self._prepare(hash)
         if isinstance(outboard, bytes):
-            pairs = TempFile(self.ops, self.new_temp())
+            pairs = self.temp_file()
             try:
                 pairs.write(outboard, 0)
                 pairs.move_to(self.paths(hash).outboard, durable=self._durable)
             finally:
                 pairs.discard()
-        partial = PartialFiles(self.ops, self.paths(hash), hash, self._epoch, self.new_temp())
+        partial = PartialFiles(self._ops, self.paths(hash), hash, self._epoch, self.new_temp())
         self._partials.add(partial)
         partial.reset(bitfield)
-        self.database.put(hash, Place.PARTIAL)
+        self._database.put(hash, Place.PARTIAL)
         self._unsealed.add(hash)
         self._changed(hash, bitfield)
 
     def replace_outboard(self, hash: Hash, row: Row, hashed: Hashed) -> None:
         """Replace the damaged outboard of a complete blob."""
-        reference = self.database.reference(row) if row.place == Place.REFERENCE else None
+        reference = self._database.reference(row) if row.place == Place.REFERENCE else None
         if hashed.outboard_file is not None:
             hashed.outboard_file.move_to(self.paths(hash).outboard, durable=self._durable)
         inline = hashed.built.data if hashed.outboard_file is None else None
-        self.database.put(hash, row.place, row.size, outboard=inline, reference=reference)
+        self._database.put(hash, row.place, row.size, outboard=inline, reference=reference)
 
     def stats(self) -> StoreStats:
-        stats = self.database.stats(len(self.pins.live()))
+        stats = self._database.stats(len(self.pins.live()))
         deferred = self._deferred.infos()
         return attrs.evolve(
             stats,
@@ -570,11 +609,11 @@ class FsCore(StoreCore):
 
     @property
     def writes(self) -> int:
-        return self.database.writes
+        return self._database.writes
 
     def commit(self) -> None:
         try:
-            self.database.commit()
+            self._database.commit()
         except StorageError:
             self._undo()
             raise
@@ -585,7 +624,7 @@ class FsCore(StoreCore):
     def _flush(self) -> None:
         """Commit in the middle of a batch."""
         try:
-            self.database.flush()
+            self._database.flush()
         except StorageError:
             self._undo()
             raise
@@ -622,7 +661,7 @@ class FsCore(StoreCore):
                 for hash in self._unsealed:
                     self._partial(hash).seal()
                 if self._leftovers.is_tidy:
-                    self.database.set_state("closed", 1)
+                    self._database.set_state("closed", 1)
                 self.commit()
             except StorageError as error:
                 # Nothing is lost: the next opening looks closer, and after a power failure hashes.
@@ -633,5 +672,5 @@ class FsCore(StoreCore):
     def _release(self) -> None:
         self._deferred.close()
         self._partials.close_all()
-        self.database.close()
+        self._database.close()
         self._lock.release()

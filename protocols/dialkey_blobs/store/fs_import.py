@@ -11,12 +11,10 @@ from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.store.core import INLINE_BYTES
 from dialkey_blobs.store.database import Reference
 from dialkey_blobs.store.errors import file_errors
-from dialkey_blobs.store.files import open_regular
 from dialkey_blobs.store.importing import (
     Hashed,
     TempFile,
     changed_during_import,
-    hash_file,
     hash_only,
     read_small,
     same_file,
@@ -45,7 +43,7 @@ class FsImport:
             if len(self._small) + len(data) <= INLINE_BYTES:
                 self._small += data
                 return
-            self._file = TempFile(self._core.ops, self._core.new_temp())
+            self._file = self._core.temp_file()
             self._file.write(self._small, 0)
         self._file.write(data, self._file.length)
 
@@ -56,9 +54,7 @@ class FsImport:
             return core.add_many([bytes(self._small)], self._format)[0]
         hashed: Hashed | None = None
         try:
-            hashed = yield from hash_file(
-                core.ops, file.descriptor, file.path, file.length, core.new_temp
-            )
+            hashed = yield from core.hash_source(file.descriptor, file.path, file.length)
             return core.add_hashed(hashed, file, None, self._format)
         finally:
             file.discard()
@@ -76,7 +72,7 @@ def add_file(core: FsCore, path: Path, mode: ImportMode, format: BlobFormat) -> 
     # The path without links, since a link may point elsewhere tomorrow.
     with file_errors("open", path):
         path = Path(os.path.realpath(path))
-    source, before = open_regular(core.ops, path)
+    source, before = core.open_source(path)
     copy: TempFile | None = None
     hashed: Hashed | None = None
     try:
@@ -88,8 +84,8 @@ def add_file(core: FsCore, path: Path, mode: ImportMode, format: BlobFormat) -> 
                 raise changed_during_import(path)
             return core.defer(hash, before.st_size, Reference(path, before.st_mtime_ns), format)
         if mode is ImportMode.COPY:
-            copy = TempFile(core.ops, core.new_temp())
-        hashed = yield from hash_file(core.ops, source, path, before.st_size, core.new_temp, copy)
+            copy = core.temp_file()
+        hashed = yield from core.hash_source(source, path, before.st_size, copy)
         if not same_file(before, os.fstat(source)):
             raise changed_during_import(path)
         reference = Reference(path, before.st_mtime_ns) if copy is None else None

@@ -41,13 +41,7 @@ def collect(core: StoreCore, protect: Iterable[HashAndFormat] = ()) -> Steps[GcR
         core: the store.
         protect: contents to spare besides the tagged ones.
     """
-    if core.touched is not None:
-        raise RuntimeError("a garbage collection of this store is running already")
-    touched: set[Hash] = set()
-    new_roots: list[HashAndFormat] = []
-    core.touched, core.new_roots = touched, new_roots
-    core.pins.watch(new_roots)
-    try:
+    with core.collecting() as (touched, new_roots):
         marks = _Marks(core)
         roots = {*protect, *core.pins.live(), *(tag.content for tag in core.tags(b"", None))}
         done = 0
@@ -73,9 +67,6 @@ def collect(core: StoreCore, protect: Iterable[HashAndFormat] = ()) -> Steps[GcR
             yield done
         kept = sum(info.hash in marks.live for info in core.blobs())
         return GcReport(kept, tuple(deleted), tuple(sorted(marks.unreadable)))
-    finally:
-        core.pins.watch(None)
-        core.touched = core.new_roots = None
 
 
 class _Marks:

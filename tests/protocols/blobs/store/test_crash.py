@@ -213,7 +213,7 @@ class Workload:
         """Check that every file belongs to an entry."""
         claimed: set[Path] = set()
         for info in core.blobs():
-            row = core.database.row(info.hash)
+            row = core.entry(info.hash)
             assert row is not None
             claimed |= claimed_files(row, core.paths(info.hash))
         assert set(core.root.glob("data/*/*")) <= claimed
@@ -475,7 +475,7 @@ def test_after_a_power_failure_only_what_is_sound_is_believed(
         again = FsCore(tmp_path, epoch=b"before")
         assert again.status(hash).bitfield.ranges == ranges
 
-    core.database.close()
+    core._database.close()
     core._partials.close_all()
     core._lock.release()
     assert in_child(lose, lambda child, count: None) == 0

@@ -136,7 +136,7 @@ def test_a_request_that_comes_first_waits_for_its_own_blob_only(
     other, wanted = content(LARGE, 1), content(size, 2)
     tags = [defer(core, tmp_path / "other", other), defer(core, tmp_path / "wanted", wanted)]
     assert serve(core, tags[1].hash) == (stream_of(wanted), None)
-    assert [core.database.row(tag.hash) is not None for tag in tags] == [False, True]
+    assert [core.entry(tag.hash) is not None for tag in tags] == [False, True]
     assert serve(core, *[tag.hash for tag in tags])[0] == stream_of(other) + stream_of(wanted)
 
 
@@ -254,7 +254,7 @@ def test_one_that_fails_does_not_keep_others_from_being_made(
     tag = defer(core, tmp_path / "b", good)
     finish(core.make_outboards())
     core.commit()
-    assert core.database.row(tag.hash) is not None
+    assert core.entry(tag.hash) is not None
     assert str(tmp_path / "a") in caplog.text
     with pytest.raises(ReferenceChanged):
         core.open(bad.hash)

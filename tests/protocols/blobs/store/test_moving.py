@@ -399,7 +399,7 @@ def test_a_kill_at_any_step_loses_nothing_and_the_export_goes_on(
         claimed: set[Path] = set()
         for info in core.blobs():
             assert finish(core.check(info.hash)).outcome is CheckOutcome.GOOD
-            row = core.database.row(info.hash)
+            row = core.entry(info.hash)
             assert row is not None
             claimed |= claimed_files(row, core.paths(info.hash))
         core.commit()
