@@ -29,7 +29,7 @@ from dialkey_blobs.listing import (
     show_entries,
     show_renamed,
 )
-from dialkey_blobs.names import Placement, show_name
+from dialkey_blobs.names import show_name
 from dialkey_blobs.protocol import GetRequest
 from dialkey_blobs.ranges import ChunkRanges
 from dialkey_blobs.safe_paths import TargetExists
@@ -245,7 +245,8 @@ class _Receiving:
         self._overwrite = overwrite
         self._ask = ask
         self._entries: list[Entry] | None = None
-        self._placed = Placement((), ())
+        self._paths: list[Path] = []
+        self._is_for_one = False
         self._present: set[int] = set()
         self._path: str | None = None
         self._shown = ExitStack()
@@ -336,7 +337,8 @@ class _Receiving:
         paths = self._target.paths(placed.names)
         if self._content.format is BlobFormat.HASH_SEQ:
             show_entries(self._output, "Receiving", entries)
-        if not self._target.is_for_one(placed.names):
+        is_for_one = self._target.is_for_one(placed.names)
+        if not is_for_one:
             show_renamed(self._output, "becomes", placed.renamed)
         self._output.result(
             "files",
@@ -355,7 +357,8 @@ class _Receiving:
             self._output.remark(
                 f"{show_name(str(paths[number]))} is there already, with this content"
             )
-        self._placed = placed
+        # Asked once: writing the files changes what is there.
+        self._paths, self._is_for_one = paths, is_for_one
         self._entries = entries
 
     async def _find_present(self, entries: Sequence[Entry], paths: Sequence[Path]) -> set[int]:
@@ -408,14 +411,14 @@ class _Receiving:
     async def _export(self) -> None:
         """Write the files under their names."""
         assert self._entries is not None
-        target, names = self._target, self._placed.names
+        target = self._target
         if target.kind == "stdout":
             await self._print(self._entries[0].hash)
             return
         content, path = self._content, target.path
-        if self._content.format is BlobFormat.RAW or target.is_for_one(names):
+        if self._content.format is BlobFormat.RAW or self._is_for_one:
             content = HashAndFormat(self._entries[0].hash)
-            [path] = target.paths(names)
+            [path] = self._paths
         async for _ in self._blobs.export(content, path, overwrite=self._overwrite, move=True):
             pass
 
@@ -434,7 +437,7 @@ class _Receiving:
             # Known for certain only now.
             sizes = (sizes[0] or downloaded.total_bytes,)
         self._summary = Summary(
-            tuple(self._target.paths(self._placed.names)),
+            tuple(self._paths),
             tuple(entry.name for entry in self._entries),
             sizes,
             downloaded.total_bytes if downloaded is not None else sum(sizes),

@@ -61,7 +61,7 @@ class Target:
                 f"there are {len(names)} files, and standard output takes one",
                 hint="give a folder: -o DIR/",
             )
-        if self.kind == "name" and not is_single and os.path.lexists(self.path):
+        if self.kind == "name" and not is_single and self._is_file():
             raise InvalidInput(
                 f"{show_name(str(self.path))} is a file, and a folder is needed for"
                 f" {show_name(names[0])}"
@@ -70,6 +70,9 @@ class Target:
                 hint="give a folder: -o DIR/",
             )
         return self.kind == "name" and is_single
+
+    def _is_file(self) -> bool:
+        return os.path.lexists(self.path) and not self.path.is_dir()
 
     def paths(self, names: Sequence[str]) -> list[Path]:
         """Return where files go, by their local names; nothing for standard output.

@@ -98,6 +98,17 @@ def test_output_names_the_file(start: Start, tmp_path: Path) -> None:
     assert files_below(there) == ["new.mp4"]
 
 
+@pytest.mark.parametrize("given", ["new", "new/", "deep/new"])
+def test_output_names_a_new_folder(start: Start, tmp_path: Path, given: str) -> None:
+    make(tmp_path / "album" / "one", 30_000, 1)
+    make(tmp_path / "album" / "two", 30_000, 2)
+    sender = start("send", tmp_path / "album", "--once")
+    done = start("receive", sender.line(), "-o", f"{tmp_path}/in/{given}", cwd=tmp_path).end()
+    assert done.code == 0, done.err
+    assert files_below(tmp_path / "in" / given) == ["album/one", "album/two"]
+    assert sender.end().code == 0
+
+
 def test_a_tilde_is_a_name(start: Start, tmp_path: Path) -> None:
     (tmp_path / "~").write_text("harmless")
     sender = start("send", "~", "--json", "--once", cwd=tmp_path)
