@@ -76,7 +76,7 @@ $(RUNTIME): pyproject.toml | $(BIN)/python
 	@echo "Installing dialkey and what it needs ..."
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable .
+	@$(BIN)/python -m pip install --quiet --editable ".[all]"
 	@touch $@
 
 $(DEVELOPMENT): $(RUNTIME)

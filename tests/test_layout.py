@@ -18,7 +18,7 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
-    ("errors", "limits", "native", "opening", "printable", "shares", "signals"),
+    ("errors", "extras", "limits", "native", "opening", "printable", "shares", "signals"),
     ("identity", "hooks", "hookspecs", "presets"),
     ("quic",),
     ("network",),
@@ -37,6 +37,7 @@ PUBLIC: Final = frozenset(
         "dialkey.cli",
         "dialkey.endpoint",
         "dialkey.errors",
+        "dialkey.extras",
         "dialkey.hooks",
         "dialkey.identity",
         "dialkey.identity.base32",

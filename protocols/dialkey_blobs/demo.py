@@ -17,6 +17,7 @@ from blake3 import blake3
 from dialkey import Endpoint, PathReport, PathSelected, hookimpl
 from dialkey.cli import Output, child, format_bytes, scratch_folder
 from dialkey.errors import DialkeyError, LocalError
+from dialkey.extras import has_modules
 from dialkey.testing import Cable
 from dialkey_blobs.fetching import fetch
 from dialkey_blobs.targets import Target
@@ -52,7 +53,9 @@ async def demo(output: Output, *, size_bytes: int) -> None:
         output.remark(f"1. Making a file of {format_bytes(size_bytes)}: {sent}")
         await asyncio.to_thread(_make_file, sent, size_bytes)
         relay = None
-        if importlib.metadata.entry_points(group="dialkey", name="relay"):
+        if not _has_relay():
+            output.remark("2. No relay: dialkey[relay] is not installed, so there is one way only")
+        else:
             relay = await stack.enter_async_context(_relay(folder / "relay.toml"))
             output.remark(f"2. A process of its own is a relay: {relay}")
         async with _sender(sent, relay) as ticket:
@@ -82,6 +85,11 @@ async def demo(output: Output, *, size_bytes: int) -> None:
             ways=story.ways,
             gap_s=round(story.gap_s, 3) if story.gap_s is not None else None,
         )
+
+
+def _has_relay() -> bool:
+    is_known = importlib.metadata.entry_points(group="dialkey", name="relay")
+    return bool(is_known) and has_modules("aiohttp", "prometheus_client", "OpenSSL")
 
 
 class _Story:

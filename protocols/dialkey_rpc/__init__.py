@@ -25,6 +25,10 @@ stream, in either direction or both::
 
 from __future__ import annotations
 
+from dialkey.extras import require_extra
+
+require_extra("rpc", "RPC", "cattrs", "msgpack")
+
 from dialkey_rpc.client import (
     Connecting,
     StreamCall,
