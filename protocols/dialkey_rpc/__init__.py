@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from dialkey.extras import require_extra
 
-require_extra("rpc", "RPC", "cattrs", "msgpack")
+require_extra("rpc", "RPC", "cattrs", "msgpack", "prometheus_client")
 
 from dialkey_rpc.client import (
     Connecting,
