@@ -126,7 +126,7 @@ class Grant:
             InvalidGrant: it is no grant.
         """
         if not text.startswith(PREFIX) or len(text) > MAX_TOKEN_CHARS:
-            raise InvalidGrant("this token is no grant", hint=f"a grant begins with {PREFIX}")
+            raise InvalidGrant("this token is not a grant", hint=f"a grant begins with {PREFIX}")
         encoded = text[len(PREFIX) :]
         if not _BASE64URL.fullmatch(encoded):
             raise InvalidGrant("the grant is not base64url")

@@ -208,7 +208,7 @@ class _Proxy:
         except ValueError:
             # Not the text: it may hold a password.
             raise InvalidInput(
-                "the proxy is no URL", hint="write it like http://user:password@host:port"
+                "the proxy is not a URL", hint="write it like http://user:password@host:port"
             ) from None
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise InvalidInput(
@@ -307,7 +307,7 @@ class Dialer:
         proxy: the URL of a proxy, "" for none, None for what the environment says.
 
     Raises:
-        InvalidInput: the proxy is no URL of an HTTP proxy.
+        InvalidInput: the proxy is not a URL of an HTTP proxy.
     """
 
     tls: ssl.SSLContext | None = None

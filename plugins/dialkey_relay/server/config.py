@@ -181,7 +181,7 @@ class _Table:
             return default
         host, colon, port = text.rpartition(":")
         if not colon or not host or not port.isdigit() or int(port) > 65_535:
-            raise self.error(key, f"{text!r} is no address", "write it like [::]:443")
+            raise self.error(key, f"{text!r} is not an address", "write it like [::]:443")
         return host.strip("[]"), int(port)
 
     def done(self) -> None:
@@ -236,7 +236,7 @@ def parse(
     try:
         root = _Table(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise RelayConfigError(f"the configuration is no TOML: {error}") from None
+        raise RelayConfigError(f"the configuration is not TOML: {error}") from None
     environment = os.environ if environment is None else environment
     folder = folder if folder is not None else Path()
     root.take("key_cache_capacity", int)  # ours keeps no such cache

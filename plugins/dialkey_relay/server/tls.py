@@ -114,7 +114,7 @@ class TlsFiles:
             context.check_privatekey()
         except (SSL.Error, crypto.Error, OSError) as error:
             raise RelayConfigError(
-                f"{self.certificate} and {self.key} are no certificate chain with its key: "
+                f"{self.certificate} and {self.key} are not a certificate chain with its key: "
                 f"{_words(error)}",
                 hint="both are PEM files; the server's own certificate comes first in its file",
             ) from None

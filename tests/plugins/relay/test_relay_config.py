@@ -147,7 +147,7 @@ def test_dev_ignores_tls_and_unlimited_is_possible(certificate, tmp_path) -> Non
     ("text", "message"),
     [
         ("", "access: is missing"),
-        ("access = ", "no TOML"),
+        ("access = ", "not TOML"),
         ('access = "nobody"', "access: is"),
         ("access = 5", "access: is a whole number, not a table"),
         ("[access]", "names no rule"),
@@ -161,8 +161,8 @@ def test_dev_ignores_tls_and_unlimited_is_possible(certificate, tmp_path) -> Non
         (f'[access.grants]\nissuers = ["{A.id}"]\nrevocations = "nothing"', "cannot be read"),
         ("[access.http]", "access.http.url: is missing"),
         ('[access.http]\nurl = "ftp://x"', "http or https"),
-        ('access = "everyone"\nhttp_bind_addr = "80"', "http_bind_addr: '80' is no address"),
-        ('access = "everyone"\nhttp_bind_addr = "a:99999"', "is no address"),
+        ('access = "everyone"\nhttp_bind_addr = "80"', "http_bind_addr: '80' is not an address"),
+        ('access = "everyone"\nhttp_bind_addr = "a:99999"', "is not an address"),
         ('access = "everyone"\nenable_relay = false', "enable_relay"),
         (
             'access = "everyone"\nenable_metrics = 1',

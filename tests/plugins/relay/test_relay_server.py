@@ -265,9 +265,9 @@ def test_certificates_that_cannot_be_used(tmp_path, make_certificate) -> None:
     first, second = make_certificate("first"), make_certificate("second")
     with pytest.raises(RelayConfigError, match="cannot be read"):
         TlsFiles(tmp_path / "nothing", first.key)
-    with pytest.raises(RelayConfigError, match="no certificate chain with its key"):
+    with pytest.raises(RelayConfigError, match="not a certificate chain with its key"):
         TlsFiles(first.chain, second.key)
-    with pytest.raises(RelayConfigError, match="no certificate chain with its key"):
+    with pytest.raises(RelayConfigError, match="not a certificate chain with its key"):
         TlsFiles(first.key, first.key)
     with pytest.raises(RelayConfigError, match="needs an address"):
         RelayOptions(https=("127.0.0.1", 0))
