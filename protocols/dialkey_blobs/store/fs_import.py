@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dialkey_blobs.hash import BlobFormat
 from dialkey_blobs.hashing import Buffer
+from dialkey_blobs.store import deferred
 from dialkey_blobs.store.core import INLINE_BYTES
 from dialkey_blobs.store.database import Reference
 from dialkey_blobs.store.errors import file_errors
@@ -78,7 +79,7 @@ def add_file(core: FsCore, path: Path, mode: ImportMode, format: BlobFormat) -> 
     try:
         if before.st_size <= INLINE_BYTES:
             return core.add_many([read_small(source, path, before)], format)[0]
-        if mode is ImportMode.DEFERRED:
+        if mode is ImportMode.DEFERRED and before.st_size <= deferred.MAX_DEFERRED_BYTES:
             hash = yield from hash_only(source, path, before.st_size)
             if not same_file(before, os.fstat(source)):
                 raise changed_during_import(path)

@@ -54,7 +54,8 @@ class ImportMode(enum.Enum):
     `DEFERRED` is a reference that is there as soon as the file's hash is known, at gigabytes per
     second. What serving it takes besides, its outboard, is made by `Store.make_outboards`, or when
     somebody asks for the blob, who then waits for it; only then does the blob outlive the process. A
-    file that was changed by then is noticed, and the request fails. A store in memory copies.
+    file that was changed by then is noticed, and the request fails. For files above 2 GiB it is the
+    same as `REFERENCE`, since whoever asked would wait too long. A store in memory copies.
     """
 
     COPY = "copy"

@@ -319,6 +319,15 @@ def test_the_same_content_by_another_way_takes_its_place(
     assert not any(info.is_reference for info in core.blobs())
 
 
+def test_very_large_files_are_not_deferred(
+    core: FsCore, tmp_path: Path, content: Content, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A getter would leave before their outboards are made."""
+    monkeypatch.setattr(deferred, "MAX_DEFERRED_BYTES", 2_000_000)
+    tags = [defer(core, tmp_path / str(n), content(n)) for n in (2_000_000, 2_000_001)]
+    assert [core.entry(tag.hash) is not None for tag in tags] == [False, True]
+
+
 async def test_a_store_in_an_event_loop(tmp_path: Path, content: Content) -> None:
     data = content(LARGE)
     (tmp_path / "file").write_bytes(data)
