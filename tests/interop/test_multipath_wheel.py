@@ -19,7 +19,8 @@ import wheel_peer as wheel
 
 from dialkey import Connection, Endpoint, EndpointAddr
 from dialkey.identity import IpAddr
-from dialkey.quic import codes, multipath
+from dialkey.quic import codes
+from dialkey.quic.paths import multipath
 from dialkey_relay.access import Everyone
 from dialkey_relay.server.server import RelayOptions, RelayServer
 

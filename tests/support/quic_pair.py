@@ -16,11 +16,12 @@ from typing import Any
 import attrs
 
 from dialkey.identity import SecretKey
-from dialkey.quic import bursts, codes, events, outbound, stateless
+from dialkey.quic import codes, events, stateless
 from dialkey.quic.connection import Config, Connection, State
 from dialkey.quic.events import CloseReason
-from dialkey.quic.path import Address, Path
-from dialkey.quic.streams import RecvHalf, SendHalf
+from dialkey.quic.packets import builder, bursts
+from dialkey.quic.paths.path import Address, Path
+from dialkey.quic.streams.halves import RecvHalf, SendHalf
 from dialkey.testing import Channel, Conditions
 
 ALPN = "pair/1"
@@ -204,7 +205,7 @@ class Side:
     def craft(self, payload: bytes) -> bytes:
         """Seal any payload as the next 1-RTT packet of this side."""
         path = self.path
-        return outbound.seal_packet(self.c, path, payload, peer_cid_of(path))
+        return builder.seal_packet(self.c, path, payload, peer_cid_of(path))
 
     def inject(self, payload: bytes) -> None:
         """Let the other side receive a payload of ours now, whatever it says."""
@@ -212,7 +213,7 @@ class Side:
 
 
 def peer_cid_of(path: Path) -> bytes:
-    cid = outbound._cid(path)
+    cid = builder._cid(path)
     assert cid is not None
     return cid
 
@@ -548,7 +549,7 @@ def transfer(*sizes: tuple[Side, int], seconds: float = 600.0) -> list[Transfer]
 
 
 def frame_varint(value: int) -> bytes:
-    from dialkey.quic.wire import varint
+    from dialkey.quic.packets.frames import varint
 
     return varint(value)
 

@@ -14,9 +14,10 @@ from typing import Any
 
 from quic_pair import Datagram, Pair, Side
 
-from dialkey.quic import events, multipath
+from dialkey.quic import events
 from dialkey.quic.connection import State
-from dialkey.quic.path import Address, Path
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import Address, Path
 from dialkey.testing import Channel, Conditions
 
 

@@ -32,9 +32,10 @@ from dialkey.identity import EndpointId
 from dialkey.network.transport import PathAddress
 from dialkey.opening import AsyncOnly
 from dialkey.quic import connection as quic
-from dialkey.quic import events, multipath
-from dialkey.quic.path import Path
-from dialkey.quic.streams import RecvHalf, SendHalf
+from dialkey.quic import events
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import Path
+from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
 if TYPE_CHECKING:
     from dialkey.endpoint.endpoint import Endpoint

@@ -46,10 +46,10 @@ from dialkey.network.udp import UdpTransport
 from dialkey.opening import AsyncOnly, Opening
 from dialkey.presets import Preset, minimal
 from dialkey.printable import printable_bytes
-from dialkey.quic.bbr import Bbr
-from dialkey.quic.bursts import Scratch
 from dialkey.quic.connection import Config
-from dialkey.quic.mtu import DEFAULT_MAX_BYTES
+from dialkey.quic.packets.bursts import Scratch
+from dialkey.quic.paths.bbr import Bbr
+from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.qlog import Qlog
 
 logger = logging.getLogger("dialkey.endpoint")

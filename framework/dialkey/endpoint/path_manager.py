@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Final
 from dialkey.endpoint.paths import PathInfo, kind_of
 from dialkey.endpoint.selection import DirectFirst
 from dialkey.network.transport import PathAddress
-from dialkey.quic import codes, multipath
+from dialkey.quic import codes
 from dialkey.quic.connection import State
-from dialkey.quic.path import Path
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import Path
 
 if TYPE_CHECKING:
     from dialkey.endpoint.connection import Connection

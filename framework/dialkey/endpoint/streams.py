@@ -14,7 +14,7 @@ from dialkey.errors import (
     WireError,
 )
 from dialkey.limits import SEND_HIGH_WATER_BYTES
-from dialkey.quic.streams import RecvHalf, SendHalf
+from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
 if TYPE_CHECKING:
     from dialkey.endpoint.connection import Connection

@@ -11,14 +11,14 @@ import attrs
 
 from dialkey import limits
 from dialkey.identity import SecretKey
-from dialkey.quic import multipath
-from dialkey.quic.bbr import bbr
-from dialkey.quic.congestion import MakeController
-from dialkey.quic.mtu import DEFAULT_MAX_BYTES
-from dialkey.quic.parameters import TransportParameters
-from dialkey.quic.path import MAX_PEER_CIDS, Address
+from dialkey.quic.handshake.parameters import TransportParameters
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.bbr import bbr
+from dialkey.quic.paths.congestion import MakeController
+from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
+from dialkey.quic.paths.path import MAX_PEER_CIDS, Address
+from dialkey.quic.paths.skipped_numbers import Draw
 from dialkey.quic.qlog import Qlog
-from dialkey.quic.skips import Draw
 
 Send = Callable[[Address, bytes | memoryview, int], None]
 """Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and

@@ -1,9 +1,10 @@
 """A QUIC connection, sans-IO: datagrams and `now` in, datagrams and events out.
 
 Who does what: `handshake` runs Initial and Handshake packets on aioquic and then disappears. This
-class owns everything after it. What is done with its state is told by topic: `opening` and `closing`
-for its begin and end, `inbound` opens packets and applies their frames, `outbound` builds packets,
-`multipath` keeps the paths, `stream_table` the streams, `timing` says when what is due.
+class owns everything after it. What is done with its state is told by topic: `handshake.driver` and
+`close` for its beginning and end, `packets.reader` opens packets and applies their frames,
+`packets.builder` builds packets, `paths.multipath` keeps the paths, `streams.table` the streams, `timers`
+says when what is due.
 
 The life of a connection::
 
@@ -20,19 +21,22 @@ from collections import deque
 
 from dialkey import limits
 from dialkey.identity import EndpointId
-from dialkey.quic import closing, codes, events, fate, inbound, multipath, opening, outbound, timing
-from dialkey.quic.bursts import Scratch
+from dialkey.quic import close, codes, events, fate, timers
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Config, Send, State
 from dialkey.quic.events import CloseReason, Event
 from dialkey.quic.farewell import Farewell
-from dialkey.quic.handshake import Handshake
-from dialkey.quic.keys import PacketProtection
-from dialkey.quic.path import ACK_EVERY, MAX_LOCAL_CIDS, Address, LocalCid, Path, PathCids
-from dialkey.quic.recovery import Frame, Sent
-from dialkey.quic.room import Room
-from dialkey.quic.routes import Routes
-from dialkey.quic.stream_table import StreamTable
+from dialkey.quic.handshake import driver
+from dialkey.quic.handshake.machine import Handshake
+from dialkey.quic.handshake.routes import Routes
+from dialkey.quic.packets import builder, reader
+from dialkey.quic.packets.bursts import Scratch
+from dialkey.quic.packets.protection import PacketProtection
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.path import ACK_EVERY, MAX_LOCAL_CIDS, Address, LocalCid, Path, PathCids
+from dialkey.quic.paths.recovery import Frame, Sent
+from dialkey.quic.streams.table import StreamTable
 
 __all__ = ["Config", "Connection", "Send", "State"]
 
@@ -210,11 +214,11 @@ class Connection(StreamTable):
             return
         try:
             if data[0] & 0x80:
-                opening.receive_long(self, bytes(data), remote, now)
+                driver.receive_long(self, bytes(data), remote, now)
             elif self.protection is not None:
-                inbound.receive_packets(self, data, segment, remote, now)
+                reader.receive_packets(self, data, segment, remote, now)
             else:
-                opening.receive_short(self, data, segment, remote, now)
+                driver.receive_short(self, data, segment, remote, now)
         except TransportError as exc:
             self._fail(exc, now)
 
@@ -291,13 +295,13 @@ class Connection(StreamTable):
     def receive_stateless_reset(self, now: float) -> None:
         """Note that the peer has forgotten this connection."""
         if self.state is State.OPEN:
-            closing.end(self, CloseReason("reset"), State.GONE, now)
+            close.end(self, CloseReason("reset"), State.GONE, now)
 
     def turn_away(self, reason: bytes, now: float) -> None:
         """Refuse a client whose handshake is not complete, and free what it holds."""
         if self.state is State.HANDSHAKE:
             refusal = CloseReason("local", codes.CONNECTION_REFUSED, reason, during_handshake=True)
-            closing.end(self, refusal, State.CLOSING, now)
+            close.end(self, refusal, State.CLOSING, now)
 
     # --- datagrams out --------------------------------------------------------------------------
 
@@ -308,11 +312,11 @@ class Connection(StreamTable):
         if self.qlog is not None:
             self.qlog.now = now
         if self.state in (State.CLOSING, State.DRAINING):
-            closing.flush(self, now, send)
+            close.flush(self, now, send)
             return
         handshake = self.handshake
         if handshake is not None:
-            opening.send_handshake(self, handshake.transmit(now), send)
+            driver.send_handshake(self, handshake.transmit(now), send)
             if self.confirmed and not self.is_client:
                 self.handshake = None
         if self.protection is not None:
@@ -324,7 +328,7 @@ class Connection(StreamTable):
             if selected is not None and self.multipath is not None:
                 multipath.use(self, selected)
             for path in self.paths.values():
-                outbound.flush_path(self, path, path is selected, now, send, scratch)
+                builder.flush_path(self, path, path is selected, now, send, scratch)
             if self.delivery_event_due():
                 self.events.append(events.Delivered())
 
@@ -353,11 +357,11 @@ class Connection(StreamTable):
 
     def timer(self) -> float | None:
         """Return when `on_timer` is due, or None when the connection is gone."""
-        return timing.next_timer(self)
+        return timers.next_timer(self)
 
     def on_timer(self, now: float) -> None:
         """Do what is due; call `flush` afterwards."""
-        timing.on_timer(self, now)
+        timers.on_timer(self, now)
 
     def _heard(self, now: float) -> None:
         if self.state is State.OPEN:
@@ -379,7 +383,7 @@ class Connection(StreamTable):
     def close(self, error_code: int, reason: bytes, now: float) -> None:
         """Close at once, with the application's code and reason. What was not sent is lost."""
         if self.state in (State.OPEN, State.HANDSHAKE):
-            closing.end(
+            close.end(
                 self,
                 CloseReason("local", error_code, reason, is_application=True),
                 State.CLOSING,
@@ -389,7 +393,7 @@ class Connection(StreamTable):
     def _fail(self, exc: TransportError, now: float) -> None:
         during = self.state is State.HANDSHAKE
         reason = exc.reason.encode("utf-8", "replace")
-        closing.end(
+        close.end(
             self,
             CloseReason("protocol", exc.error_code, reason, during_handshake=during),
             State.CLOSING,
@@ -398,7 +402,7 @@ class Connection(StreamTable):
 
     def fail_internally(self, now: float) -> None:
         """Close because our own code failed; the peer is told INTERNAL_ERROR."""
-        closing.end(
+        close.end(
             self,
             CloseReason("internal", codes.INTERNAL_ERROR, b"internal error"),
             State.CLOSING,
@@ -409,7 +413,7 @@ class Connection(StreamTable):
         self, error_code: int, reason: bytes, *, is_application: bool, now: float
     ) -> None:
         """Note the peer's CONNECTION_CLOSE."""
-        closing.end(
+        close.end(
             self,
             CloseReason("peer", error_code, reason, is_application=is_application),
             State.DRAINING,
@@ -422,7 +426,7 @@ class Connection(StreamTable):
         if self.close_reason is None:
             self.close_reason = CloseReason("local")
             self.events.append(events.Closed(self.close_reason))
-        closing.gone(self)
+        close.gone(self)
 
     # --- datagrams of the application -----------------------------------------------------------
 
@@ -433,7 +437,7 @@ class Connection(StreamTable):
             return None
         path = self.selected_path
         size = path.mtu.current if path is not None else 1200
-        room = size - outbound.PACKET_OVERHEAD - 3
+        room = size - builder.PACKET_OVERHEAD - 3
         return min(room, self.peer_parameters.max_datagram_frame_size - 3)
 
     # --- addresses and keys ---------------------------------------------------------------------

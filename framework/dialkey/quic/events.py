@@ -6,7 +6,7 @@ from collections.abc import Hashable
 
 import attrs
 
-from dialkey.quic.streams import RecvHalf, SendHalf
+from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
 
 class Event:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dialkey.quic.path import Address
-from dialkey.quic.room import Room
+from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.path import Address
 
 
 class Farewell:

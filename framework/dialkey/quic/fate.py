@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dialkey.quic import codes, events
-from dialkey.quic.mtu import BASE_BYTES
-from dialkey.quic.recovery import Sent
-from dialkey.quic.streams import SendHalf
+from dialkey.quic.paths.mtu import BASE_BYTES
+from dialkey.quic.paths.recovery import Sent
+from dialkey.quic.streams.halves import SendHalf
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
-    from dialkey.quic.path import Path
+    from dialkey.quic.paths.path import Path
 
 
 def on_acked(c: Connection, path: Path, record: Sent) -> None:

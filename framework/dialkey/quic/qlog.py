@@ -18,12 +18,12 @@ from aioquic.quic.logger import QuicLogger, QuicLoggerTrace
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.wire import read_ack_body, read_bytes, read_varint
+from dialkey.quic.packets.frames import read_ack_body, read_bytes, read_varint
 
 if TYPE_CHECKING:
     from dialkey.quic.events import CloseReason
-    from dialkey.quic.path import Path
-    from dialkey.quic.recovery import Sent
+    from dialkey.quic.paths.path import Path
+    from dialkey.quic.paths.recovery import Sent
 
 QLOG_VERSION: Final = "0.3"
 MAX_RANGES: Final = 8

@@ -23,7 +23,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dialkey.quic import codes
-from dialkey.quic.wire import varint
+from dialkey.quic.packets.frames import varint
 
 VERSION_1 = 1
 MIN_INITIAL_BYTES = 1200

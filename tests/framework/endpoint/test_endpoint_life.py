@@ -537,15 +537,15 @@ async def test_a_transport_that_is_blocked_for_ever_loses_its_connections_only()
 @virtual
 async def test_a_peer_that_breaks_the_rules_is_named() -> None:
     from dialkey.errors import ProtocolViolation
-    from dialkey.quic import outbound
+    from dialkey.quic.packets import builder
 
     async with connected(network()) as (here, there):
         await asyncio.sleep(1)
         core = here.core
         path = next(iter(core.paths.values()))
-        cid = outbound._cid(path)
+        cid = builder._cid(path)
         assert cid is not None
-        packet = outbound.seal_packet(core, path, b"\x21", cid)
+        packet = builder.seal_packet(core, path, b"\x21", cid)
         (transport,) = there.endpoint._transports
         transport.inject("alice", packet)  # type: ignore[attr-defined]
         error = await there.closed()

@@ -26,8 +26,9 @@ from dialkey.endpoint.paths import (
 from dialkey.endpoint.selection import DirectFirst
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress
-from dialkey.quic import codes, multipath
-from dialkey.quic.path import HUSH_S
+from dialkey.quic import codes
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import HUSH_S
 from dialkey.testing import Conditions
 
 RELAY = ViaRelay("bob")

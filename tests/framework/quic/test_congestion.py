@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dialkey.quic.congestion import AckSummary, Cubic, LossSummary, Pacer
+from dialkey.quic.paths.congestion import AckSummary, Cubic, LossSummary, Pacer
 
 SIZE = 1200
 

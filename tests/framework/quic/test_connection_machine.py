@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from quic_pair import SERVER_ADDRESS, Pair, Side
 
-from dialkey.quic import codes, multipath
+from dialkey.quic import codes
 from dialkey.quic.connection import State
+from dialkey.quic.paths import multipath
 from dialkey.testing import Conditions
 
 WHO = st.sampled_from(["client", "server"])

@@ -16,7 +16,7 @@ from quic_pair import Pair, frame
 from dialkey import limits
 from dialkey.quic import codes
 from dialkey.quic.connection import Connection, State
-from dialkey.quic.handshake import MAX_COALESCED_PACKETS, split_datagram
+from dialkey.quic.handshake.machine import MAX_COALESCED_PACKETS, split_datagram
 
 DCID, SCID = b"original", b"stranger"
 

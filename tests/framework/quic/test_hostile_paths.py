@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from quic_pair import Pair, Side, frame, transfer
 from quic_paths import PathPair, footprint
 
-from dialkey.quic import codes, multipath, outbound
-from dialkey.quic.wire import VARINT_MAX
+from dialkey.quic import codes
+from dialkey.quic.packets import builder
+from dialkey.quic.packets.frames import VARINT_MAX
+from dialkey.quic.paths import multipath
 from dialkey.testing import Conditions
 
 FAST = Conditions(delay_s=0.01)
@@ -79,10 +81,10 @@ def code_after(payload: bytes, role: str = "server") -> int | None:
 def send_on(pair: PathPair, attacker: Side, path_id: int, payload: bytes) -> None:
     """Let the other side receive any payload on one of the paths."""
     path = attacker.c.paths[path_id]
-    cid = outbound._cid(path)
+    cid = builder._cid(path)
     way = pair.ways[min(path_id, 1)]
     if cid is not None:
-        packet = outbound.seal_packet(attacker.c, path, payload, cid)
+        packet = builder.seal_packet(attacker.c, path, payload, cid)
         source = way.client if attacker is pair.client else way.server
         pair.deliver(pair.other(attacker), source, [packet])
 
@@ -260,11 +262,11 @@ def test_random_frames_on_random_paths(
     attacker = pair.other(victim)
     for path_id, parts, waits in packets:
         path = attacker.c.paths.get(path_id)
-        cid = outbound._cid(path) if path is not None else None
+        cid = builder._cid(path) if path is not None else None
         if path is None or cid is None or victim.close_reason is not None:
             continue
         payload = b"".join(parts)[:1100]
-        packet = outbound.seal_packet(attacker.c, path, payload, cid)
+        packet = builder.seal_packet(attacker.c, path, payload, cid)
         way = pair.ways[path_id]
         pair.deliver(victim, way.client if role == "server" else way.server, [packet])
         pair.flush()

@@ -13,7 +13,8 @@ from quic_pair import Pair, frame, stream_frame
 
 from dialkey.quic import codes, events
 from dialkey.quic.connection import State
-from dialkey.quic.wire import VARINT_MAX
+from dialkey.quic.packets.frames import VARINT_MAX
+from dialkey.quic.packets.protection import TAG_LENGTH
 
 TOKEN = bytes(16)
 MINE, YOURS, MINE_UNI, YOURS_UNI = 0, 1, 2, 3
@@ -221,12 +222,10 @@ def test_an_extension_that_was_not_agreed_on(payload: bytes) -> None:
 def test_a_packet_without_frames() -> None:
     pair = Pair().connect()
     # Too short a payload is filled up when it is sealed: this one has room, and nothing in it.
-    from dialkey.quic import keys
-
     protection = pair.client.c.protection
     assert protection is not None
     cid = pair.client.craft(b"\x01")
-    assert keys.TAG_LENGTH == 16
+    assert TAG_LENGTH == 16
     path = pair.client.path
     number = path.next_number
     header = bytes((0x43, *peer_cid(pair), *number.to_bytes(4, "big")))

@@ -8,8 +8,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from dialkey.quic.handshake import TrafficSecret
-from dialkey.quic.keys import HeaderKey, KeyUpdateRefused, PacketKey, PacketProtection
+from dialkey.quic.handshake.machine import TrafficSecret
+from dialkey.quic.packets.protection import HeaderKey, KeyUpdateRefused, PacketKey, PacketProtection
 
 AES = CipherSuite.AES_128_GCM_SHA256
 CHACHA = CipherSuite.CHACHA20_POLY1305_SHA256

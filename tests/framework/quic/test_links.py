@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quic_pair import Pair
 
-from dialkey.quic.bbr import Bbr, bbr
-from dialkey.quic.congestion import Cubic, MakeController
+from dialkey.quic.paths.bbr import Bbr, bbr
+from dialkey.quic.paths.congestion import Cubic, MakeController
 from dialkey.testing import Conditions
 
 MIB: Final = 1 << 20

@@ -6,10 +6,12 @@ import pytest
 from quic_pair import Side, Transfer, are_over, frame, transfer
 from quic_paths import PathPair, Way, footprint
 
-from dialkey.quic import codes, events, multipath, outbound
+from dialkey.quic import codes, events
 from dialkey.quic.connection import State
-from dialkey.quic.path import MAX_PENDING_RESPONSES
-from dialkey.quic.received import ReceivedPackets
+from dialkey.quic.packets import builder
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import MAX_PENDING_RESPONSES
+from dialkey.quic.paths.received import ReceivedPackets
 from dialkey.testing import Conditions
 
 KIB = 1024
@@ -188,10 +190,10 @@ def test_an_acknowledgement_that_may_not_be_sent_yet_does_not_spin() -> None:
     moved = pair.server.c.paths[0]
     moved.count_sent(max(0, moved.amplification_room() - 20))
     second = pair.client.c.paths[1]
-    cid = outbound._cid(second)
+    cid = builder._cid(second)
     assert cid is not None
     for payload in (frame(codes.PATH_ABANDON, 1, 0), bytes((codes.PING,))):
-        packet = outbound.seal_packet(pair.client.c, second, payload, cid)
+        packet = builder.seal_packet(pair.client.c, second, payload, cid)
         pair.deliver(pair.server, pair.ways[1].client, [packet])
     assert pair.server.c.selected_path is moved
     pair.settle(2)
@@ -292,11 +294,11 @@ def test_a_parked_attempt_that_the_peer_abandons_is_over() -> None:
     assert path is not None
     pair.settle(1)
     multipath.give_up(pair.client.c, path, pair.now)
-    late = outbound.seal_packet(
+    late = builder.seal_packet(
         pair.server.c,
         pair.server.c.paths[1],
         bytes((codes.PING,)),
-        outbound._cid(pair.server.c.paths[1]) or b"",
+        builder._cid(pair.server.c.paths[1]) or b"",
     )
     assert pair.abandon(pair.server, 1, codes.PATH_UNSTABLE_OR_POOR)
     pair.settle(0.1)
@@ -423,7 +425,7 @@ def test_frames_as_the_wire_reference_writes_them() -> None:
     for number in range(10):
         second.received.add(number)
     second.largest_received_time = pair.now
-    assert outbound._write_acks(core, [second], pair.now) == [bytes.fromhex("3e0109000009")]
+    assert builder._write_acks(core, [second], pair.now) == [bytes.fromhex("3e0109000009")]
 
 
 def test_acknowledgements_of_one_path_may_come_on_another() -> None:
@@ -618,9 +620,9 @@ def test_an_address_that_proves_nothing_gets_three_times_what_it_sent(size: int)
     came = 0
     for _ in range(20):
         payload = challenge * (size // len(challenge))
-        cid = outbound._cid(path)
+        cid = builder._cid(path)
         assert cid is not None
-        packet = outbound.seal_packet(pair.client.c, path, payload[: size - 30], cid)
+        packet = builder.seal_packet(pair.client.c, path, payload[: size - 30], cid)
         came += len(packet)
         pair.deliver(pair.server, pair.ways[1].client, [packet])
         pair.flush()

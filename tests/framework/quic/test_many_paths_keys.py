@@ -8,8 +8,9 @@ import pytest
 from quic_pair import Side, Transfer, are_over, transfer
 from quic_paths import PathPair, footprint
 
-from dialkey.quic import codes, outbound
-from dialkey.quic.congestion import Cubic
+from dialkey.quic import codes
+from dialkey.quic.packets import builder
+from dialkey.quic.paths.congestion import Cubic
 from dialkey.testing import Conditions
 
 FAST = Conditions(delay_s=0.01)
@@ -30,9 +31,9 @@ def updates(side: Side) -> int:
 def sealed_on(side: Side, path_id: int) -> bytes:
     """Return a packet of one path, sealed with the keys of this moment."""
     path = side.c.paths[path_id]
-    cid = outbound._cid(path)
+    cid = builder._cid(path)
     assert cid is not None
-    return outbound.seal_packet(side.c, path, bytes((codes.PING,)), cid)
+    return builder.seal_packet(side.c, path, bytes((codes.PING,)), cid)
 
 
 def arrives(pair: PathPair, receiver: Side, way: int, packet: bytes) -> bool:

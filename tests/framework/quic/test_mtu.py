@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dialkey.quic.mtu import BASE_BYTES, MtuDiscovery
+from dialkey.quic.paths.mtu import BASE_BYTES, MtuDiscovery
 
 
 def search(mtu: MtuDiscovery, carries: int, now: float = 0.0) -> int:

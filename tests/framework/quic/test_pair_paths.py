@@ -7,10 +7,11 @@ import itertools
 import pytest
 from quic_pair import HostPort, Pair, Side, Transfer, are_over, frame, transfer
 
-from dialkey.quic import codes, events, multipath, stateless
-from dialkey.quic.bbr import bbr
-from dialkey.quic.congestion import Cubic, MakeController
+from dialkey.quic import codes, events, stateless
 from dialkey.quic.connection import State
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.bbr import bbr
+from dialkey.quic.paths.congestion import Cubic, MakeController
 from dialkey.testing import Conditions
 
 KIB = 1024

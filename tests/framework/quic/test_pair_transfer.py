@@ -10,7 +10,7 @@ import pytest
 from quic_pair import START, Datagram, Pair, Transfer, stream_frame, transfer
 
 from dialkey.quic import events
-from dialkey.quic.congestion import Cubic
+from dialkey.quic.paths.congestion import Cubic
 from dialkey.testing import Conditions
 
 KIB = 1024

@@ -10,7 +10,7 @@ from quic_pair import frame
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.parameters import TransportParameters, decode
+from dialkey.quic.handshake.parameters import TransportParameters, decode
 
 
 def parameter(key: int, body: bytes) -> bytes:

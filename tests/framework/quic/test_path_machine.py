@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from quic_pair import Side
 from quic_paths import PathPair, footprint
 
-from dialkey.quic import codes, multipath
+from dialkey.quic import codes
+from dialkey.quic.paths import multipath
 from dialkey.testing import Conditions
 
 WHO = st.sampled_from(["client", "server"])

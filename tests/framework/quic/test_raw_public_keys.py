@@ -12,9 +12,10 @@ from aioquic import tls
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from quic_pair import ALPN, Pair, Side, secret_key
 
-from dialkey.quic import events, handshake
+from dialkey.quic import events
 from dialkey.quic.connection import State
-from dialkey.quic.tls import RawPublicKeyContext
+from dialkey.quic.handshake import machine
+from dialkey.quic.handshake.tls import RawPublicKeyContext
 
 SPKI = bytes.fromhex("302a300506032b6570032100")
 SMALL_ORDER = [
@@ -41,14 +42,14 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Tamper], Pair]:
     """Return a function that makes a pair in which one side's TLS engine was tampered with."""
 
     def make(role: str, tamper: Tamper) -> Pair:
-        class Tampered(handshake._Machine):
+        class Tampered(machine._Machine):
             def _initialize(self, peer_cid: bytes) -> None:
                 super()._initialize(peer_cid)
                 if self._is_client == (role == "client"):
                     assert isinstance(self.tls, RawPublicKeyContext)
                     tamper(self.tls)
 
-        monkeypatch.setattr(handshake, "_Machine", Tampered)
+        monkeypatch.setattr(machine, "_Machine", Tampered)
         return Pair()
 
     return make
@@ -289,7 +290,7 @@ def test_the_certificate_message_is_iroh_s() -> None:
     from aioquic._buffer import Buffer
     from quic_pair import secret_key
 
-    from dialkey.quic.tls import RawPublicKey
+    from dialkey.quic.handshake.tls import RawPublicKey
 
     key = secret_key(1)
     spki = RawPublicKey(key.signing_key().public_key()).public_bytes(None)

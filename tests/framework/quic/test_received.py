@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialkey.quic.received import ReceivedPackets
-from dialkey.quic.wire import MAX_ACK_RANGES
+from dialkey.quic.packets.frames import MAX_ACK_RANGES
+from dialkey.quic.paths.received import ReceivedPackets
 
 
 def expand(received: ReceivedPackets) -> set[int]:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialkey.quic import codes
-from dialkey.quic.congestion import Cubic
-from dialkey.quic.delivery import DeliveryRate, Snapshot
-from dialkey.quic.recovery import (
+from dialkey.quic.paths.congestion import Cubic
+from dialkey.quic.paths.delivery import DeliveryRate, Snapshot
+from dialkey.quic.paths.recovery import (
     MAX_GIVEN_UP,
     MAX_PTO_STEP_S,
     PACKET_THRESHOLD,

@@ -8,9 +8,10 @@ import random
 import pytest
 from quic_pair import Pair, frame, transfer
 
-from dialkey.quic import codes, skips
-from dialkey.quic.path import Path
-from dialkey.quic.skips import Skips
+from dialkey.quic import codes
+from dialkey.quic.paths import skipped_numbers
+from dialkey.quic.paths.path import Path
+from dialkey.quic.paths.skipped_numbers import Skips
 from dialkey.testing import Conditions
 
 
@@ -31,12 +32,12 @@ def test_now_and_then_a_number_is_left_out(seed: int) -> None:
     used = used_by(numbers, 5000)
     left_out = sorted(set(range(used[-1])) - set(used))
     assert len(set(used)) == 5000, "none is used twice: it is part of the nonce"
-    assert left_out[0] <= skips.FIRST_WITHIN
+    assert left_out[0] <= skipped_numbers.FIRST_WITHIN
     apart = [b - a for a, b in itertools.pairwise(left_out)]
-    assert min(apart) >= skips.LEAST_APART
-    assert max(apart) < skips.MOST_APART
+    assert min(apart) >= skipped_numbers.LEAST_APART
+    assert max(apart) < skipped_numbers.MOST_APART
     assert len(set(apart)) > 3, "nobody can foresee them"
-    for number in left_out[-skips.REMEMBERED :]:
+    for number in left_out[-skipped_numbers.REMEMBERED :]:
         assert numbers.claimed([(number, number + 1)])
         assert numbers.claimed([(number + 10, number + 20), (number - 5, number + 3)])
         assert not numbers.claimed([(number + 1, number + 20), (number - 5, number)])
@@ -44,7 +45,7 @@ def test_now_and_then_a_number_is_left_out(seed: int) -> None:
 
 def test_a_run_goes_over_a_number_that_was_to_be_left_out() -> None:
     numbers = Skips(lambda below: below // 2)
-    at = 1 + skips.FIRST_WITHIN // 2
+    at = 1 + skipped_numbers.FIRST_WITHIN // 2
     assert numbers.first_free(at - 1) == at - 1
     assert numbers.first_free(at + 43) == at + 44, "at the beginning of the next run"
     assert numbers.claimed([(0, at + 45)])
@@ -88,7 +89,7 @@ def test_who_acknowledges_before_it_received_is_found_out_soon() -> None:
         largest = path.next_number - 1
         pair.client.inject(frame(codes.PATH_ACK, 0, largest, 0, 0, largest - known))
         pair.run(seconds=0.01)
-        assert path.next_number < known + 2 * skips.MOST_APART
+        assert path.next_number < known + 2 * skipped_numbers.MOST_APART
     assert pair.server.close_reason.error_code == codes.PROTOCOL_VIOLATION
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from quic_pair import Pair
 
 from dialkey.quic import codes, stateless
-from dialkey.quic.handshake import split_datagram
+from dialkey.quic.handshake.machine import split_datagram
 from dialkey.quic.stateless import RETRY_LIFETIME_S, InitialHeader, Proof, parse_long_header
 
 

@@ -6,8 +6,9 @@ import pytest
 from quic_pair import Pair, frame, stream_frame
 
 from dialkey import limits
-from dialkey.quic import codes, inbound
-from dialkey.quic.stream_table import StreamLimits
+from dialkey.quic import codes
+from dialkey.quic.packets import reader
+from dialkey.quic.streams.table import StreamLimits
 
 MOST = limits.MAX_INCOMING_STREAMS
 
@@ -170,14 +171,14 @@ def test_a_sender_that_is_held_up_says_so_once(monkeypatch: pytest.MonkeyPatch) 
     seen: list[int] = []
     pair = Pair(server={"stream_window": 5000, "connection_window": 8000}).connect()
     pair.server.auto_read = False
-    original = inbound._HANDLERS[codes.DATA_BLOCKED]
+    original = reader._HANDLERS[codes.DATA_BLOCKED]
 
     def note(c: object, path: object, data: bytes, pos: int, kind: int, *rest: object) -> int:
         seen.append(kind)
         return original(c, path, data, pos, kind, *rest)  # type: ignore[arg-type]
 
     for kind in (codes.DATA_BLOCKED, codes.STREAM_DATA_BLOCKED):
-        monkeypatch.setitem(inbound._HANDLERS, kind, note)
+        monkeypatch.setitem(reader._HANDLERS, kind, note)
     for _ in range(3):
         pair.client.write(pair.client.must_open(uni=True), bytes(6000))
         pair.settle(5)

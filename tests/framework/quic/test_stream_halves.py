@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.streams import MAX_GAPS, RecvHalf, SendHalf
+from dialkey.quic.streams.halves import MAX_GAPS, RecvHalf, SendHalf
 
 DATA = random.Random(0).randbytes(4000)
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import pytest
 from quic_pair import Datagram, Pair, frame, peer_cid_of, stream_frame
 
-from dialkey.quic import codes, events, outbound
+from dialkey.quic import codes, events
 from dialkey.quic.connection import State
 from dialkey.quic.farewell import Farewell
-from dialkey.quic.room import Room
+from dialkey.quic.packets import builder
+from dialkey.quic.paths.amplification import Room
 
 VICTIM = "victim"
 
@@ -30,7 +31,7 @@ class Spoof:
         if number is None:
             return self.pair.client.craft(payload)
         keep, path.next_number = path.next_number, number
-        packet = outbound.seal_packet(self.pair.client.c, path, payload, peer_cid_of(path))
+        packet = builder.seal_packet(self.pair.client.c, path, payload, peer_cid_of(path))
         path.next_number = keep
         return packet
 

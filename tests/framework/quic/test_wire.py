@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.wire import (
+from dialkey.quic.packets.frames import (
     VARINT_MAX,
     encode_ack_body,
     encode_connection_close,

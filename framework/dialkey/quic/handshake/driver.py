@@ -11,13 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dialkey import limits
-from dialkey.quic import closing, codes, events, inbound, multipath
+from dialkey.quic import close, codes, events
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Send, State
 from dialkey.quic.events import CloseReason
-from dialkey.quic.handshake import Handshake, split_datagram
-from dialkey.quic.keys import PacketProtection
-from dialkey.quic.path import Address, LocalCid, PathCids, PeerCid
+from dialkey.quic.handshake.machine import Handshake, split_datagram
+from dialkey.quic.packets import reader
+from dialkey.quic.packets.protection import PacketProtection
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import Address, LocalCid, PathCids, PeerCid
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
@@ -48,7 +50,7 @@ def receive_long(c: Connection, datagram: bytes, remote: Address, now: float) ->
         failure = handshake.failure
         if failure is not None:
             cause = "peer" if failure.by_peer else "protocol"
-            closing.end(
+            close.end(
                 c,
                 CloseReason(
                     cause,
@@ -88,7 +90,7 @@ def receive_short(
                 break
             c.early_short.append((packet, remote))
         return
-    inbound.receive_packets(c, data, segment, remote, now)
+    reader.receive_packets(c, data, segment, remote, now)
 
 
 def _install_keys(c: Connection, handshake: Handshake, now: float) -> None:
@@ -131,7 +133,7 @@ def _install_keys(c: Connection, handshake: Handshake, now: float) -> None:
         c.control.append((codes.HANDSHAKE_DONE,))
     early, c.early_short = c.early_short, []
     for datagram, remote in early:
-        inbound.receive_packets(c, memoryview(datagram), len(datagram), remote, now)
+        reader.receive_packets(c, memoryview(datagram), len(datagram), remote, now)
 
 
 def send_handshake(c: Connection, datagrams: list[bytes], send: Send) -> None:

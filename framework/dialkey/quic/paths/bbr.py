@@ -29,8 +29,8 @@ from enum import Enum
 from math import inf, sqrt
 from typing import Final
 
-from dialkey.quic.congestion import INITIAL_PACKETS, AckSummary, LossSummary
-from dialkey.quic.delivery import RateSample
+from dialkey.quic.paths.congestion import INITIAL_PACKETS, AckSummary, LossSummary
+from dialkey.quic.paths.delivery import RateSample
 
 STARTUP_PACING_GAIN: Final = 2.77
 DRAIN_PACING_GAIN: Final = 0.5

@@ -17,12 +17,12 @@ import attrs
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.congestion import MakeController
-from dialkey.quic.mtu import MtuDiscovery
-from dialkey.quic.received import ReceivedPackets
-from dialkey.quic.recovery import Recovery, Sent
-from dialkey.quic.room import Room
-from dialkey.quic.skips import Draw, Skips
+from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.congestion import MakeController
+from dialkey.quic.paths.mtu import MtuDiscovery
+from dialkey.quic.paths.received import ReceivedPackets
+from dialkey.quic.paths.recovery import Recovery, Sent
+from dialkey.quic.paths.skipped_numbers import Draw, Skips
 
 Address = Hashable
 
@@ -419,7 +419,7 @@ class Path:
         Args:
             size: of the packet that came from there.
         """
-        # Of answers to an address that is not the path's there is one at most, see `inbound`.
+        # Of answers to an address that is not the path's there is one at most, see `packets.reader`.
         self.responses = deque({each[1]: each for each in self.responses}.values())
         if remote == self.previous_remote:
             self.return_to_previous()

@@ -13,7 +13,7 @@ from aioquic.quic.connection import QuicConnectionError
 from dialkey import limits
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.wire import read_varint
+from dialkey.quic.packets.frames import read_varint
 
 UNITS_PER_PACKET: Final = 8
 """Opening a packet and looking at it costs about as much as eight small frames."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dialkey.printable import printable_bytes
-from dialkey.quic import events, outbound
+from dialkey.quic import events
 from dialkey.quic.config import Send, State
 from dialkey.quic.events import CloseReason
+from dialkey.quic.packets import builder
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
@@ -39,7 +40,7 @@ def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
         answer = reason if state is State.CLOSING else CloseReason("local")
         path = c.selected_path
         if path is not None:
-            packet = outbound.build_close(c, path, answer)
+            packet = builder.build_close(c, path, answer)
             c.farewell.add(path.remote, packet, None if path.validated else path.room)
     # A path that was never answered knows no round trip, only a cautious guess at one.
     pto = max((path.recovery.pto for path in c.paths.values() if path.validated), default=0.0)

@@ -1,6 +1,6 @@
 """The streams of a connection: opening, limits, turns, the end; and its application datagrams.
 
-What a connection is beside its paths. The halves themselves are in `streams`.
+What a connection is beside its paths. The halves themselves are in `streams.halves`.
 
 Sources: RFC 9000 sections 2 to 4, RFC 9221.
 """
@@ -13,9 +13,9 @@ from typing import Final
 from dialkey import limits
 from dialkey.quic import codes
 from dialkey.quic.config import Config
-from dialkey.quic.parameters import TransportParameters
-from dialkey.quic.recovery import Frame
-from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
+from dialkey.quic.handshake.parameters import TransportParameters
+from dialkey.quic.paths.recovery import Frame
+from dialkey.quic.streams.halves import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 
 CREDIT_DELAY_S: Final = 0.025
 """How long credit for streams waits for a packet to travel with: one of its own costs more."""

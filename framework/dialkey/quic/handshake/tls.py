@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from dialkey.errors import InvalidKey
 from dialkey.identity import EndpointId
-from dialkey.quic.handshake_work import check_message
+from dialkey.quic.handshake.work import check_message
 
 _SPKI_PREFIX = bytes.fromhex("302a300506032b6570032100")
 _CLIENT_CERTIFICATE_TYPE = 19

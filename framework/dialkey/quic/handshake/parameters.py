@@ -10,7 +10,7 @@ import attrs
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.wire import read_bytes, read_varint, varint
+from dialkey.quic.packets.frames import read_bytes, read_varint, varint
 
 _ORIGINAL_DESTINATION_CID = 0x00
 _MAX_IDLE_TIMEOUT = 0x01

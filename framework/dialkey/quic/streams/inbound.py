@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from dialkey.quic import codes, events
 from dialkey.quic.codes import TransportError
-from dialkey.quic.streams import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
-from dialkey.quic.wire import VARINT_MAX, read_bytes, read_varint
+from dialkey.quic.packets.frames import VARINT_MAX, read_bytes, read_varint
+from dialkey.quic.streams.halves import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
-    from dialkey.quic.path import Address, Path
-    from dialkey.quic.stream_table import StreamLimits
+    from dialkey.quic.paths.path import Address, Path
+    from dialkey.quic.streams.table import StreamLimits
 
 
 def on_stream(c: Connection, stream_id: int, offset: int, data: bytes, fin: bool) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dialkey.quic import closing, codes, multipath
+from dialkey.quic import close, codes
 from dialkey.quic.config import State
 from dialkey.quic.events import CloseReason
+from dialkey.quic.paths import multipath
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection
-    from dialkey.quic.path import Path
+    from dialkey.quic.paths.path import Path
 
 
 def next_timer(c: Connection) -> float | None:
@@ -56,12 +57,12 @@ def on_timer(c: Connection, now: float) -> None:
         c.qlog.now = now
     if c.gone_at is not None:
         if now >= c.gone_at:
-            closing.gone(c)
+            close.gone(c)
         return
     if c.deadline is not None and now >= c.deadline:
         cause = "idle" if c.state is State.OPEN else "handshake"
         reason = CloseReason(cause, during_handshake=c.state is State.HANDSHAKE)
-        closing.end(c, reason, State.GONE, now)
+        close.end(c, reason, State.GONE, now)
         return
     if c.handshake is not None:
         at = c.handshake.timer()
@@ -72,7 +73,7 @@ def on_timer(c: Connection, now: float) -> None:
         if c.multipath is not None:
             multipath.on_timer(c, path, now)
     if c.multipath is not None and multipath.is_stranded(c, now):
-        closing.end(c, CloseReason("no path", codes.NO_VIABLE_PATH), State.GONE, now)
+        close.end(c, CloseReason("no path", codes.NO_VIABLE_PATH), State.GONE, now)
 
 
 def _on_path_timer(c: Connection, path: Path, now: float) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from dialkey.quic.path import Address
-from dialkey.quic.room import Room
+from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.path import Address
 
 MAX_ROUTES: Final = 4
 """Ways of one client that are answered: some addresses and a relay."""

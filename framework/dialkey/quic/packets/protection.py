@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-from dialkey.quic.handshake import TrafficSecret
+from dialkey.quic.handshake.machine import TrafficSecret
 
 TAG_LENGTH = 16
 SAMPLE_LENGTH = 16

@@ -26,13 +26,11 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from dialkey import limits
 from dialkey.identity import EndpointId, SecretKey
-from dialkey.quic import codes, parameters
+from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
-from dialkey.quic.handshake_work import HandshakeWork, check_crypto
-from dialkey.quic.parameters import TransportParameters
-from dialkey.quic.qlog import Qlog, Trace
-from dialkey.quic.recovery import MAX_PTO_STEP_S
-from dialkey.quic.tls import (
+from dialkey.quic.handshake import parameters
+from dialkey.quic.handshake.parameters import TransportParameters
+from dialkey.quic.handshake.tls import (
     CIPHER_SUITES,
     AlertCertificateRequired,
     RawPublicKey,
@@ -40,6 +38,9 @@ from dialkey.quic.tls import (
     certificate_type_extensions,
     check_certificate_types,
 )
+from dialkey.quic.handshake.work import HandshakeWork, check_crypto
+from dialkey.quic.paths.recovery import MAX_PTO_STEP_S
+from dialkey.quic.qlog import Qlog, Trace
 
 # aioquic warns on its own logger, which prints to stderr in a program that configures no logging.
 logging.getLogger("quic").addHandler(logging.NullHandler())

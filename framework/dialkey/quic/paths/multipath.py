@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 from dialkey.quic import codes, events
 from dialkey.quic.codes import TransportError
-from dialkey.quic.path import Address, Path, PathCids
-from dialkey.quic.recovery import Frame
-from dialkey.quic.wire import varint
+from dialkey.quic.packets.frames import varint
+from dialkey.quic.paths.path import Address, Path, PathCids
+from dialkey.quic.paths.recovery import Frame
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection

@@ -6,7 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from dialkey.quic import events
-from dialkey.quic.streams import Bytes, SendHalf
+from dialkey.quic.streams.halves import Bytes, SendHalf
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection

@@ -2,7 +2,7 @@
 
 Packets come in batches, as the kernel hands them over. Header protection is removed for a whole batch
 by one call of the cipher; then each packet is opened and its frames applied, STREAM frames first among
-the tests because nearly all frames are that. Frames about streams: `inbound_streams`.
+the tests because nearly all frames are that. Frames about streams: `streams.inbound`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 from cryptography.exceptions import InvalidTag
 
 from dialkey import limits
-from dialkey.quic import codes, events, multipath
+from dialkey.quic import codes, events
 from dialkey.quic.codes import CID_LENGTH, TransportError
-from dialkey.quic.inbound_streams import (
+from dialkey.quic.packets.frames import VARINT_MAX, read_ack_body, read_bytes, read_varint
+from dialkey.quic.packets.protection import KeyUpdateRefused
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.path import MAX_PENDING_RESPONSES, Address, Path, PeerCid
+from dialkey.quic.streams.inbound import (
     on_blocked,
     on_datagram,
     on_max_data,
@@ -24,9 +28,6 @@ from dialkey.quic.inbound_streams import (
     on_stop_sending,
     on_stream,
 )
-from dialkey.quic.keys import KeyUpdateRefused
-from dialkey.quic.path import MAX_PENDING_RESPONSES, Address, Path, PeerCid
-from dialkey.quic.wire import VARINT_MAX, read_ack_body, read_bytes, read_varint
 
 if TYPE_CHECKING:
     from dialkey.quic.connection import Connection

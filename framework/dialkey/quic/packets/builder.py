@@ -3,27 +3,28 @@
 Two shapes of packet. A *lone* packet holds whatever is due: an acknowledgement, control frames, pieces
 of several streams; it is made here. A *burst* is a run of full packets with consecutive pieces of one
 stream (`bursts`); the kernel cuts it apart (GSO). Bulk data goes in bursts, everything else in lone
-packets. Whose turn it is: `turns`. What becomes of it: `fate`.
+packets. Whose turn it is: `streams.scheduler`. What becomes of it: `fate`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from dialkey.quic import codes, multipath
-from dialkey.quic.bursts import SHORT_NUMBER_RANGE, Scratch, count_sent, try_burst
+from dialkey.quic import codes
 from dialkey.quic.codes import CID_LENGTH
-from dialkey.quic.keys import TAG_LENGTH
-from dialkey.quic.mtu import BASE_BYTES
-from dialkey.quic.recovery import Frame, Sent
-from dialkey.quic.turns import next_half, rotate, take
-from dialkey.quic.wire import encode_ack_body, encode_connection_close, varint
+from dialkey.quic.packets.bursts import SHORT_NUMBER_RANGE, Scratch, count_sent, try_burst
+from dialkey.quic.packets.frames import encode_ack_body, encode_connection_close, varint
+from dialkey.quic.packets.protection import TAG_LENGTH
+from dialkey.quic.paths import multipath
+from dialkey.quic.paths.mtu import BASE_BYTES
+from dialkey.quic.paths.recovery import Frame, Sent
+from dialkey.quic.streams.scheduler import next_half, rotate, take
 
 if TYPE_CHECKING:
     from dialkey.quic.config import Send
     from dialkey.quic.connection import Connection
     from dialkey.quic.events import CloseReason
-    from dialkey.quic.path import Address, Path
+    from dialkey.quic.paths.path import Address, Path
 
 _MIN_PAYLOAD: Final = 4
 """Shorter payloads are padded, so that the header-protection sample exists (RFC 9001 5.4.2)."""

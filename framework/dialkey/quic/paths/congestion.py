@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-from dialkey.quic.delivery import RateSample
+from dialkey.quic.paths.delivery import RateSample
 
 INITIAL_PACKETS: Final = 10
 """RFC 9002 section 7.2."""

@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING, Final
 
 from dialkey.quic import codes
 from dialkey.quic.codes import CID_LENGTH
-from dialkey.quic.keys import TAG_LENGTH
-from dialkey.quic.recovery import Sent
-from dialkey.quic.streams import Bytes, SendHalf
-from dialkey.quic.turns import rotate, take
-from dialkey.quic.wire import varint
+from dialkey.quic.packets.frames import varint
+from dialkey.quic.packets.protection import TAG_LENGTH
+from dialkey.quic.paths.recovery import Sent
+from dialkey.quic.streams.halves import Bytes, SendHalf
+from dialkey.quic.streams.scheduler import rotate, take
 
 if TYPE_CHECKING:
     from dialkey.quic.config import Send
     from dialkey.quic.connection import Connection
-    from dialkey.quic.path import Path
+    from dialkey.quic.paths.path import Path
 
 MAX_BURST: Final = 44
 """Packets in one burst: as many 1452-byte ones as fit the 64 KiB that one system call may carry."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dialkey.quic.wire import MAX_ACK_RANGES
+from dialkey.quic.packets.frames import MAX_ACK_RANGES
 
 _WINDOW = 2 * MAX_ACK_RANGES
 _MASK = (1 << _WINDOW) - 1

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from dialkey.quic.congestion import AckSummary, LossSummary, MakeController, Pacer
-from dialkey.quic.delivery import DeliveryRate, Snapshot
-from dialkey.quic.streams import Bytes, SendHalf
+from dialkey.quic.paths.congestion import AckSummary, LossSummary, MakeController, Pacer
+from dialkey.quic.paths.delivery import DeliveryRate, Snapshot
+from dialkey.quic.streams.halves import Bytes, SendHalf
 
 PACKET_THRESHOLD: Final = 3
 TIME_THRESHOLD: Final = 9 / 8

@@ -1,0 +1,1 @@
+"""From the first datagram to the keys of 1-RTT."""

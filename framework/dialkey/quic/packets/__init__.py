@@ -1,0 +1,1 @@
+"""1-RTT packets: their protection, how they are built and read."""

@@ -1,0 +1,1 @@
+"""Over what a connection is carried: its paths, and what is known of each."""

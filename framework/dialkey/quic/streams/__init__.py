@@ -1,0 +1,1 @@
+"""What a connection carries: streams and application datagrams."""
