@@ -21,8 +21,21 @@ MAX_TICKET_ADDRESSES: Final = 256
 
 # --- dialling -----------------------------------------------------------------------------------
 
-MAX_DIAL_ADDRESSES: Final = 32
-"""First-flight copies sent for one dial; iroh keeps 30 addresses of a remote."""
+MAX_DIAL_ADDRESSES: Final = 48
+"""First-flight copies sent for one dial; iroh keeps 30 addresses of a remote, and lookups may find what
+is stale beside what a ticket says. Of more, those that had their chance give way."""
+
+# --- address lookups ----------------------------------------------------------------------------
+
+LOOKUP_TIMEOUT_S: Final = 10.0
+"""A dial that knows no address waits so long for lookups: a lost datagram and a slow server are made up
+for by then, and a lookup that never answers must not keep anyone waiting."""
+
+MAX_LOOKUP_ANSWERS: Final = 16
+"""Kept of one lookup in one search, the newest; each is used when it comes."""
+
+MAX_USER_DATA_BYTES: Final = 245
+"""One TXT string of 255 bytes holds "user-data=" before it; the same limit as iroh's."""
 
 # --- handshakes ---------------------------------------------------------------------------------
 

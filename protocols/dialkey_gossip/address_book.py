@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Collection, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from typing import Final
 
 import attrs
 
+from dialkey.endpoint import EndpointInfo, LookupAnswer
 from dialkey.identity import EndpointAddr, EndpointId, IpAddr, RelayAddr, TransportAddr
 from dialkey.limits import MAX_GOSSIP_HEARSAY_ADDRESSES, MAX_GOSSIP_PEER_ADDRESSES
 from dialkey_gossip.relay_rules import RelayRules, plain_ip
@@ -146,18 +147,22 @@ class BookLookup:
         self._book = book
         self._rules = rules
 
-    async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
         """Yield what is known, at once; relays of hearsay once their names are resolved."""
         trusted = self._book.trusted(id)
         heard = self._book.heard(id, asyncio.get_running_loop().time(), self._rules)
         if addrs := (*trusted, *(addr for addr in heard if not isinstance(addr, RelayAddr))):
-            yield addrs
+            yield _answer(id, addrs)
         relays = [addr for addr in heard if isinstance(addr, RelayAddr)]
         if found := [addr for addr in relays if await self._rules.may_dial(addr)]:
-            yield found
+            yield _answer(id, found)
 
-    async def publish(self, addr: EndpointAddr) -> None:
+    async def publish(self, info: EndpointInfo) -> None:
         """Members are told with the next message to them."""
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def _answer(id: EndpointId, addrs: Iterable[TransportAddr]) -> LookupAnswer:
+    return LookupAnswer(EndpointInfo(EndpointAddr(id, addrs)))

@@ -6,7 +6,15 @@ from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Incoming
 from dialkey.endpoint.dial_limits import DialLimits
 from dialkey.endpoint.endpoint import Endpoint
-from dialkey.endpoint.lookup import AddressLookup, StaticLookup
+from dialkey.endpoint.lookup import (
+    AddressLookup,
+    EndpointInfo,
+    LookupAnswer,
+    MemoryDirectory,
+    MemoryLookup,
+    StaticLookup,
+    WatchingLookup,
+)
 from dialkey.endpoint.paths import (
     ConnectionStats,
     NetworkChanged,
@@ -20,6 +28,7 @@ from dialkey.endpoint.paths import (
     PathSelected,
     PathsLagged,
 )
+from dialkey.endpoint.searching import LookupReport
 from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.endpoint.streams import EndOfStream, RecvStream, SendStream
 
@@ -31,7 +40,12 @@ __all__ = [
     "DirectFirst",
     "EndOfStream",
     "Endpoint",
+    "EndpointInfo",
     "Incoming",
+    "LookupAnswer",
+    "LookupReport",
+    "MemoryDirectory",
+    "MemoryLookup",
     "NetworkChanged",
     "PathClosed",
     "PathDemoted",
@@ -46,4 +60,5 @@ __all__ = [
     "RecvStream",
     "SendStream",
     "StaticLookup",
+    "WatchingLookup",
 ]

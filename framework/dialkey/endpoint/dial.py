@@ -13,13 +13,13 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 from dialkey import limits
 from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.dial_limits import DialLimits, LimitedAddresses
-from dialkey.endpoint.lookup import AddressLookup
+from dialkey.endpoint.lookup import LookupAnswer
+from dialkey.endpoint.searching import Search
 from dialkey.errors import (
     DialError,
     DialTimeout,
@@ -49,6 +49,8 @@ says no."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 2.0
 _MAX_NOTES: Final = 64
+_MAX_SEEN: Final = 1024
+"""Addresses of one dial that are remembered as looked at; beyond, some are looked at twice."""
 _WITHOUT_RELAYS_S: Final = 1.0
 """How long direct addresses still have when every relay of a dial has refused us: long enough for a first
 flight lost once, and then people read the relay's own sentence rather than wait for the end."""
@@ -109,9 +111,18 @@ class AllAddresses:
         self.last_sent: tuple[bytes, int] | None = None
 
     def add(self, address: PathAddress, max_datagrams: int | None = None) -> bool:
-        """Add an address; False if it is known or there are too many."""
-        if address in self.candidates or len(self.candidates) >= limits.MAX_DIAL_ADDRESSES:
+        """Add an address; False if it is known or there are too many.
+
+        Of too many, one that had its chance gives way, so that what is found later gets its own.
+        """
+        if address in self.candidates:
             return False
+        if len(self.candidates) >= limits.MAX_DIAL_ADDRESSES:
+            tried = [each for each in self.candidates.values() if each.is_hopeless or each.sent > 1]
+            if not tried:
+                return False
+            least = max(tried, key=lambda each: (each.is_hopeless, each.sent))
+            del self.candidates[least.address]
         self.candidates[address] = Candidate(address, max_datagrams)
         return True
 
@@ -198,7 +209,9 @@ class Dial:
         self._alpn = alpn
         self.target = AllAddresses()
         self._connection: Connection | None = None
-        self._lookups: set[asyncio.Task[None]] = set()
+        self._search: Search | None = None
+        # Lookups are asked again and again, and say the same most of the time.
+        self._seen: set[TransportAddr] = set()
         self._news = asyncio.Event()
         self._endpoint_closed = asyncio.Event()
         self._was_refused = False
@@ -231,7 +244,7 @@ class Dial:
                 hint = "is the other side running and online?"
             raise DialTimeout(
                 message,
-                attempts=self.target.attempts(self._endpoint.trouble_with),
+                attempts=self._attempts(),
                 endpoint_id=self._id,
                 hint=hint,
             ) from None
@@ -240,27 +253,21 @@ class Dial:
                 # It must not come to life when nobody waits for it any more.
                 self._connection.close()
             self.target.end_of_handshake()
-            for task in self._lookups:
-                task.cancel()
+            if self._search is not None:
+                self._search.close()
             self._endpoint.dial_over(self)
 
     async def _run(self, timeout_s: float) -> Connection:
         await self._add(self._addrs)
-        for lookup in self._endpoint.address_lookups:
-            self.target.lookups_pending += 1
-            task = asyncio.create_task(self._look_up(lookup), name=f"dialkey-lookup-{lookup.name}")
-            self._lookups.add(task)
-        while not self.target.candidates and self.target.lookups_pending:
-            self._news.clear()
-            await self._news.wait()
-            self._check_endpoint()
+        self._search = Search(
+            self._id,
+            self._endpoint.address_lookups,
+            on_answer=self._on_answer,
+            on_done=self._on_lookup_done,
+        )
+        self.target.lookups_pending = self._search.pending
         if not self.target.candidates:
-            raise ResolveError(
-                "no address is known for this endpoint",
-                endpoint_id=self._id,
-                hint="; ".join(self.target.notes)
-                or "dial its ticket, which carries addresses, or enable an address lookup",
-            )
+            await self._find_first_address()
         try:
             return await self._shake_hands_patiently(timeout_s)
         except HandshakeError as error:
@@ -357,7 +364,7 @@ class Dial:
 
     def _nobody_answered(self) -> DialError:
         refusals = self.target.relay_refusals()
-        attempts = self.target.attempts(self._endpoint.trouble_with)
+        attempts = self._attempts()
         if not refusals:
             return DialError(
                 "no address of this endpoint answers",
@@ -373,6 +380,11 @@ class Dial:
 
     async def _add(self, addrs: Iterable[TransportAddr]) -> None:
         for addr in addrs:
+            if addr in self._seen:
+                continue
+            if len(self._seen) >= _MAX_SEEN:
+                self._seen.clear()
+            self._seen.add(addr)
             may_try, max_datagrams = await self._limited.admit(addr)
             if not may_try:
                 continue
@@ -381,23 +393,53 @@ class Dial:
                 note = f"{addr}: no transport of this endpoint leads there"
                 if isinstance(addr, RelayAddr):
                     note = f"{addr}: bind with relays=() to dial through the relays of others"
-                if note not in self.target.notes:
+                if note not in self.target.notes and len(self.target.notes) < _MAX_NOTES:
                     self.target.notes.append(note)
             for each in found:
                 if self.target.add(each, max_datagrams):
                     self._endpoint.send_to_late(self.target, each)
         self._news.set()
 
-    async def _look_up(self, lookup: AddressLookup) -> None:
+    async def _on_answer(self, answer: LookupAnswer) -> None:
+        await self._add(answer.info.addr.addrs)
+
+    def _on_lookup_done(self) -> None:
+        assert self._search is not None
+        self.target.lookups_pending = self._search.pending
+        self.target.check_hopeless()
+        self._news.set()
+
+    async def _find_first_address(self) -> None:
+        """Wait until a lookup has found an address.
+
+        Raises:
+            ResolveError: none did in time.
+        """
         try:
-            async with aclosing(lookup.resolve(self._id)) as results:
-                async for addrs in results:
-                    await self._add(addrs)
-        except Exception as error:
-            # A lookup that fails is one way less; the dial goes on with the others.
-            logger.info("lookup %s of %s failed: %s", lookup.name, self._id.short(), error)
-            self.target.notes.append(f"lookup {lookup.name}: {error}")
-        finally:
-            self.target.lookups_pending -= 1
-            self.target.check_hopeless()
-            self._news.set()
+            async with asyncio.timeout(limits.LOOKUP_TIMEOUT_S):
+                while not self.target.candidates and self.target.lookups_pending:
+                    self._news.clear()
+                    await self._news.wait()
+                    self._check_endpoint()
+        except TimeoutError:
+            pass
+        if self.target.candidates:
+            return
+        notes = [*self.target.notes, *self._lookups_said()]
+        raise ResolveError(
+            "no address is known for this endpoint",
+            endpoint_id=self._id,
+            hint="; ".join(notes)
+            or "dial its ticket, which carries addresses, or enable an address lookup",
+        )
+
+    def _attempts(self) -> list[str]:
+        """Say what became of each address, and what each lookup said."""
+        return [*self.target.attempts(self._endpoint.trouble_with), *self._lookups_said()]
+
+    def _lookups_said(self) -> list[str]:
+        """Return one line for each lookup but the static one, which only says what it was told."""
+        if self._search is None:
+            return []
+        own = self._endpoint.static_lookup.name
+        return [f"lookup {each}" for each in self._search.reports() if each.lookup != own]

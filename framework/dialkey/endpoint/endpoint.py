@@ -20,8 +20,10 @@ from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.dial_limits import DialLimits
-from dialkey.endpoint.lookup import AddressLookup, StaticLookup
+from dialkey.endpoint.lookup import AddressLookup, EndpointInfo, StaticLookup
 from dialkey.endpoint.paths import NetworkChanged
+from dialkey.endpoint.publishing import Publishing
+from dialkey.endpoint.searching import LookupReport, Search
 from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Offline, PluginError, Refused
 from dialkey.hooks import Answer, Plugins
@@ -82,6 +84,7 @@ class _Options:
     max_datagram_bytes: int
     qlog_dir: str | Path | None
     key_log_file: TextIO | None
+    user_data: str | None
 
     def qlog(self) -> Qlog | None:
         if self.qlog_dir is None:
@@ -119,6 +122,7 @@ class Endpoint(AsyncOnly):
         max_datagram_bytes: int = DEFAULT_MAX_BYTES,
         qlog_dir: str | Path | None = None,
         key_log_file: TextIO | None = None,
+        user_data: str | None = None,
     ) -> Opening[Endpoint]:
         """Open an endpoint.
 
@@ -144,6 +148,7 @@ class Endpoint(AsyncOnly):
                 exist: packets with their frames, and loss recovery. For analysis; it slows down.
             key_log_file: write TLS secrets there (NSS format), to decrypt captures. Who reads it
                 reads everything.
+            user_data: a short text that lookups publish with our addresses, see `set_user_data`.
 
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
@@ -165,6 +170,7 @@ class Endpoint(AsyncOnly):
             max_datagram_bytes=max_datagram_bytes,
             qlog_dir=qlog_dir,
             key_log_file=key_log_file,
+            user_data=user_data,
         )
         return Opening(
             cls(options)._start(),
@@ -191,6 +197,8 @@ class Endpoint(AsyncOnly):
         )
         self.static_lookup = StaticLookup()
         self._lookups: list[AddressLookup] = [self.static_lookup, *options.address_lookups]
+        self._user_data = options.user_data
+        self._publishing = Publishing()
         self._alpns = [_alpn_text(alpn) for alpn in options.alpns]
         self._reset_static_key = hashlib.blake2b(
             bytes(self._secret_key), person=b"dialkey static"
@@ -253,12 +261,15 @@ class Endpoint(AsyncOnly):
                 started.append(transport)
                 await transport.start(_Inlet(self, transport))
             self._state = "open"
+            self._publishing.start(self._lookups)
+            self._publish()
             await self.plugins.call("dialkey_endpoint_started", must_succeed=True, endpoint=self)
         except BaseException:
             self._state = "closed"
             await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
             for transport in started:
                 await transport.close()
+            await self._close_lookups()
             await self.plugins.close()
             raise
         return self
@@ -352,12 +363,16 @@ class Endpoint(AsyncOnly):
             _, pending = await asyncio.wait(waits, timeout=CLOSE_TIMEOUT_S)
             for each in pending:
                 each.cancel()
+        await self._close_lookups()
+        await self.plugins.close()
+
+    async def _close_lookups(self) -> None:
+        await self._publishing.close()
         for lookup in self._lookups:
             try:
                 await lookup.close()
             except Exception:
                 logger.exception("lookup %s failed to close", lookup.name)
-        await self.plugins.close()
 
     def _check_open(self) -> None:
         if self._state != "open":
@@ -455,6 +470,55 @@ class Endpoint(AsyncOnly):
         """All ways to find addresses."""
         return tuple(self._lookups)
 
+    def info(self) -> EndpointInfo:
+        """Return what lookups are told of us: `addr()` and our user data."""
+        return EndpointInfo(self.addr(), self._user_data)
+
+    def set_user_data(self, text: str | None) -> None:
+        """Publish a short text with our addresses, which everybody can read; None for none.
+
+        Raises:
+            InvalidInput: it has more than `limits.MAX_USER_DATA_BYTES` bytes.
+        """
+        self._user_data = EndpointInfo(EndpointAddr(self._id), text).user_data
+        self._publish()
+
+    def _publish(self) -> None:
+        if self._state == "open":
+            self._publishing.update(self.info())
+
+    def lookup_troubles(self) -> dict[str, str]:
+        """Say for each lookup that failed to publish us what was wrong, by the lookup's name."""
+        return self._publishing.troubles()
+
+    async def look_up(
+        self, id: EndpointId, timeout: float = limits.LOOKUP_TIMEOUT_S
+    ) -> list[LookupReport]:
+        """Ask all lookups where an endpoint is, without dialling it; return what each has said.
+
+        Args:
+            timeout: seconds, after which those that have not answered are left.
+        """
+        self._check_open()
+        everyone = asyncio.Event()
+
+        async def ignore(answer: object) -> None:
+            pass
+
+        def one_done() -> None:
+            if not search.pending:
+                everyone.set()
+
+        search = Search(id, self._lookups, on_answer=ignore, on_done=one_done)
+        try:
+            async with asyncio.timeout(timeout):
+                await everyone.wait()
+        except TimeoutError:
+            pass
+        finally:
+            search.close()
+        return search.reports()
+
     def add_addr(self, addr: EndpointAddr) -> None:
         """Remember where an endpoint is, for later dials by its id alone."""
         self.static_lookup.add(addr)
@@ -480,6 +544,7 @@ class Endpoint(AsyncOnly):
                 connection.path_manager.network_changed()
             self.flush_soon(connection)
         self.plugins.emit(NetworkChanged())
+        self._publish()
 
     @property
     def relay_urls(self) -> tuple[RelayUrl, ...]:

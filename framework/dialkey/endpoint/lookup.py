@@ -1,11 +1,82 @@
-"""Address lookups: ways to find where an endpoint can be reached, and to tell where we can."""
+"""Address lookups: ways to find where an endpoint can be reached, and to tell where we can.
+
+An endpoint has any number of them, all equal: they are asked side by side, each answer is used as it
+arrives, and one that fails or hangs holds up nobody. `StaticLookup` knows what the application says,
+`MemoryLookup` what other endpoints of the process publish; others come from plugins.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection
-from typing import Protocol
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator
+from typing import Protocol, runtime_checkable
 
-from dialkey.identity import EndpointAddr, EndpointId, TransportAddr
+import attrs
+
+from dialkey import limits
+from dialkey.errors import InvalidInput
+from dialkey.identity import EndpointAddr, EndpointId
+
+__all__ = [
+    "AddressLookup",
+    "EndpointInfo",
+    "LookupAnswer",
+    "MemoryDirectory",
+    "MemoryLookup",
+    "StaticLookup",
+    "WatchingLookup",
+]
+
+
+def _check_user_data(_: object, __: object, text: str | None) -> None:
+    if text is not None and len(text.encode()) > limits.MAX_USER_DATA_BYTES:
+        raise InvalidInput(
+            f"user data has at most {limits.MAX_USER_DATA_BYTES} bytes of UTF-8,"
+            f" not {len(text.encode())}"
+        )
+
+
+@attrs.frozen
+class EndpointInfo:
+    """What is published of an endpoint.
+
+    Attributes:
+        addr: its id and where it can be reached.
+        user_data: a short text of the application, which everybody can read.
+
+    Raises:
+        InvalidInput: the text has more than `limits.MAX_USER_DATA_BYTES`.
+    """
+
+    addr: EndpointAddr
+    user_data: str | None = attrs.field(default=None, validator=_check_user_data)
+
+    @property
+    def id(self) -> EndpointId:
+        """The endpoint's key."""
+        return self.addr.id
+
+
+@attrs.frozen
+class LookupAnswer:
+    """What one lookup knows of an endpoint.
+
+    Attributes:
+        info: the endpoint, its addresses and its user data.
+        updated_at: when the endpoint said so, Unix time in seconds by its own clock; None where the
+            source does not tell.
+        source: where it comes from, such as the server that was asked; empty means the lookup's name.
+    """
+
+    info: EndpointInfo
+    updated_at: float | None = None
+    source: str = ""
+
+    def age_s(self, now: float) -> float | None:
+        """Return how old it is, given Unix time; None where that is not known."""
+        return None if self.updated_at is None else max(0.0, now - self.updated_at)
 
 
 class AddressLookup(Protocol):
@@ -17,17 +88,80 @@ class AddressLookup(Protocol):
 
     name: str
 
-    def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
-        """Yield addresses of an endpoint as they are found; end when there is nothing more to ask.
+    def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        """Yield what is found of an endpoint, as it is found; end when there is nothing more to ask.
 
-        The iterator is closed when the dial is over. An exception ends this lookup only.
+        It is closed early when nobody needs more; it stops its work then. An exception ends this
+        lookup only, and its text is shown. Answers for another id are ignored.
         """
 
-    async def publish(self, addr: EndpointAddr) -> None:
-        """Tell others where this endpoint is; called again whenever that changes."""
+    async def publish(self, info: EndpointInfo) -> None:
+        """Tell others what is known of this endpoint now.
+
+        Called once the endpoint is bound, and whenever its home relay, its addresses or its user
+        data change; never twice at a time, and always with the newest. What to keep from others is
+        for the lookup to decide. An exception is logged and shown by `Endpoint.lookup_troubles`; to
+        try again, with pauses, is the lookup's own work.
+        """
 
     async def close(self) -> None:
         """Stop. Idempotent."""
+
+
+@runtime_checkable
+class WatchingLookup(Protocol):
+    """A lookup that hears of changes by itself; any other is asked again from time to time."""
+
+    def watch(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        """Yield what is known of an endpoint, then each change, until it is closed."""
+
+
+class _Book:
+    """Answers by endpoint id, and who waits for news; usable from several event loops."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: dict[EndpointId, LookupAnswer] = {}
+        self._watchers: dict[EndpointId, dict[asyncio.Event, asyncio.AbstractEventLoop]] = {}
+
+    def get(self, id: EndpointId) -> LookupAnswer | None:
+        return self._answers.get(id)
+
+    def put(self, answer: LookupAnswer) -> None:
+        with self._lock:
+            self._answers[answer.info.id] = answer
+            self._wake(answer.info.id)
+
+    def drop(self, id: EndpointId, only: LookupAnswer | None = None) -> None:
+        """Forget an endpoint; with `only`, unless somebody has said something else since."""
+        with self._lock:
+            if only is None or self._answers.get(id) is only:
+                self._answers.pop(id, None)
+                self._wake(id)
+
+    def _wake(self, id: EndpointId) -> None:
+        for event, loop in self._watchers.get(id, {}).items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)
+
+    async def watch(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        event = asyncio.Event()
+        with self._lock:
+            self._watchers.setdefault(id, {})[event] = asyncio.get_running_loop()
+        try:
+            last = None
+            while True:
+                event.clear()
+                answer = self.get(id)
+                if answer is not None and answer != last:
+                    yield answer
+                last = answer
+                await event.wait()
+        finally:
+            with self._lock:
+                del self._watchers[id][event]
+                if not self._watchers[id]:
+                    del self._watchers[id]
 
 
 class StaticLookup:
@@ -36,22 +170,78 @@ class StaticLookup:
     name = "static"
 
     def __init__(self) -> None:
-        self._known: dict[EndpointId, dict[TransportAddr, None]] = {}
+        self._book = _Book()
 
     def add(self, addr: EndpointAddr) -> None:
         """Remember addresses of an endpoint, beside those already known."""
-        self._known.setdefault(addr.id, {}).update(dict.fromkeys(addr.addrs))
+        known = self._book.get(addr.id)
+        if known is not None:
+            addr = known.info.addr.with_addrs(addr.addrs)
+        self._book.put(LookupAnswer(EndpointInfo(addr)))
 
     def forget(self, id: EndpointId) -> None:
         """Forget what is known of an endpoint."""
-        self._known.pop(id, None)
+        self._book.drop(id)
 
-    async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
-        if id in self._known:
-            yield list(self._known[id])
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        answer = self._book.get(id)
+        if answer is not None:
+            yield answer
 
-    async def publish(self, addr: EndpointAddr) -> None:
+    def watch(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        return self._book.watch(id)
+
+    async def publish(self, info: EndpointInfo) -> None:
         """Nobody to tell."""
 
     async def close(self) -> None:
         """Nothing to stop."""
+
+
+class MemoryDirectory:
+    """Where the endpoints of a process, or of a test, find each other; threads may share it.
+
+    Each endpoint gets a lookup of its own: ``Endpoint.bind(address_lookups=[directory.lookup()])``.
+    """
+
+    def __init__(self) -> None:
+        self._book = _Book()
+
+    def lookup(self) -> MemoryLookup:
+        """Make a lookup for one endpoint."""
+        return MemoryLookup(self._book)
+
+    def get(self, id: EndpointId) -> EndpointInfo | None:
+        """Return what an endpoint has published."""
+        answer = self._book.get(id)
+        return None if answer is None else answer.info
+
+
+class MemoryLookup:
+    """Publishes into a `MemoryDirectory` and finds what others published there.
+
+    What an endpoint published is gone when the endpoint is closed.
+    """
+
+    name = "memory"
+
+    def __init__(self, book: _Book) -> None:
+        self._book = book
+        self._published: LookupAnswer | None = None
+
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        answer = self._book.get(id)
+        if answer is not None:
+            yield answer
+
+    def watch(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        return self._book.watch(id)
+
+    async def publish(self, info: EndpointInfo) -> None:
+        self._published = LookupAnswer(info, updated_at=time.time())
+        self._book.put(self._published)
+
+    async def close(self) -> None:
+        published, self._published = self._published, None
+        if published is not None:
+            self._book.drop(published.info.id, only=published)

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator
 from typing import Final
 
+from dialkey.endpoint import MemoryDirectory, MemoryLookup
 from dialkey.errors import BindError
 from dialkey.identity import CustomAddr, EndpointId, IpAddr, TransportAddr
 from dialkey.network import PathAddress, Receiver
@@ -34,6 +35,9 @@ class MemoryNetwork:
     Args:
         seed: of all faults.
         conditions: of links that were not given their own.
+
+    Attributes:
+        directory: what endpoints that were given a `lookup` have published.
     """
 
     def __init__(self, *, seed: int = 0, conditions: Conditions | None = None) -> None:
@@ -42,6 +46,11 @@ class MemoryNetwork:
         self._attached: dict[PathAddress, MemoryTransport] = {}
         self._channels: dict[tuple[PathAddress, PathAddress], Channel] = {}
         self._refused: dict[PathAddress, str] = {}
+        self.directory = MemoryDirectory()
+
+    def lookup(self) -> MemoryLookup:
+        """Make a lookup for one endpoint, by which those of this network find each other by their ids."""
+        return self.directory.lookup()
 
     def transport(self, name: Name) -> MemoryTransport:
         """Make a transport for one endpoint: pass it to `Endpoint.bind(transports=[…])`.

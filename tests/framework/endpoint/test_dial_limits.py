@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 
 import pytest
 from endpoints import in_memory, network, virtual
 
-from dialkey.endpoint import DialLimits
+from dialkey.endpoint import DialLimits, EndpointInfo, LookupAnswer
 from dialkey.errors import DialTimeout, InvalidInput, ResolveError
 from dialkey.identity import EndpointAddr, EndpointId, IpAddr, SecretKey, TransportAddr
 from dialkey.testing import MemoryNetwork
@@ -33,10 +33,10 @@ class Found:
     def __init__(self, found: list[TransportAddr]) -> None:
         self.found = found
 
-    async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
-        yield self.found
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
+        yield LookupAnswer(EndpointInfo(EndpointAddr(id, self.found)))
 
-    async def publish(self, addr: EndpointAddr) -> None:
+    async def publish(self, info: EndpointInfo) -> None:
         """Nobody asks."""
 
     async def close(self) -> None:

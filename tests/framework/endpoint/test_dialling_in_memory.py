@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 
 import pytest
 from endpoints import (
@@ -19,7 +19,16 @@ from endpoints import (
     virtual,
 )
 
-from dialkey import Endpoint, EndpointAddr, EndpointId, Refusal, SecretKey, hookimpl
+from dialkey import (
+    Endpoint,
+    EndpointAddr,
+    EndpointId,
+    EndpointInfo,
+    LookupAnswer,
+    Refusal,
+    SecretKey,
+    hookimpl,
+)
 from dialkey.errors import (
     AlpnMismatch,
     DialError,
@@ -333,17 +342,17 @@ class Lookup:
         self.fails = fails
         self.ended = False
 
-    async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
         try:
             for delay_s, addrs in self.steps:
                 await asyncio.sleep(delay_s)
-                yield addrs
+                yield LookupAnswer(EndpointInfo(EndpointAddr(id, addrs)))
             if self.fails:
                 raise OSError("the lookup is broken")
         finally:
             self.ended = True
 
-    async def publish(self, addr: EndpointAddr) -> None:
+    async def publish(self, info: EndpointInfo) -> None:
         """Nobody to tell."""
 
     async def close(self) -> None:

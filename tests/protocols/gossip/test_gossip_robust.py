@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 import sys
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator
 
 import pytest
 from endpoints import network, virtual
@@ -23,7 +23,7 @@ from gossip_swarm import (
     until,
 )
 
-from dialkey import EndpointId
+from dialkey import EndpointId, EndpointInfo, LookupAnswer
 from dialkey.errors import ConnectionClosedByPeer
 from dialkey.identity import EndpointAddr, SecretKey, TransportAddr
 from dialkey.testing import Conditions, MemoryNetwork
@@ -55,11 +55,11 @@ class Directory:
     def __init__(self) -> None:
         self.addrs: dict[EndpointId, list[TransportAddr]] = {}
 
-    async def resolve(self, id: EndpointId) -> AsyncGenerator[Collection[TransportAddr], None]:
+    async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
         if id in self.addrs:
-            yield self.addrs[id]
+            yield LookupAnswer(EndpointInfo(EndpointAddr(id, self.addrs[id])))
 
-    async def publish(self, addr: EndpointAddr) -> None:
+    async def publish(self, info: EndpointInfo) -> None:
         """Tests do."""
 
     async def close(self) -> None:

@@ -1,0 +1,88 @@
+"""Tells address lookups where we can be reached, whenever that changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterable
+
+from dialkey.endpoint.lookup import AddressLookup, EndpointInfo
+
+__all__ = ["Publishing"]
+
+logger = logging.getLogger("dialkey.endpoint.publishing")
+
+
+class Publishing:
+    """One worker for each lookup, so that a slow one delays no other; only the newest is told.
+
+    Lives in the event loop of its endpoint.
+    """
+
+    def __init__(self) -> None:
+        self._info: EndpointInfo | None = None
+        self._workers: list[_Worker] = []
+
+    def start(self, lookups: Iterable[AddressLookup]) -> None:
+        """Begin to tell these lookups."""
+        self._workers = [_Worker(lookup) for lookup in lookups]
+
+    def update(self, info: EndpointInfo) -> None:
+        """Publish, unless this is what was published last."""
+        if info == self._info:
+            return
+        # Nothing to say, and nothing that was said before: as an endpoint that only dials.
+        if self._info is None and not info.addr.addrs and info.user_data is None:
+            return
+        self._info = info
+        for worker in self._workers:
+            worker.tell(info)
+
+    def troubles(self) -> dict[str, str]:
+        """Say for each lookup that failed to publish what was wrong the last time."""
+        return {each.name: each.trouble for each in self._workers if each.trouble}
+
+    async def close(self) -> None:
+        """Stop telling. Idempotent."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            await worker.close()
+
+
+class _Worker:
+    def __init__(self, lookup: AddressLookup) -> None:
+        self._lookup = lookup
+        self._news: EndpointInfo | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.trouble = ""
+
+    @property
+    def name(self) -> str:
+        return self._lookup.name
+
+    def tell(self, info: EndpointInfo) -> None:
+        self._news = info
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name=f"dialkey-publish-{self.name}")
+
+    async def _run(self) -> None:
+        try:
+            while self._news is not None:
+                info, self._news = self._news, None
+                try:
+                    await self._lookup.publish(info)
+                    self.trouble = ""
+                except Exception as error:
+                    # One way less to be found; the others are told all the same.
+                    self.trouble = str(error) or type(error).__name__
+                    logger.warning("lookup %s failed to publish: %s", self.name, self.trouble)
+        finally:
+            self._task = None
+
+    async def close(self) -> None:
+        task = self._task
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
