@@ -133,7 +133,7 @@ def targets(found: dict[str, Measurement]) -> list[Target]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run and print; a target missed is no error."""
+    """Run and print; a missed target is not an error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="coarse figures, in some seconds")
     parser.add_argument("--rounds", type=int, help="default 5, quick 2")

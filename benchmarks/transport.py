@@ -354,7 +354,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run, print, and always end with 0: figures are for reading, a target missed is no error."""
+    """Run, print, and always end with 0: figures are for reading, a missed target is not an error."""
     options = _parse(arguments)
     size = SMOKE if options.smoke else QUICK if options.quick else FULL
     if options.rounds:

@@ -465,7 +465,7 @@ def _validate(plugin: object, name: str) -> frozenset[str]:
         hook = str(options.get("specname") or attribute)
         if hook not in HOOK_NAMES:
             raise PluginError(
-                f"plugin {name!r} implements {hook}, which is no hook of dialkey",
+                f"plugin {name!r} implements {hook}, which is not a hook of dialkey",
                 hint=_near(hook, HOOK_NAMES) or "dialkey.hooks.HookSpecs lists them",
             )
         if options.get("hookwrapper") or options.get("wrapper"):

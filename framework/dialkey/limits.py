@@ -48,17 +48,17 @@ MAX_HALF_OPEN_PER_ADDRESS: Final = 16
 household behind one NAT, not a flood."""
 
 RETRY_ABOVE_HALF_OPEN: Final = 64
-"""From so many half-open handshakes on, a client must first prove its address (Retry)."""
+"""From this many half-open handshakes on, a client must first prove its address (Retry)."""
 
 FAILED_HANDSHAKE_COUNTS_S: Final = 5.0
-"""A handshake that came to nothing counts as half-open for so long: with RETRY_ABOVE_HALF_OPEN that
+"""A handshake that came to nothing counts as half-open for this long: with RETRY_ABOVE_HALF_OPEN that
 makes thirteen a second, or 3 % of a processor, from addresses that prove nothing."""
 
 HANDSHAKE_BURST_PER_ADDRESS: Final = 256
 """Handshakes that one address may begin at once: a school behind one NAT after a power cut."""
 
 HANDSHAKES_PER_ADDRESS_PER_S: Final = 64.0
-"""And then so many a second, a seventh of a processor, beside those that succeed; further clients are
+"""And then this many a second, a seventh of a processor, beside those that succeed; further clients are
 let in when they repeat."""
 
 STATELESS_ANSWERS_PER_S: Final = 200.0
@@ -214,7 +214,7 @@ RELAY_ADMISSION_TIMEOUT_S: Final = 8.0
 """For the access rules, which may ask a server elsewhere; below the client's 10 s for all."""
 
 RELAY_WRITE_TIMEOUT_S: Final = 2.0
-"""A client that takes no byte for so long while frames wait is disconnected; iroh's own number."""
+"""A client that takes no byte for this long while frames wait is disconnected; iroh's own number."""
 
 MAX_RELAY_QUEUE_FRAMES: Final = 512
 """Frames waiting for one slow client; iroh's own number."""

@@ -178,7 +178,7 @@ class Router(AsyncOnly):
             handler: an object with ``async def accept(self, connection)``.
 
         Raises:
-            InvalidInput: the ALPN is malformed or taken, or the handler is no handler.
+            InvalidInput: the ALPN is malformed or taken, or the handler is not a handler.
             LocalError: the router has shut down.
         """
         self._check_open()

@@ -1,6 +1,6 @@
 """What can go wrong with a relay, in the tree of `dialkey.errors`::
 
-WireError             ─ RelayWireError          bytes that are no frame, message or request
+WireError             ─ RelayWireError          bytes that are not a frame, message or request
 ProtocolViolation     ─ RelayViolation          a well-formed frame at the wrong time or place
 Refused               ─ RelayDenied             the relay's access rules turned us away
 HandshakeError        ─ RelayUpgradeError       the server did not answer as a relay does

@@ -171,7 +171,7 @@ class Restarting:
 
     Attributes:
         reconnect_in_ms: wait so long before connecting again.
-        try_for_ms: go on trying for so long.
+        try_for_ms: go on trying for this long.
     """
 
     reconnect_in_ms: int

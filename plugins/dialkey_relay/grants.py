@@ -1,6 +1,6 @@
 """Signed grants: an application's own server decides who may use a relay, for how long, how much.
 
-A relay URL in an app is no secret, and one token for all installations cannot be taken back from
+A relay URL in an app is not a secret, and one token for all installations cannot be taken back from
 one of them. So the server of the application signs, for each endpoint id that it knows, a short
 text; the relay holds the server's *public* key and asks nobody. A stolen grant is worthless without
 the endpoint's secret key, because a relay client proves that key first.
@@ -123,7 +123,7 @@ class Grant:
         """Read a token without judging it.
 
         Raises:
-            InvalidGrant: it is no grant.
+            InvalidGrant: it is not a grant.
         """
         if not text.startswith(PREFIX) or len(text) > MAX_TOKEN_CHARS:
             raise InvalidGrant("this token is not a grant", hint=f"a grant begins with {PREFIX}")

@@ -147,7 +147,7 @@ class KeyingMaterialProof:
         """Decode the header's value.
 
         Raises:
-            RelayWireError: it is no such proof.
+            RelayWireError: it is not such a proof.
         """
         try:
             raw = base64.b64decode(header + "=" * (-len(header) % 4), altchars=b"-_", validate=True)

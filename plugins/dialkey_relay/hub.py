@@ -436,7 +436,7 @@ class Hub:
             self._ready.append(peer)
 
     def send_raw(self, peer: Peer, data: bytes) -> None:
-        """Queue bytes that are no relay frame, such as a WebSocket pong; as `send_control`."""
+        """Queue bytes that are not a relay frame, such as a WebSocket pong; as `send_control`."""
         control = peer._control
         if control is None:
             control = peer._control = []

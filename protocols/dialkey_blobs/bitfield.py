@@ -79,7 +79,7 @@ class Bitfield:
     def diff(self, newer: Bitfield) -> Bitfield:
         """Return what changed from this to `newer`: the chunks that only one of them holds.
 
-        Ranges are not brought into canonical form, as they are no set of held chunks.
+        Ranges are not brought into canonical form, as they are not a set of held chunks.
         """
         return Bitfield(_better_size(self, newer), self.ranges ^ newer.ranges)
 

@@ -273,12 +273,12 @@ class Blobs:
             source: a ticket, or content together with `providers`.
             providers: further endpoints that may have it; they are tried in order.
             connection: an open connection to the first provider, with the ALPN of blobs.
-            stall_timeout_s: a provider that sends nothing for so long is left.
-            patience_s: a provider that has delivered is asked again for so long without progress,
+            stall_timeout_s: a provider that sends nothing for this long is left.
+            patience_s: a provider that has delivered is asked again for this long without progress,
                 through lost connections and while it is busy, restarting or without the content.
 
         Raises:
-            InvalidTicket: the text is no blob ticket.
+            InvalidTicket: the text is not a blob ticket.
             InvalidInput: nobody is named who could have it.
         """
         addrs = [parse_remote(provider) for provider in providers]
@@ -324,7 +324,7 @@ class Blobs:
         """
         children: HashSeq = await self.store.run(lambda core: load_hash_seq(core, hash))
         if not len(children):
-            raise InvalidInput("an empty hash sequence is no collection")
+            raise InvalidInput("an empty hash sequence is not a collection")
         metadata = await self.store.read(children[0])
         return Collection.from_blobs(metadata, children)
 

@@ -88,7 +88,7 @@ class Collection:
         """Load a collection from its hash sequence and the blob that the first child names.
 
         Raises:
-            WireError: the bytes are no list of names, or not as many names as there are children.
+            WireError: the bytes are not a list of names, or not as many names as there are children.
         """
         if len(metadata) > MAX_COLLECTION_METADATA_BYTES:
             raise WireError(

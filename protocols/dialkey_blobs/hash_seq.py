@@ -27,7 +27,7 @@ class HashSeq:
         data: the packed hashes.
 
     Raises:
-        WireError: the length is no multiple of 32, or above `MAX_HASH_SEQ_BYTES`.
+        WireError: the length is not a multiple of 32, or above `MAX_HASH_SEQ_BYTES`.
     """
 
     data: bytes = b""

@@ -42,7 +42,7 @@ FLUSH_AFTER_S: Final = 0.5
 """On a slow link a batch takes long to fill: what came is verified and stored after so long, so that
 little is lost with this process."""
 STALL_TIMEOUT_S: Final = 30.0
-"""A sender that sends nothing for so long is given up; the connection itself may be alive."""
+"""A sender that sends nothing for this long is given up; the connection itself may be alive."""
 END_TIMEOUT_S: Final = 1.0
 """How long to wait for the end of a stream that has nothing more to bring."""
 

@@ -30,7 +30,7 @@ SHOW_INTERVAL_S: Final = 0.25
 """As often as a program is told; a person sees no more."""
 
 LEAVING_S: Final = 60.0
-"""A getter that has everything writes its files and leaves. One that stays for so long has a use of
+"""A getter that has everything writes its files and leaves. One that stays for this long has a use of
 its own for the connection."""
 
 

@@ -33,7 +33,7 @@ class PeerUp:
 
 @attrs.frozen
 class PeerDown:
-    """A peer is no neighbour any more."""
+    """A peer is no longer a neighbour."""
 
     peer: PeerId
 
@@ -105,7 +105,7 @@ class Output(Protocol):
         """Say that a peer became a neighbour."""
 
     def neighbor_down(self, peer: PeerId, now: float) -> None:
-        """Say that a peer is no neighbour any more."""
+        """Say that a peer is no longer a neighbour."""
 
     def deliver(self, event: Delivered) -> None:
         """Hand a message to the application."""

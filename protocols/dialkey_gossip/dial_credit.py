@@ -2,7 +2,7 @@
 
 Members tell each other where members are, and nobody can check that before dialling. So a dial to
 hearsay is paid by the peer that told it, from what it earned with its own bytes. A dial that reaches
-the right key was no abuse, and is paid back: in an honest swarm nearly everything is.
+the right key was not abuse, and is paid back: in an honest swarm nearly everything is.
 """
 
 from __future__ import annotations

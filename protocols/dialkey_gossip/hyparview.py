@@ -158,7 +158,7 @@ class Membership:
     def heard_content(self, sender: PeerId, now: float) -> None:
         """Note that a peer sent content; tell it if it takes us for a neighbour by mistake."""
         if self.uses(sender) or self._joining.has(sender, now):
-            # What it sent before it read our Join is no mistake; a goodbye would undo the Join.
+            # What it sent before it read our Join is not a mistake; a goodbye would undo the Join.
             return
         if not self._parted.has(sender, now):
             self._say_goodbye(sender, alive=True, now=now)

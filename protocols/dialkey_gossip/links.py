@@ -47,7 +47,7 @@ CLOSE_TOO_SLOW: Final = 1
 CLOSE_BUSY: Final = 3
 
 STALL_TIMEOUT_S: Final = 10.0
-"""A peer that takes nothing for so long is given up; its swarm carries it, or it comes back."""
+"""A peer that takes nothing for this long is given up; its swarm carries it, or it comes back."""
 
 LINGER_S: Final = 5.0
 """An eviction is often followed by a new request; and what was sent has to arrive."""
@@ -374,7 +374,7 @@ class Links:
             return
         if not link.has_parted:
             # An iroh node that is not answered keeps sending into the closed connection; this tells
-            # it that we are no neighbour, and makes it dial anew next time.
+            # it that we are not a neighbour, and makes it dial anew next time.
             for topic in link.heard_topics:
                 if self._owner.has_topic(topic):
                     self.send(link.id, topic, ShuffleReply())

@@ -114,7 +114,7 @@ class Signer:
 
     Args:
         secret_key: ours.
-        topic: the topic; a message signed for one is no good in another.
+        topic: the topic; a message signed for one is not valid in another.
         now_s: Unix time; it names the session, so it must be later than that of the last one.
     """
 

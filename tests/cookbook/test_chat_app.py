@@ -153,7 +153,7 @@ def test_the_screen(rooms: Rooms) -> None:
     bob.expect(r"tea: 2 here")
     bob.expect(r"\u2502 alice [0-9a-f]{10}")
     bob.expect(r"\u2502 bob [0-9a-f]{10}")
-    # What others write moves no cursor, sets no clipboard, and is no markup.
+    # What others write moves no cursor, sets no clipboard, and is not markup.
     bob.expect(r"alice [0-9a-f]{10} said before \]52;c;aGFjaw==\[31mred \[bold\]brackets\[/bold\]")
     assert b"\x1b]52" not in bob.raw
 

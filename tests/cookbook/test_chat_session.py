@@ -268,7 +268,7 @@ class Hanging:
 
 
 class Lying:
-    """Answers with what is no history."""
+    """Answers with something that is not a history."""
 
     def __init__(self, answer: bytes) -> None:
         self.asked = asyncio.Event()

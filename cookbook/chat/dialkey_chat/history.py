@@ -113,7 +113,7 @@ def _read_answer(data: bytes) -> list[bytes]:
 
 def _byte_strings(value: object, max_count: int, max_bytes: int) -> list[bytes]:
     if not isinstance(value, list) or len(value) > max_count:
-        raise ProtocolViolation(f"this is no list of at most {max_count}")
+        raise ProtocolViolation(f"this is not a list of at most {max_count}")
     for each in value:
         if not isinstance(each, bytes) or len(each) > max_bytes:
             raise ProtocolViolation(f"the list holds something else than up to {max_bytes} bytes")
@@ -124,7 +124,7 @@ def _unpacked(data: bytes) -> dict[object, object]:
     try:
         plain = msgpack.unpackb(data)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise WireError(f"this is no msgpack: {type(error).__name__}") from None
+        raise WireError(f"this is not msgpack: {type(error).__name__}") from None
     if not isinstance(plain, dict) or plain.get("v") != VERSION:
-        raise ProtocolViolation("this is no map of a known version")
+        raise ProtocolViolation("this is not a map of a known version")
     return plain

@@ -66,7 +66,7 @@ class Hello:
     Attributes:
         name: what I want to be called.
         addr: where I am now.
-        lifetime_s: believe it for so long.
+        lifetime_s: how long to believe it.
         at_ms: when I said so, in milliseconds of Unix time; the later one counts.
     """
 
@@ -282,7 +282,7 @@ class _Fields:
 
     def __init__(self, plain: object) -> None:
         if not isinstance(plain, dict):
-            raise WireError("this is no map")
+            raise WireError("this is not a map")
         self._plain = plain
         if self.number("v", 1 << 16) != VERSION:
             raise WireError("this is of a version that is not known")
@@ -290,7 +290,7 @@ class _Fields:
     def text(self, key: str, max_bytes: int) -> str:
         value = self._plain.get(key)
         if not isinstance(value, str) or len(value.encode()) > max_bytes:
-            raise WireError(f"{key!r} is no text of at most {max_bytes} bytes")
+            raise WireError(f"{key!r} is not a text of at most {max_bytes} bytes")
         return value
 
     def raw(self, key: str, max_bytes: int) -> bytes:
@@ -302,14 +302,14 @@ class _Fields:
     def number(self, key: str, limit: int) -> int:
         value = self._plain.get(key)
         if type(value) is not int or not 0 <= value <= limit:
-            raise WireError(f"{key!r} is no number up to {limit}")
+            raise WireError(f"{key!r} is not a number up to {limit}")
         return value
 
     def seconds(self, key: str) -> float:
         value = self._plain.get(key)
         # Not a number is in no range.
         if not isinstance(value, int | float) or not 0 <= value <= 3600:
-            raise WireError(f"{key!r} is no time of at most an hour")
+            raise WireError(f"{key!r} is not a time of at most an hour")
         return float(value)
 
 
@@ -322,5 +322,5 @@ def _unpacked(data: bytes) -> object:
     try:
         plain: object = msgpack.unpackb(data)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
-        raise WireError(f"this is no msgpack: {type(error).__name__}") from None
+        raise WireError(f"this is not msgpack: {type(error).__name__}") from None
     return plain

@@ -27,7 +27,7 @@ NameOption = Annotated[str, typer.Option("--name", help="What to be called.")]
 PlainOption = Annotated[
     bool,
     typer.Option(
-        "--plain", help="Use lines on stdin and stdout, as also when these are no terminal."
+        "--plain", help="Use lines on stdin and stdout, as when these are not a terminal."
     ),
 ]
 DownloadsOption = Annotated[

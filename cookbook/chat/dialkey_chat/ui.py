@@ -56,7 +56,7 @@ class Lines(RichLog):
     """What was written and what happened, by time; wrapped anew when its width changes."""
 
     def __init__(self, id: str) -> None:
-        # Never with markup: brackets that others write are no styles of ours.
+        # Never with markup: brackets that others write are not our styles.
         super().__init__(wrap=True, min_width=1, markup=False, max_lines=MAX_LINES, id=id)
         self._shown: list[_Line] = []
         self._count = 0

@@ -134,9 +134,11 @@ class TcpAddress:
         if host.startswith("[") and host.endswith("]"):
             host = host[1:-1]
         elif ":" in host:
-            raise InvalidInput(f"{text!r} is no address and port", hint="write [::1]:8000")
+            raise InvalidInput(f"{text!r} is not an address and a port", hint="write [::1]:8000")
         if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-            raise InvalidInput(f"{text!r} is no address and port", hint="write 127.0.0.1:8000")
+            raise InvalidInput(
+                f"{text!r} is not an address and a port", hint="write 127.0.0.1:8000"
+            )
         return cls(host or "127.0.0.1", int(port))
 
     def __str__(self) -> str:

@@ -134,7 +134,7 @@ def decode(author: EndpointId, content: bytes) -> Message:
     try:
         plain = msgpack.unpackb(content)
         if not isinstance(plain, dict) or plain.get("v") != VERSION:
-            raise WireError("this is no announcement of a known version", endpoint_id=author)
+            raise WireError("this is not an announcement of a known version", endpoint_id=author)
         kind = _KINDS[plain["kind"]]
         message = kind(**{each.name: plain[each.name] for each in attrs.fields(kind)})
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:

@@ -42,7 +42,7 @@ class Limits:
     """How patient a client is.
 
     Attributes:
-        patience_s: a worker that says nothing for so long is taken for dead.
+        patience_s: a worker that says nothing for this long is taken for dead.
         wait_s: how long nobody may work for us before we give up.
         attempt_s: how long one attempt may take.
         max_result_bytes: the longest result that is fetched.
@@ -181,7 +181,7 @@ class _Client:
     async def add(self, job: str, files: Sequence[Path], folder: Path) -> list[Task]:
         """Put the inputs into the store, as references to the files."""
         if not JOB_NAME.fullmatch(job):
-            raise InvalidInput(f"{job!r} is no name of a job")
+            raise InvalidInput(f"{job!r} is not the name of a job")
         targets: dict[Path, None] = {}
         for file in files:
             target = folder / f"{file.name}.{job}"

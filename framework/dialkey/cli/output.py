@@ -64,7 +64,7 @@ class Output:
         try:
             _print(printable(text), self.stderr)
         except OSError:
-            # Nobody hears it, and that is no reason to fail.
+            # Nobody hears it, which is no reason to fail.
             pass
 
     @property

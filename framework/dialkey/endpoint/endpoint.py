@@ -140,7 +140,7 @@ class Endpoint(AsyncOnly):
             alpns: protocols to accept; a `Router` sets them itself.
             entry_points: load the plugins of installed distributions (entry point group "dialkey"). Their
                 protocols are served only where `Router.add_installed` says so.
-            idle_timeout_s: a connection from which nothing comes for so long is lost; the peer's
+            idle_timeout_s: a connection that is silent for this long is lost; the peer's
                 value counts too, if it is smaller.
             keep_alive_s: a quiet connection is pinged this often.
             max_datagram_bytes: upper end of path MTU discovery, UDP payload.
@@ -574,7 +574,7 @@ class Endpoint(AsyncOnly):
             A connection whose peer has proved the key that was dialled.
 
         Raises:
-            InvalidTicket, InvalidKey: `remote` is no good.
+            InvalidTicket, InvalidKey: `remote` cannot be used.
             ResolveError: no address is known or found.
             DialError, DialTimeout: nobody answered; `attempts` says what happened at each address.
             WrongKey, AlpnMismatch, Refused, HandshakeError: somebody answered, but not as needed.

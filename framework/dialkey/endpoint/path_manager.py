@@ -30,18 +30,18 @@ interval."""
 QUARANTINE_FIRST_S: Final = 1.0
 QUARANTINE_MOST_S: Final = 60.0
 QUARANTINE_FORGET_S: Final = 120.0
-"""An address that behaved for so long starts with a clean slate."""
+"""An address that behaved for this long starts with a clean slate."""
 MAX_DIRECT_ATTEMPTS: Final = 4
 """Direct paths being validated at a time; of eight paths some must be left for relays."""
 VALIDATION_TIMEOUT_S: Final = 5.0
 RELAY_VALIDATION_TIMEOUT_S: Final = 10.0
 """Longer, because we may have to connect to the relay first."""
 SETTLE_S: Final = 3.0
-"""A path works for so long before another is given up for it: the peer proves it in its own time."""
+"""A path works for this long before another is given up for it: the peer proves it in its own time."""
 MAX_RECORDS: Final = 64
 """Addresses remembered beyond those that are known and in use."""
 RELAY_IDLE_TIMEOUT_S: Final = 30.0
-"""A path over a relay may be silent for so long: it survives that we connect to the relay anew."""
+"""A path over a relay may be silent for this long: it survives that we connect to the relay anew."""
 
 
 class _Record:
@@ -188,7 +188,7 @@ class PathManager:
             if record.next_try > now and not stranded:
                 continue
             if multipath.open_path(self._core, address, now) is None:
-                # Ids are lacking: PathsAvailable follows.
+                # There are no ids: PathsAvailable follows.
                 return
             validating += 1
             record.next_try = now + min(RETRY_FIRST_S * 2**record.attempts, RETRY_MOST_S)

@@ -58,7 +58,7 @@ class PathInfo:
 
 @attrs.frozen
 class ConnectionStats:
-    """Counters of a connection since its begin.
+    """Counters of a connection since it started.
 
     Attributes:
         sent_bytes, received_bytes: whole datagrams, handshake included.

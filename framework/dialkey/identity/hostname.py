@@ -37,7 +37,7 @@ def parse_special(text: str) -> str:
     """Give the normal form of the host of an http, https, ws, wss, ftp or file URL.
 
     Raises:
-        InvalidAddress: it is no host.
+        InvalidAddress: it is not a host.
     """
     if text.startswith("["):
         return _parse_ipv6(text)
@@ -59,7 +59,7 @@ def parse_opaque(text: str) -> str:
     """Give the normal form of the host of a URL of any other scheme; it may be empty.
 
     Raises:
-        InvalidAddress: it is no host.
+        InvalidAddress: it is not a host.
     """
     if text.startswith("["):
         return _parse_ipv6(text)

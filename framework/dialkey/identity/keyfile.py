@@ -45,8 +45,8 @@ def read(path: str | Path) -> str:
 
     Raises:
         KeyFileMissing: there is no such file.
-        InvalidKey: others may read it, or it is no text of a possible size.
-        StorageError: it is no regular file or cannot be read.
+        InvalidKey: others may read it, or its size rules out a key.
+        StorageError: it is not a regular file or cannot be read.
     """
     path = Path(path)
     try:

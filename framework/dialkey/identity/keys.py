@@ -2,8 +2,8 @@
 
 An `EndpointId` is 32 bytes that decompress to a curve point; the bytes are kept as they came, and
 equality, hashing and order are on them. Signatures are plain Ed25519, verified *strictly*.
-OpenSSL alone is laxer in two ways that this module closes: it takes keys that are no point, and it
-takes signatures under keys of small order, which anybody can make.
+OpenSSL alone is laxer in two ways that this module closes: it takes keys that are not a point on the
+curve, and signatures under keys of small order, which anybody can make.
 
 Source: discovery wire reference 1; RFC 8032.
 """
@@ -197,7 +197,7 @@ class EndpointId:
         if not _is_point(self._raw):
             raise InvalidKey(
                 "these 32 bytes are not a public key: they name no point of the curve",
-                hint="check for a typing mistake; about half of all 32-byte strings are no key",
+                hint="check for a typing mistake; about half of all 32-byte strings are not keys",
             )
 
     @classmethod

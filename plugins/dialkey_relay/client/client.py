@@ -301,7 +301,7 @@ class RelayClient:
                 logger.info("relay %s restarts", self.url.redacted)
                 link.abort("the relay restarts")
             elif isinstance(event, Status | Health):
-                # While we replace it ourselves, being replaced is no news.
+                # While we replace it ourselves, being replaced is not news.
                 if link is self._link and self._attempt is None:
                     self._note(event)
             else:
@@ -371,7 +371,7 @@ class RelayClient:
             await self._pause(self._delay_after(link))
 
     def _log_failure(self, error: DialkeyError) -> None:
-        # One line for an outage, not one for each of its attempts; and to be offline is no fault,
+        # One line for an outage, not one for each of its attempts; and being offline is not a fault,
         # while a wrong token or a wrong URL waits for somebody to mend it.
         level = logging.DEBUG
         if type(error) is not type(self._status.error) or self._status.attempts == 1:

@@ -22,7 +22,7 @@ UNSENT_BYTES: Final = 65_536
 slow uplink, in which handshakes and answers to pings would be stuck behind old datagrams."""
 
 STALLED_S: Final = 15.0
-"""Without a byte leaving for so long while some wait, the connection is lost; iroh's own number."""
+"""If no byte leaves for this long while some wait, the connection is lost; iroh's own number."""
 
 
 class Link(asyncio.BufferedProtocol):

@@ -162,7 +162,7 @@ class ClientMachine:
         """Take what has arrived; the memory can be reused afterwards.
 
         Raises:
-            RelayUpgradeError: the server is no relay.
+            RelayUpgradeError: the server is not a relay.
             RelayDenied: the relay does not let us in.
             RelayWireError, RelayViolation: its bytes are wrong.
             RelayLost: it said goodbye.

@@ -47,8 +47,8 @@ TRIAL_S: Final = 10.0
 """So long a relay that shall become home has to let us in; as long as an attempt may take."""
 
 FAILOVER_S: Final = 4.5
-"""A home relay to which there is no connection for so long is given up for one that answers: long enough
-for a restart. One that is silent or refuses us is given up at once."""
+"""A home relay without a connection for this long is given up for one that answers: long enough for a
+restart. One that is silent or refuses us is given up at once."""
 
 MAX_TRIALS: Final = 8
 """Relays that are dialled at once when the home is lost, the nearest."""

@@ -133,7 +133,7 @@ class _Table:
         value = self._values.pop(key, None)
         if value is None:
             return None
-        # TOML's true is no number, although Python's is.
+        # TOML's true is not a number, although Python's is.
         wrong_bool = isinstance(value, bool) and kind is not bool
         if wrong_bool or not isinstance(value, kind):
             raise self.error(key, f"is {_words(type(value))}, not {_words(kind)}")

@@ -39,7 +39,7 @@ RESTART_GRACE_S: Final = 2.0
 BACKLOG: Final = 1024
 
 CLIENT_RATE: Final = Rate(12_500_000, 2_500_000)
-"""100 Mbit/s: a relay carries what cannot go directly, it is no download server."""
+"""100 Mbit/s: a relay carries what cannot go directly; it is not a download server."""
 
 ACCEPT_RATE: Final = Rate(500, 2000)
 """After a restart a fleet of 60,000 is back within two minutes."""

@@ -319,7 +319,7 @@ class StoreCore(ABC):
 
         Raises:
             ReferenceChanged: the file changed while it was read.
-            FileFailed: it cannot be read, or is no regular file.
+            FileFailed: it cannot be read, or is not a regular file.
         """
 
     @abstractmethod

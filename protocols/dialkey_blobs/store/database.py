@@ -101,7 +101,7 @@ class Database:
         durable: whether each commit waits for the disk.
 
     Raises:
-        StoreDamaged: it is no database of ours, or one of a newer version.
+        StoreDamaged: it is not one of our databases, or one of a newer version.
         StorageError: it cannot be opened.
 
     Attributes:
@@ -132,7 +132,7 @@ class Database:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if (application, version) != (_APPLICATION_ID, _VERSION) and tables:
             raise StoreDamaged(
-                f"{self.path} is no store of blobs that this version knows",
+                f"{self.path} is not a store of blobs that this version knows",
                 hint="a newer version may have written it; use that, or another directory",
             )
         connection.execute("PRAGMA journal_mode = WAL")

@@ -184,7 +184,7 @@ def open_regular(ops: FileOps, path: Path) -> tuple[int, os.stat_result]:
     """Open a regular file for reading.
 
     Raises:
-        FileFailed: it does not exist, is no regular file, or may not be read.
+        FileFailed: it does not exist, is not a regular file, or may not be read.
     """
     # O_NONBLOCK: opening a FIFO by mistake must fail below, not wait for a writer.
     with file_errors("open", path):
@@ -196,7 +196,7 @@ def open_regular(ops: FileOps, path: Path) -> tuple[int, os.stat_result]:
             raise
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise FileFailed(f"cannot import {path}: it is no regular file", path=path)
+        raise FileFailed(f"cannot import {path}: it is not a regular file", path=path)
     return descriptor, status
 
 

@@ -56,7 +56,7 @@ def add_in_batches(
 
     Raises:
         ReferenceChanged: a file changed while it was read.
-        FileFailed: one cannot be read, or is no regular file.
+        FileFailed: one cannot be read, or is not a regular file.
     """
     done = 0
     with released_on_failure() as tags:

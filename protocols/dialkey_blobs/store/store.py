@@ -267,7 +267,7 @@ class Store:
 
         Raises:
             ReferenceChanged: the file changed while it was read.
-            FileFailed: it cannot be read, or is no regular file.
+            FileFailed: it cannot be read, or is not a regular file.
         """
         return await self._worker.run(
             lambda core: core.add_path(Path(path), mode, format), progress

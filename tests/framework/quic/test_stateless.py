@@ -92,7 +92,7 @@ def test_any_bytes_are_split(data: bytes) -> None:
 
 
 def test_a_short_packet_behind_long_ones_is_split_off() -> None:
-    # A client fills its first datagram up behind the packet, with what is no packet.
+    # A client fills its first datagram up behind the packet, with bytes that are not a packet.
     length = pull_quic_header(Buffer(data=FIRST), host_cid_length=8).packet_length
     first, short = FIRST[:length], b"\x40" + bytes(40)
     assert split_datagram(first + short) == (first + bytes(len(short)), short)

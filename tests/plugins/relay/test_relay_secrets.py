@@ -69,7 +69,7 @@ def test_a_url_keeps_what_tells_relays_apart() -> None:
     plain = RelayUrl("https://relay.example:8443/a/b")
     assert plain.redacted == str(plain)
     assert RelayUrl("https://relay.example/#x").redacted == "https://relay.example/#…"
-    # An @ behind the host is no password.
+    # An @ behind the host is not a password.
     assert RelayUrl("https://relay.example/a@b").redacted == "https://relay.example/a@b"
 
 

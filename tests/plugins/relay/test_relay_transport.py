@@ -396,7 +396,7 @@ async def test_connections_do_not_notice_that_tokens_change(monkeypatch) -> None
 
 
 async def test_a_relay_that_lets_us_in_and_drops_us_is_not_dialled_in_a_loop() -> None:
-    """A home that comes and goes changes our addresses; that is no change of our network."""
+    """A home that comes and goes changes our addresses; that is not a change of our network."""
 
     class Briefly:
         asked = 0

@@ -133,7 +133,7 @@ def test_ihave_capacity() -> None:
         "02 00",
         "00",
         "",
-        "00 01 " + "02" * 32 + " 00 06",  # an id that is no point of the curve
+        "00 01 " + "02" * 32 + " 00 06",  # an id that is not a point on the curve
         "00 03 ff ff ff ff 0f",  # a count above what could follow
         "01 03 ff ff ff ff ff ff ff ff ff 01",
         "00 00 01 ff ff ff ff 7f 00",

@@ -1,4 +1,4 @@
-"""The begin of a connection: from the first datagram to the keys of 1-RTT, and path 0.
+"""The start of a connection: from the first datagram to the keys of 1-RTT, and path 0.
 
 Where datagrams of the handshake come from and go to is decided here; what is in them is `handshake`'s
 business.

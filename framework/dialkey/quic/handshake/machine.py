@@ -245,7 +245,7 @@ class Handshake:
     def transmit(self, now: float) -> list[bytes]:
         """Return the datagrams that are to be sent now."""
         if not self._machine._network_paths:
-            # A server whose client's first datagram was no good.
+            # A server whose client's first datagram could not be used.
             return []
         return [data for data, _ in self._machine.datagrams_to_send(now)]
 

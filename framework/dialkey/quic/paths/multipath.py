@@ -53,7 +53,7 @@ FRAMES: Final = frozenset(
 
 
 class IdRanges:
-    """A set of numbers kept as ranges: path ids that are over, of which there is no end."""
+    """A set of numbers kept as ranges: ids of closed paths, whose number grows without end."""
 
     __slots__ = ("_ranges",)
 
@@ -94,7 +94,7 @@ class Multipath:
         next_id: the next id to open; only a client opens.
         abandoned: ids that are over, for late frames about them.
         selected_id: the path that carries data, chosen by the owner; None for the default.
-        in_use_id: the path that carried data at last.
+        in_use_id: the path that carried data most recently.
         ends_at: when the connection ends, because no path is left; None while there is one.
     """
 
@@ -152,7 +152,7 @@ def issue_cids(c: Connection) -> None:
 
 
 def open_path(c: Connection, remote: Address, now: float) -> Path | None:
-    """Open another path to `remote` as the client; None while ids are lacking.
+    """Open another path to `remote` as the client; None while there are no ids.
 
     The path is validated by a challenge; `PathValidated` tells when it can carry data. The id of an
     attempt that was given up is used before a new one.
