@@ -102,10 +102,30 @@ MAX_INCOMING_STREAMS: Final = 100
 """Concurrent streams of each direction that a peer may open; iroh's own number."""
 
 STREAM_RECEIVE_WINDOW_BYTES: Final = 1_250_000
-"""Unread bytes held for one stream; iroh's own number (100 Mbit/s at 100 ms)."""
+"""Unread bytes held for one stream of which nobody has read; iroh's own number."""
 
 CONNECTION_RECEIVE_WINDOW_BYTES: Final = 8 * STREAM_RECEIVE_WINDOW_BYTES
-"""Unread bytes held for one connection, whatever its number of streams."""
+"""Unread bytes held for one connection of which nobody reads, whatever its number of streams: some
+that wait do not hold up the others. It begins with what one stream may have, as the peer is not known."""
+
+MAX_STREAM_RECEIVE_WINDOW_BYTES: Final = 100_000_000
+"""What the window of a stream grows to while the application keeps up: 1 Gbit/s over a round trip of
+300 ms is 37.5 MB, the same once more for what is sent again, and some on top until it is renewed."""
+
+MAX_CONNECTION_RECEIVE_WINDOW_BYTES: Final = (
+    MAX_STREAM_RECEIVE_WINDOW_BYTES + CONNECTION_RECEIVE_WINDOW_BYTES
+)
+"""The same for a connection: one such stream, and what the others had before."""
+
+MAX_RECEIVE_WINDOWS_PER_ID_BYTES: Final = 134_000_000
+"""All windows of one endpoint id: one connection at full speed and some beside it, or 100 small ones."""
+
+MAX_UNREAD_BYTES: Final = 512 << 20
+"""Received bytes that nobody has read, of all connections of an endpoint; when half of it is used no
+window grows any more, and at the end the fullest connection of the fullest id is closed."""
+
+MAX_UNREAD_BYTES_PER_ADDRESS: Final = MAX_UNREAD_BYTES // 2
+"""Of those, from one IPv4 address, IPv6 /64, or endpoint id behind a relay: keys cost nothing."""
 
 SEND_HIGH_WATER_BYTES: Final = 1_000_000
 """`SendStream.write` waits while more than this is queued and not yet sent on that stream."""

@@ -33,6 +33,12 @@ def to_error(reason: CloseReason, endpoint_id: EndpointId | None) -> DialkeyErro
             endpoint_id=endpoint_id,
             hint="please report what the log says",
         )
+    if reason.cause == "overfull":
+        return ConnectionClosed(
+            "this side closed the connection: more unread data is held than there is room for",
+            endpoint_id=endpoint_id,
+            hint="read streams as they arrive, or stop those that you do not want",
+        )
     if reason.cause == "local":
         return ConnectionClosed("this side closed the connection", endpoint_id=endpoint_id)
     if reason.cause == "peer":

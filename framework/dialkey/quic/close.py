@@ -46,6 +46,7 @@ def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
     pto = max((path.recovery.pto for path in c.paths.values() if path.validated), default=0.0)
     pto = pto or 3 * c.config.initial_rtt_s
     c.events.append(events.Closed(reason))
+    c.release_memory()
     c.handshake = None
     c.state = state
     if state is State.GONE:

@@ -44,6 +44,10 @@ class Config:
         draw: returns an unforeseeable number below its argument.
         make_controller: makes the congestion controller of a new path.
         max_datagram: upper end of path MTU discovery, bytes of UDP payload.
+        stream_window: what a stream may hold of which nobody has read.
+        connection_window: the same for a connection; it begins with what a stream may.
+        most_stream_window: what a stream's window grows to while the application keeps up.
+        most_connection_window: the same for a connection.
     """
 
     secret_key: SecretKey
@@ -59,16 +63,23 @@ class Config:
     make_controller: MakeController = bbr
     stream_window: int = limits.STREAM_RECEIVE_WINDOW_BYTES
     connection_window: int = limits.CONNECTION_RECEIVE_WINDOW_BYTES
+    most_stream_window: int = limits.MAX_STREAM_RECEIVE_WINDOW_BYTES
+    most_connection_window: int = limits.MAX_CONNECTION_RECEIVE_WINDOW_BYTES
     max_streams: int = limits.MAX_INCOMING_STREAMS
     qlog: Qlog | None = None
     secrets_log_file: TextIO | None = None
+
+    @property
+    def first_window(self) -> int:
+        """What a connection may hold before it shows that it needs more."""
+        return min(self.stream_window, self.connection_window)
 
     def parameters(self) -> TransportParameters:
         """Return the transport parameters that we announce."""
         return TransportParameters(
             max_idle_timeout_ms=int(self.idle_timeout_s * 1000),
             max_udp_payload_size=1472,
-            initial_max_data=self.connection_window,
+            initial_max_data=self.first_window,
             initial_max_stream_data_bidi_local=self.stream_window,
             initial_max_stream_data_bidi_remote=self.stream_window,
             initial_max_stream_data_uni=self.stream_window,

@@ -221,6 +221,9 @@ class Connection(StreamTable):
                 driver.receive_short(self, data, segment, remote, now)
         except TransportError as exc:
             self._fail(exc, now)
+            return
+        if not self.memory_suffices:
+            self.give_way(now)
 
     def new_path(
         self, cids: PathCids, remote: Address, *, validated: bool, initial_rtt: float | None = None
@@ -322,6 +325,10 @@ class Connection(StreamTable):
         if self.protection is not None:
             self.pacing_at = None
             self.grant_streams(now)
+            if self.max_data_pending or self.limit_updates or 2 * self.held > self.intake.window:
+                path = self.selected_path
+                rtt_s = path.recovery.srtt if path is not None else self.config.initial_rtt_s
+                self.size_windows(now, rtt_s)
             selected = self.selected_path
             if selected is not None and not selected.may_carry_data:
                 selected = None
@@ -405,6 +412,15 @@ class Connection(StreamTable):
         close.end(
             self,
             CloseReason("internal", codes.INTERNAL_ERROR, b"internal error"),
+            State.CLOSING,
+            now,
+        )
+
+    def give_way(self, now: float) -> None:
+        """Close because what is held unread here is more than there is room for."""
+        close.end(
+            self,
+            CloseReason("overfull", codes.INTERNAL_ERROR, b"too much unread data"),
             State.CLOSING,
             now,
         )

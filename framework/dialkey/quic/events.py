@@ -179,9 +179,9 @@ class CloseReason:
     """Why a connection ended.
 
     Attributes:
-        cause: "local", "peer", "idle", "reset", "handshake" (no answer in time), "protocol" (the peer
-            broke a rule and we closed), "no path" (the peer gave up the last one), "internal" (our
-            own code failed).
+        cause: "local", "overfull" (more is held unread than there is room for), "peer", "idle",
+            "reset", "handshake" (no answer in time), "protocol" (the peer broke a rule and we closed),
+            "no path" (the peer gave up the last one), "internal" (our own code failed).
         error_code: the number in the CONNECTION_CLOSE; 0 where none was sent.
         is_application: whether the number is the application's own.
         during_handshake: whether it ended before both sides had proved their keys.

@@ -7,6 +7,7 @@ as a multiple of the empty link's. Start-up is included: the transfers take a fe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import attrs
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quic_pair import Pair
 
+from dialkey import limits
 from dialkey.quic.paths.bbr import Bbr, bbr
 from dialkey.quic.paths.congestion import Cubic, MakeController
 from dialkey.testing import Conditions
@@ -59,18 +61,34 @@ class Outcome:
     rate: float
     median_rtt: float
     high_rtt: float
+    waited_for_credit: bool
     lost: int
     spurious: int
     most_in_flight: int
 
 
-def transfer(link: Link, make: MakeController = bbr, *, seed: int = 3) -> Outcome:
-    windows = {
-        "stream_window": 64 * MIB,
-        "connection_window": 64 * MIB,
-        "make_controller": make,
-    }
-    pair = Pair(conditions=link.conditions(), client=windows, server=windows, seed=seed)
+WIDE: Final = {"stream_window": 64 * MIB, "connection_window": 64 * MIB}
+"""Windows in which nothing ever waits for credit."""
+
+SCALED: Final = {
+    "stream_window": 100_000,  # the first flight is not smaller than elsewhere
+    "connection_window": 200_000,
+    "most_stream_window": limits.MAX_STREAM_RECEIVE_WINDOW_BYTES // 50,
+    "most_connection_window": limits.MAX_CONNECTION_RECEIVE_WINDOW_BYTES // 50,
+}
+"""The windows for a link that is fifty times slower: 1 Gbit/s would take the simulator minutes."""
+
+
+def transfer(
+    link: Link,
+    make: MakeController = bbr,
+    *,
+    seed: int = 3,
+    windows: Mapping[str, int] = WIDE,
+    grows_at_s: float | None = None,
+) -> Outcome:
+    config = {**windows, "make_controller": make}
+    pair = Pair(conditions=link.conditions(), client=config, server=config, seed=seed)
     pair.connect()
     started = pair.now
     stream = pair.client.must_open(uni=True)
@@ -81,6 +99,8 @@ def transfer(link: Link, make: MakeController = bbr, *, seed: int = 3) -> Outcom
 
     def over() -> bool:
         nonlocal most
+        if grows_at_s is not None and pair.now >= started + grows_at_s:
+            pair.to_server.conditions = attrs.evolve(link, rate=10 * link.rate).conditions()
         recovery = pair.client.path.recovery
         trips.append(recovery.latest_rtt)
         most = max(most, recovery.cc.in_flight)
@@ -93,6 +113,7 @@ def transfer(link: Link, make: MakeController = bbr, *, seed: int = 3) -> Outcom
         size * 8 / (pair.now - started) / 1e6,
         trips[len(trips) // 2],
         trips[len(trips) * 95 // 100],
+        pair.client.send[stream].blocked_at >= 0 or pair.client.c._data_blocked_at >= 0,
         recovery.lost_packets,
         recovery.spurious_packets,
         most,
@@ -133,6 +154,47 @@ def test_bbr_uses_the_link_and_keeps_its_queue_short(name: str) -> None:
     assert outcome.rate >= link.floor * link.rate, outcome
     empty_s = (2 * link.delay + link.jitter) / 1e3
     assert outcome.median_rtt <= link.ceiling * empty_s, outcome
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a wire in the house",
+        "a continent",
+        "an ocean",
+        "a satellite",
+        "one in a thousand lost",
+        "a satellite that loses",
+        "much jitter that reorders",
+    ],
+)
+def test_the_windows_that_there_are_by_default_slow_nothing_down(name: str) -> None:
+    link = LINKS[name]
+    assert transfer(link, windows={}).rate >= 0.9 * transfer(link).rate
+
+
+def test_a_gigabit_over_300_ms_never_waits_for_credit() -> None:
+    link = Link(150, 1000 / 50, 900, mib=10)
+    outcome = transfer(link, windows=SCALED)
+    assert not outcome.waited_for_credit
+    assert outcome.rate >= 0.9 * transfer(link).rate
+
+
+def test_loss_on_a_gigabit_over_300_ms_costs_no_more_for_the_windows() -> None:
+    link = Link(150, 1000 / 50, 150, loss=0.001, mib=10)
+    assert transfer(link, windows=SCALED).rate >= 0.9 * transfer(link).rate
+
+
+def test_nothing_waits_for_credit_while_a_gigabit_connection_starts() -> None:
+    link = Link(150, 1000, 150, mib=8)
+    assert not transfer(link, windows={}).waited_for_credit
+
+
+def test_windows_grow_with_a_link_that_becomes_faster() -> None:
+    link = Link(150, 2, 300, mib=10)
+    outcome = transfer(link, windows=SCALED, grows_at_s=6)
+    assert not outcome.waited_for_credit
+    assert outcome.rate >= 0.9 * transfer(link, grows_at_s=6).rate
 
 
 @pytest.mark.parametrize("name", ["a neighbour", "a country", "jitter in order", "a bloated queue"])

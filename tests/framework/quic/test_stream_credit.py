@@ -202,6 +202,6 @@ def test_an_answer_is_never_more_than_what_is_owed() -> None:
         )
     pair.settle()
     assert pair.server.recv[stream].limit == pair.server.config.stream_window
-    assert pair.server.c.max_data == pair.server.config.connection_window
+    assert pair.server.c.max_data == pair.server.config.first_window
     answers = [each for each in pair.sent[before:] if each.sender == "server"]
     assert sum(each.size for each in answers) < 100 * 60

@@ -279,14 +279,12 @@ def _encode_control(c: Connection, frame: Frame) -> bytes | None:
     """Write a control frame with today's values; None when it has no use any more."""
     kind = frame[0]
     if kind == codes.MAX_DATA:
-        c.max_data = c.data_consumed + c.config.connection_window
-        return bytes((kind,)) + varint(c.max_data)
+        return bytes((kind,)) + varint(c.intake.renew())
     if kind == codes.MAX_STREAM_DATA:
         half = frame[1]
         if half.final_size is not None or half.discarding:
             return None
-        half.limit = half.consumed + half.window
-        return bytes((kind,)) + varint(half.id) + varint(half.limit)
+        return bytes((kind,)) + varint(half.id) + varint(half.renew())
     if kind in (codes.MAX_STREAMS_BIDI, codes.MAX_STREAMS_UNI):
         limits = c.uni if kind == codes.MAX_STREAMS_UNI else c.bidi
         return bytes((kind,)) + varint(limits.grant())

@@ -12,6 +12,7 @@ from collections import deque
 
 from dialkey.quic import codes
 from dialkey.quic.codes import TransportError
+from dialkey.quic.streams.windows import ReceiveWindow
 
 Bytes = bytes | memoryview
 
@@ -214,14 +215,12 @@ class SendHalf:
         self.closed = True
 
 
-class RecvHalf:
+class RecvHalf(ReceiveWindow):
     """The receiving part of a stream.
 
     Attributes:
         received: highest offset that has arrived (counts against the connection's limit).
-        consumed: bytes that the application has taken.
-        limit: highest offset that we allow.
-        window: how far `limit` may run ahead of `consumed`.
+        held: bytes that are kept, in order or not.
         final_size: the length of the stream, once the peer has told it.
         reset_code: the code of a RESET_STREAM, or None.
     """
@@ -231,11 +230,10 @@ class RecvHalf:
         "_runs",
         "_segments",
         "buffered",
-        "consumed",
         "ended",
         "final_size",
+        "held",
         "id",
-        "limit",
         "next_offset",
         "received",
         "reset_code",
@@ -243,15 +241,13 @@ class RecvHalf:
         "stop_pending",
         "update_pending",
         "watched",
-        "window",
     )
 
-    def __init__(self, stream_id: int, window: int) -> None:
+    def __init__(self, stream_id: int, window: int, most_window: int = 0) -> None:
+        super().__init__(window, most_window)
         self.id = stream_id
-        self.window = window
-        self.limit = window
         self.received = 0
-        self.consumed = 0
+        self.held = 0
         self.next_offset = 0
         self.buffered = 0
         self.final_size: int | None = None
@@ -297,6 +293,7 @@ class RecvHalf:
             return gained
         if offset == self.next_offset and not self._segments:
             if data:
+                self.held += len(data)
                 self._append(data)
         elif end > self.next_offset:
             self._insert(offset, data)
@@ -349,6 +346,7 @@ class RecvHalf:
     def _hold(self, index: int, offset: int, data: Bytes) -> int:
         """Put a piece before the one at `index`, which does not overlap; return that one's new index."""
         segments = self._segments
+        self.held += len(data)
         end = offset + len(data)
         if index < len(segments) and segments[index][0] == end:
             self._runs -= 1
@@ -404,6 +402,7 @@ class RecvHalf:
         self._segments.clear()
         self._runs = 0
         self.buffered = 0
+        self.held = 0
 
     @property
     def readable(self) -> bool:
@@ -426,7 +425,7 @@ class RecvHalf:
     def may_allow_more(self) -> bool:
         """Whether the application has consumed bytes that the peer may send anew."""
         unknown = self.final_size is None and not self.discarding
-        return unknown and self.consumed + self.window > self.limit
+        return unknown and self.owed > 0
 
     # --- the application's side -----------------------------------------------------------------
 
@@ -456,6 +455,7 @@ class RecvHalf:
                     left -= len(piece)
             taken = b"".join(parts)
         self.buffered -= len(taken)
+        self.held -= len(taken)
         self.consumed += len(taken)
         return taken
 

@@ -23,7 +23,9 @@ def on_stream(c: Connection, stream_id: int, offset: int, data: bytes, fin: bool
             return
     if offset + len(data) > VARINT_MAX:
         raise TransportError(codes.FRAME_ENCODING_ERROR, "offset too large", codes.STREAM)
+    held = half.held
     gained = half.on_data(offset, data, fin)
+    c.held += half.held - held
     if gained:
         _count_received(c, half, gained)
     if half.watched and half.readable:
@@ -82,7 +84,7 @@ def _accept_up_to(c: Connection, stream_id: int, frame: int) -> None:
         raise TransportError(codes.STREAM_LIMIT_ERROR, "too many streams", frame)
     for i in range(kind.accepted, index + 1):
         each = i << 2 | (stream_id & 3)
-        recv = c.recv_halves[each] = RecvHalf(each, c.config.stream_window)
+        recv = c.new_recv_half(each)
         send = None
         if not unidirectional:
             limit = c.peer_parameters.initial_max_stream_data_bidi_local
@@ -103,7 +105,9 @@ def on_reset_stream(
         return pos
     unread = half.received - half.consumed
     was_discarding = half.discarding
+    held = half.held
     gained = half.on_reset(code, final_size)
+    c.let_go(held - half.held)
     if gained:
         _count_received(c, half, gained)
     if half.reset_code is not None and not was_discarding:

@@ -16,6 +16,8 @@ from dialkey.quic.config import Config
 from dialkey.quic.handshake.parameters import TransportParameters
 from dialkey.quic.paths.recovery import Frame
 from dialkey.quic.streams.halves import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
+from dialkey.quic.streams.memory import MemoryClaim
+from dialkey.quic.streams.windows import ReceiveWindow
 
 CREDIT_DELAY_S: Final = 0.025
 """How long credit for streams waits for a packet to travel with: one of its own costs more."""
@@ -138,6 +140,8 @@ class StreamTable:
     Attributes:
         control: frames that wait to be sent, whatever they are about.
         ready: halves that may have something to send, by priority.
+        intake: the limit on the data of all streams together.
+        held: bytes that were received and that nobody has read.
     """
 
     def __init__(self, config: Config, *, is_client: bool) -> None:
@@ -156,9 +160,10 @@ class StreamTable:
         # flow control of the connection
         self.peer_max_data = 0
         self.data_sent = 0
-        self.max_data = config.connection_window
+        self.intake = ReceiveWindow(config.first_window, config.most_connection_window)
         self.data_received = 0
-        self.data_consumed = 0
+        self.held = 0
+        self._memory: MemoryClaim | None = None
         self.max_data_pending = False
         self.limit_updates: list[RecvHalf] = []
         self._data_blocked_at = -1
@@ -171,6 +176,16 @@ class StreamTable:
         self.datagrams: deque[bytes] = deque()
         self.datagram_bytes = 0
         self.datagrams_dropped = 0
+
+    @property
+    def max_data(self) -> int:
+        """What the peer may send on all streams together, since the beginning."""
+        return self.intake.limit
+
+    @property
+    def data_consumed(self) -> int:
+        """What was read or dropped on all streams together, since the beginning."""
+        return self.intake.consumed
 
     # --- streams --------------------------------------------------------------------------------
 
@@ -193,8 +208,15 @@ class StreamTable:
         send = self.send_halves[stream_id] = SendHalf(stream_id, limit)
         recv = None
         if not unidirectional:
-            recv = self.recv_halves[stream_id] = RecvHalf(stream_id, self.config.stream_window)
+            recv = self.new_recv_half(stream_id)
         return send, recv
+
+    def new_recv_half(self, stream_id: int) -> RecvHalf:
+        """Make the receiving half of a stream."""
+        config = self.config
+        half = RecvHalf(stream_id, config.stream_window, config.most_stream_window)
+        self.recv_halves[stream_id] = half
+        return half
 
     def wake(self, half: SendHalf) -> None:
         """Put a half that may have something to send into the send queue."""
@@ -211,21 +233,62 @@ class StreamTable:
     def consumed(self, half: RecvHalf, length: int) -> None:
         """Note that the application took `length` bytes: limits may rise, the half may be over."""
         self.credit(length)
-        if half.final_size is None and 2 * (half.limit - half.consumed) < half.window:
+        self.let_go(length)
+        if half.final_size is None and half.is_low:
             self.queue_limit_update(half)
         if half.finished:
             self.forget_recv(half)
 
     def renew_data(self) -> None:
         """Queue what may be allowed for all streams together, however little."""
-        if self.data_consumed + self.config.connection_window > self.max_data:
+        if self.intake.owed > 0:
             self.max_data_pending = True
 
     def credit(self, length: int) -> None:
         """Give `length` bytes back to the connection's window."""
-        self.data_consumed += length
-        if 2 * (self.max_data - self.data_consumed) < self.config.connection_window:
+        intake = self.intake
+        intake.consumed += length
+        if intake.is_low:
             self.max_data_pending = True
+
+    # --- memory ---------------------------------------------------------------------------------
+
+    def share_memory(self, claim: MemoryClaim) -> None:
+        """Count what is held against budgets that the connection shares with others."""
+        self._memory = claim
+
+    @property
+    def memory_suffices(self) -> bool:
+        """Report what is held to the shared budgets; whether there is room for it."""
+        return self._memory is None or self._memory.holds(self.held)
+
+    def let_go(self, length: int) -> None:
+        """Note that so many bytes are not held any more."""
+        self.held -= length
+        if self._memory is not None:
+            self._memory.holds(self.held)
+
+    def release_memory(self) -> None:
+        """Note that nothing is held any more. Idempotent."""
+        if self._memory is not None:
+            self._memory.release()
+            self._memory = None
+
+    def size_windows(self, now: float, rtt_s: float) -> None:
+        """Let windows grow that are about to be renewed, or are half full and yet small."""
+        intake = self.intake
+        wanted = intake.window
+        if self.max_data_pending:
+            wanted = intake.wanted(now, rtt_s)
+        if 2 * self.held > intake.window:
+            # Streams that wait must not hold up the others.
+            wanted = max(wanted, min(2 * intake.window, self.config.connection_window))
+        if wanted > intake.window and (self._memory is None or self._memory.grow(wanted)):
+            intake.widen(wanted)
+            self.max_data_pending = True
+        for half in self.limit_updates:
+            # What the connection may have is what counts; this only shares it out.
+            half.widen(min(half.wanted(now, rtt_s), max(half.window, intake.window)))
 
     def queue_limit_update(self, half: RecvHalf) -> None:
         if not half.update_pending:
@@ -234,7 +297,9 @@ class StreamTable:
 
     def stop(self, half: RecvHalf, code: int) -> None:
         """Ask the peer to stop sending on a stream; what has arrived unread is dropped."""
+        held = half.held
         self.credit(half.stop(code))
+        self.let_go(held - half.held)
         if half.stop_pending:
             half.stop_pending = False
             self.control.append((codes.STOP_SENDING, half))

@@ -1,0 +1,137 @@
+"""What all connections of an endpoint may hold of received data that nobody has read yet. Sans-IO.
+
+Two things are counted, and the difference matters:
+
+- *Windows* are promises of ours. Those of one endpoint id share a budget, however many connections it
+  has. A promise cannot be taken back, so beyond the budget, or while memory is short, windows do not
+  grow any more; what is consumed is renewed in any case. An honest peer is thus held back by credit and
+  loses nothing.
+- *Held bytes* are what was delivered: unread, or waiting for a gap before them. What is only announced
+  by an offset costs nothing. One address has its share of all that is held. When the whole is used up,
+  the fullest connection of the fullest id gives way: the last resort, for a thousand ids together can
+  fill what no single one can.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Final
+
+from dialkey import limits
+from dialkey.identity import EndpointId
+from dialkey.shares import FairShares
+
+STEP_BYTES: Final = 16_384
+"""Held bytes are counted in such steps, rounded down, so that a packet costs a comparison."""
+
+
+class ReceiveMemory:
+    """The budgets of one endpoint.
+
+    Args:
+        total: bytes that all connections together may hold.
+        per_source: of those, bytes that came from one address.
+        windows_per_id: the sum of the windows of one endpoint id.
+    """
+
+    def __init__(
+        self,
+        total: int = limits.MAX_UNREAD_BYTES,
+        per_source: int = limits.MAX_UNREAD_BYTES_PER_ADDRESS,
+        windows_per_id: int = limits.MAX_RECEIVE_WINDOWS_PER_ID_BYTES,
+    ) -> None:
+        self._by_id: FairShares[EndpointId] = FairShares(total)
+        # No total: who gives way is decided by id.
+        self._by_source: FairShares[Hashable] = FairShares(sys.maxsize, per_source)
+        self._windows: Counter[EndpointId] = Counter()
+        self._windows_per_id = windows_per_id
+
+    @property
+    def held_bytes(self) -> int:
+        """What is held, as far as it is counted."""
+        return self._by_id.used
+
+    @property
+    def is_short(self) -> bool:
+        """Whether half of it is used: no window grows then."""
+        return 2 * self._by_id.used > self._by_id.total
+
+    def windows_of(self, id: EndpointId) -> int:
+        """Return the sum of the windows of one endpoint."""
+        return self._windows[id]
+
+    def open(
+        self, id: EndpointId, source: Hashable, window: int, give_way: Callable[[], object]
+    ) -> MemoryClaim:
+        """Begin to count a connection.
+
+        Args:
+            id: the peer.
+            source: what its address counts as.
+            window: what its window is at first.
+            give_way: called when the connection has to end because others need the memory.
+        """
+        return MemoryClaim(self, id, source, window, give_way)
+
+
+class MemoryClaim:
+    """What one connection holds. Made by `ReceiveMemory.open`; release it at the end."""
+
+    __slots__ = ("_by_id", "_by_source", "_charged", "_id", "_is_open", "_memory", "_window")
+
+    def __init__(
+        self,
+        memory: ReceiveMemory,
+        id: EndpointId,
+        source: Hashable,
+        window: int,
+        give_way: Callable[[], object],
+    ) -> None:
+        self._memory = memory
+        self._id = id
+        self._window = window
+        self._charged = 0
+        self._is_open = True
+        self._by_id = memory._by_id.claim(id, give_way)
+        self._by_source = memory._by_source.claim(source, lambda: None)
+        memory._windows[id] += window
+
+    def grow(self, window: int) -> bool:
+        """Ask for a larger window; False when the peer has its share, or memory is short."""
+        memory = self._memory
+        more = window - self._window
+        if memory.is_short or memory._windows[self._id] + more > memory._windows_per_id:
+            return False
+        memory._windows[self._id] += more
+        self._window = window
+        return True
+
+    def holds(self, held: int) -> bool:
+        """Report how many bytes are held; False when they are more than there is room for."""
+        more = held - self._charged
+        if -2 * STEP_BYTES < more < STEP_BYTES or not self._is_open:
+            return True
+        more -= more % STEP_BYTES
+        if more < 0:
+            self._by_id.give(-more)
+            self._by_source.give(-more)
+        elif not self._by_source.take(more):
+            return False
+        elif not self._by_id.take(more):
+            self._by_source.give(more)
+            return False
+        self._charged += more
+        return True
+
+    def release(self) -> None:
+        """Give everything back. Idempotent."""
+        if self._is_open:
+            self._is_open = False
+            self._by_id.release()
+            self._by_source.release()
+            windows = self._memory._windows
+            windows[self._id] -= self._window
+            if not windows[self._id]:
+                del windows[self._id]
