@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 import attrs
+from measuring.parent import end_with_parent
 
 from dialkey_gossip.simulation import (
     CHURN_BASELINE,
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str]) -> int:
     rows: list[Row] = []
     churn_rows: list[ChurnRow] = []
     started_s = time.monotonic()
-    with ProcessPoolExecutor(options.jobs) as pool:
+    with ProcessPoolExecutor(options.jobs, initializer=end_with_parent) as pool:
         wanted = [
             (each, seeds) for each in scenarios(options.nodes, options.loss, quick=options.quick)
         ]

@@ -32,6 +32,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import attrs
+from measuring.parent import end_with_parent
 
 from dialkey.identity import SecretKey
 from dialkey_relay.client.machine import ClientMachine, Confirmed
@@ -216,6 +217,7 @@ def certificate() -> tuple[Path, Path]:
 
 def run_relay(name: str, pipe: Connection) -> None:
     """Be the relay's process: tell the port, end with the pipe."""
+    end_with_parent()
 
     async def main() -> None:
         relay = RELAYS[name]()

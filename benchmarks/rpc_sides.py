@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import attrs
+from measuring.parent import end_with_stdin
 
 BLOCK_BYTES = 1 << 16
 
@@ -271,6 +272,7 @@ SIDES = {
 
 
 def main() -> None:
+    end_with_stdin()
     stack, side, *rest = sys.argv[1:]
     try:
         asyncio.run(SIDES[stack, side](*rest))

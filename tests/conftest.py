@@ -1,12 +1,13 @@
 """What holds for every test: no process that a test starts outlives the tests.
 
 Where Linux and util-linux are, each is started so that the kernel kills it when the test process dies,
-even by ``kill -9``. Elsewhere dialkey's own processes end by themselves, see `dialkey.cli.child`.
+even by ``kill -9``. Elsewhere dialkey's own processes end by themselves, see `dialkey.cli.children`.
 """
 
 from __future__ import annotations
 
 import functools
+import multiprocessing.util
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 SETPRIV = shutil.which("setpriv")
+BINDING = (SETPRIV, "--pdeathsig", "KILL", "--")
 
 
 def _can_bind_lives() -> bool:
@@ -43,8 +45,18 @@ def _bound(args: object, options: Mapping[str, object]) -> object:
     path = env.get("PATH") if isinstance(env, Mapping) else os.environ.get("PATH")
     if shutil.which(os.fspath(args[0]), path=path) is None:
         return args  # so that it is not found in the usual way
-    return [SETPRIV, "--pdeathsig", "KILL", "--", *args]
+    return [*BINDING, *args]
+
+
+def _spawn(path: bytes, args: Sequence[str | bytes], passed: Sequence[int]) -> int:
+    """Start a process of `multiprocessing`; its tracker of resources is to outlive us and clean up."""
+    if "--multiprocessing-fork" not in args:
+        return _spawn_unbound(path, args, passed)
+    assert SETPRIV is not None
+    return _spawn_unbound(os.fsencode(SETPRIV), [*BINDING, path, *args[1:]], passed)
 
 
 if _can_bind_lives():
     subprocess.Popen.__init__ = _init  # type: ignore[method-assign]
+    _spawn_unbound = multiprocessing.util.spawnv_passfds
+    multiprocessing.util.spawnv_passfds = _spawn

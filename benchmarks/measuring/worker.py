@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import stacks
 from stacks import base
 
+from measuring.parent import end_with_stdin
+
 Result = dict[str, float | str]
 
 END_TIMEOUT_S = 2.0
@@ -162,6 +164,7 @@ async def main(name: str, replies: TextIO) -> None:
 
 
 if __name__ == "__main__":
+    end_with_stdin()
     to_parent = os.fdopen(os.dup(1), "w")
     # Whatever a library prints must not get among the replies.
     os.dup2(2, 1)

@@ -84,6 +84,7 @@ def test_500_idle_connections_are_resident_in_little_memory(
     here, there = context.Pipe()
     process = context.Process(target=fresh_process, args=(there, 500))
     process.start()
+    there.close()  # so that its end is seen if it fails
     try:
         assert here.poll(100)
         each, left = here.recv()

@@ -52,6 +52,7 @@ async def test_one_gib_against_a_reader_that_stalls() -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=reader_process, args=(there,))
     process.start()
+    there.close()  # so that its end is seen if it fails
     try:
         ticket = await asyncio.to_thread(here.recv)
         async with binding() as endpoint:  # type: ignore[attr-defined]
