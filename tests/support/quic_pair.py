@@ -19,7 +19,7 @@ from dialkey.identity import SecretKey
 from dialkey.quic import codes, events, stateless
 from dialkey.quic.connection import Config, Connection, State
 from dialkey.quic.events import CloseReason
-from dialkey.quic.packets import builder, bursts
+from dialkey.quic.packets import builder
 from dialkey.quic.paths.path import Address, Path
 from dialkey.quic.streams.halves import RecvHalf, SendHalf
 from dialkey.testing import Channel, Conditions
@@ -80,7 +80,6 @@ class Side:
         self.reset_codes: dict[int, int] = {}
         self.datagrams: list[bytes] = []
         self.reset_tokens: set[bytes] = set()
-        self.scratch = bursts.Scratch()
 
     # --- what an application does ---------------------------------------------------------------
 
@@ -360,7 +359,7 @@ class Pair:
             side = next(iter(self._dirty))
             del self._dirty[side]
             if side.core is not None:
-                side.core.flush(self.now, self._send_from(side), side.scratch)
+                side.core.flush(self.now, self._send_from(side))
                 side.drain_events()
 
     def next_time(self) -> float | None:

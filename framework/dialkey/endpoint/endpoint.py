@@ -49,7 +49,6 @@ from dialkey.opening import AsyncOnly, Opening
 from dialkey.presets import Preset, minimal
 from dialkey.printable import printable_bytes
 from dialkey.quic.connection import Config
-from dialkey.quic.packets.bursts import Scratch
 from dialkey.quic.paths.bbr import Bbr
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.qlog import Qlog
@@ -216,7 +215,6 @@ class Endpoint(AsyncOnly):
             secrets_log_file=options.key_log_file,
         )
         self.path_selector: PathSelector = DirectFirst()
-        self._scratch = Scratch()
         self._connections: set[Connection] = set()
         self._dirty: dict[Connection, None] = {}
         self._touched: dict[Connection, None] = {}
@@ -754,7 +752,7 @@ class Endpoint(AsyncOnly):
             self._dirty[connection] = None
         else:
             try:
-                core.flush(now, self._send, self._scratch)
+                core.flush(now, self._send)
             except Exception:
                 self.on_internal_error(connection)
         if core.events:

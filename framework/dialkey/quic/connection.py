@@ -30,7 +30,6 @@ from dialkey.quic.handshake import driver
 from dialkey.quic.handshake.machine import Handshake
 from dialkey.quic.handshake.routes import Routes
 from dialkey.quic.packets import builder, reader
-from dialkey.quic.packets.bursts import Scratch
 from dialkey.quic.packets.protection import PacketProtection
 from dialkey.quic.paths import multipath
 from dialkey.quic.paths.amplification import Room
@@ -308,7 +307,7 @@ class Connection(StreamTable):
 
     # --- datagrams out --------------------------------------------------------------------------
 
-    def flush(self, now: float, send: Send, scratch: Scratch) -> None:
+    def flush(self, now: float, send: Send) -> None:
         """Hand everything that may leave now to `send`."""
         if self.state is State.GONE:
             return
@@ -335,7 +334,7 @@ class Connection(StreamTable):
             if selected is not None and self.multipath is not None:
                 multipath.use(self, selected)
             for path in self.paths.values():
-                builder.flush_path(self, path, path is selected, now, send, scratch)
+                builder.flush_path(self, path, path is selected, now, send)
             if self.delivery_event_due():
                 self.events.append(events.Delivered())
 

@@ -14,7 +14,6 @@ from quic_pair import Pair, frame, stream_frame
 from dialkey.quic import codes, events
 from dialkey.quic.connection import State
 from dialkey.quic.packets.frames import VARINT_MAX
-from dialkey.quic.packets.protection import TAG_LENGTH
 
 TOKEN = bytes(16)
 MINE, YOURS, MINE_UNI, YOURS_UNI = 0, 1, 2, 3
@@ -225,7 +224,7 @@ def test_a_packet_without_frames() -> None:
     protection = pair.client.c.protection
     assert protection is not None
     cid = pair.client.craft(b"\x01")
-    assert TAG_LENGTH == 16
+    assert codes.TAG_LENGTH == 16
     path = pair.client.path
     number = path.next_number
     header = bytes((0x43, *peer_cid(pair), *number.to_bytes(4, "big")))

@@ -9,7 +9,13 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from dialkey.quic.handshake.machine import TrafficSecret
-from dialkey.quic.packets.protection import HeaderKey, KeyUpdateRefused, PacketKey, PacketProtection
+from dialkey.quic.packets.protection import (
+    HeaderKey,
+    KeyUpdateRefused,
+    PacketKey,
+    PacketProtection,
+    TrafficKeys,
+)
 
 AES = CipherSuite.AES_128_GCM_SHA256
 CHACHA = CipherSuite.CHACHA20_POLY1305_SHA256
@@ -34,14 +40,14 @@ def open_same(protection: PacketProtection, number: int, data: bytes) -> bytes:
 def test_chacha20_vector() -> None:
     """RFC 9001 appendix A.5: a short-header packet, its key, and the key of the next phase."""
     secret = bytes.fromhex("9ac312a7f877468ebe69422748ad00a15443f18203a07d6060f688f30f21632b")
-    key = PacketKey(TrafficSecret(CHACHA, secret))
+    key = PacketKey(TrafficKeys.derive(TrafficSecret(CHACHA, secret)))
     assert key.iv == int("e0459b3474bdd0e44a41c144", 16)
     header = bytes.fromhex("4200bff4")
     body = key.encrypt((key.iv ^ 654360564).to_bytes(12, "big"), b"\x01", header)
     assert body.hex() == "655e5cd55c41f69080575d7999c25a5bfb"
-    mask = HeaderKey(TrafficSecret(CHACHA, secret)).masks(body[1:17])
+    mask = HeaderKey(TrafficKeys.derive(TrafficSecret(CHACHA, secret))).masks(body[1:17])
     assert mask[:5].hex() == "aefefe7d03"
-    assert key.next().secret.hex() == (
+    assert key.next().keys.traffic.secret.hex() == (
         "1223504755036d556342ee9361d253421a826c9ecdf3c7148684b36b714881f9"
     )
 
@@ -65,7 +71,7 @@ def test_multipath_vector() -> None:
 @pytest.mark.parametrize("suite", [AES, CipherSuite.AES_256_GCM_SHA384, CHACHA])
 def test_many_masks_at_once_are_those_of_each(suite: CipherSuite) -> None:
     size = 48 if suite == CipherSuite.AES_256_GCM_SHA384 else 32
-    header = HeaderKey(TrafficSecret(suite, bytes(size)))
+    header = HeaderKey(TrafficKeys.derive(TrafficSecret(suite, bytes(size))))
     samples = [bytes([i]) * 16 for i in range(5)]
     assert header.masks(b"".join(samples)) == b"".join(header.masks(each) for each in samples)
 
@@ -81,7 +87,7 @@ def test_sealing_into_a_buffer_is_sealing(suite: CipherSuite) -> None:
 
 
 def test_a_cipher_without_encrypt_into_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    key = PacketKey(TrafficSecret(AES, bytes(32)))
+    key = PacketKey(TrafficKeys.derive(TrafficSecret(AES, bytes(32))))
     buffer = bytearray(20)
     key._encrypt_and_copy(bytes(12), b"data", b"", memoryview(buffer))
     assert bytes(buffer) == key.encrypt(bytes(12), b"data", b"")

@@ -11,10 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from dialkey.quic import codes
-from dialkey.quic.codes import CID_LENGTH
-from dialkey.quic.packets.bursts import SHORT_NUMBER_RANGE, Scratch, count_sent, try_burst
+from dialkey.quic.codes import CID_LENGTH, TAG_LENGTH
+from dialkey.quic.packets.bursts import SHORT_NUMBER_RANGE, count_sent, try_burst
 from dialkey.quic.packets.frames import encode_ack_body, encode_connection_close, varint
-from dialkey.quic.packets.protection import TAG_LENGTH
 from dialkey.quic.paths import multipath
 from dialkey.quic.paths.mtu import BASE_BYTES
 from dialkey.quic.paths.recovery import Frame, Sent
@@ -82,9 +81,7 @@ def build_close(c: Connection, path: Path, reason: CloseReason) -> bytes:
     return seal_packet(c, path, payload, _cid(path) or b"")
 
 
-def flush_path(
-    c: Connection, path: Path, carries_data: bool, now: float, send: Send, scratch: Scratch
-) -> None:
+def flush_path(c: Connection, path: Path, carries_data: bool, now: float, send: Send) -> None:
     """Send all that may leave on a path now.
 
     Args:
@@ -115,7 +112,7 @@ def flush_path(
         if half is not None and not may_probe:
             # As much as the pacer lets go at once: a longer burst is a queue for whoever shares the link.
             burst = min(room, max(int(allowance), 2 * size))
-            used = try_burst(c, path, half, cid, burst, now, send, scratch)
+            used = try_burst(c, path, half, cid, burst, now, send)
             if used:
                 allowance -= used
                 recovery.pacer.spend(used)

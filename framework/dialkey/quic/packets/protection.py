@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
+import attrs
 from aioquic.quic.crypto import derive_key_iv_hp
 from aioquic.tls import CipherSuite, cipher_suite_hash, hkdf_expand_label
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
+from dialkey import native
 from dialkey.quic.handshake.machine import TrafficSecret
+from dialkey.quic.packets.runs import ColumnKey, RunKey
 
-TAG_LENGTH = 16
 SAMPLE_LENGTH = 16
 
 SEND_LIMIT_PACKETS = {
@@ -38,35 +40,99 @@ class Aead(Protocol):
     def decrypt(self, nonce: Bytes, data: Bytes, associated_data: Bytes | None) -> bytes: ...
 
 
+_SUITES = {
+    CipherSuite.AES_128_GCM_SHA256: "aes-128-gcm",
+    CipherSuite.AES_256_GCM_SHA384: "aes-256-gcm",
+    CipherSuite.CHACHA20_POLY1305_SHA256: "chacha20-poly1305",
+}
+
+
+@attrs.frozen(repr=False)
+class TrafficKeys:
+    """What is derived from one traffic secret, once (RFC 9001 section 5.1).
+
+    Attributes:
+        suite: "aes-128-gcm", "aes-256-gcm" or "chacha20-poly1305".
+        header: key of the header protection; it outlives key updates.
+    """
+
+    traffic: TrafficSecret
+    suite: str
+    key: bytes
+    iv: bytes
+    header: bytes
+
+    @classmethod
+    def derive(cls, traffic: TrafficSecret) -> TrafficKeys:
+        """Derive the keys of the first phase."""
+        suite = traffic.cipher_suite
+        return cls(
+            traffic,
+            _SUITES[suite],
+            *derive_key_iv_hp(cipher_suite=suite, secret=traffic.secret, version=1),
+        )
+
+    def next(self) -> TrafficKeys:
+        """Return the keys of the next phase."""
+        suite = self.traffic.cipher_suite
+        algorithm = cipher_suite_hash(suite)
+        secret = hkdf_expand_label(
+            algorithm, self.traffic.secret, b"quic ku", b"", algorithm.digest_size
+        )
+        traffic = TrafficSecret(suite, secret)
+        key, iv, _ = derive_key_iv_hp(cipher_suite=suite, secret=secret, version=1)
+        return attrs.evolve(self, traffic=traffic, key=key, iv=iv)
+
+
 class PacketKey:
     """One direction's AEAD key of one key phase."""
 
-    __slots__ = ("_suite", "aead", "decrypt", "encrypt", "encrypt_into", "iv", "secret")
+    __slots__ = ("aead", "decrypt", "decrypt_into", "encrypt", "encrypt_into", "iv", "keys")
 
-    def __init__(self, traffic: TrafficSecret) -> None:
-        key, iv, _ = derive_key_iv_hp(
-            cipher_suite=traffic.cipher_suite, secret=traffic.secret, version=1
-        )
-        chacha = traffic.cipher_suite == CipherSuite.CHACHA20_POLY1305_SHA256
-        self.aead: AESGCM | ChaCha20Poly1305 = ChaCha20Poly1305(key) if chacha else AESGCM(key)
+    def __init__(self, keys: TrafficKeys) -> None:
+        chacha = keys.suite == "chacha20-poly1305"
+        self.aead: AESGCM | ChaCha20Poly1305 = (ChaCha20Poly1305 if chacha else AESGCM)(keys.key)
         self.encrypt = self.aead.encrypt
         self.decrypt = self.aead.decrypt
-        self.encrypt_into: Callable[[bytes, Bytes, bytes, memoryview], int] = getattr(
+        self.encrypt_into: Callable[[Bytes, Bytes, Bytes, memoryview], int] = getattr(
             self.aead, "encrypt_into", self._encrypt_and_copy
         )
-        self.iv = int.from_bytes(iv, "big")
-        self.secret = traffic.secret
-        self._suite = traffic.cipher_suite
+        self.decrypt_into: Callable[[Bytes, Bytes, Bytes, memoryview], int] = getattr(
+            self.aead, "decrypt_into", self._decrypt_and_copy
+        )
+        self.iv = int.from_bytes(keys.iv, "big")
+        self.keys = keys
 
-    def _encrypt_and_copy(self, nonce: bytes, data: Bytes, aad: bytes, out: memoryview) -> int:
+    def _encrypt_and_copy(self, nonce: Bytes, data: Bytes, aad: Bytes, out: memoryview) -> int:
         out[:] = self.aead.encrypt(nonce, data, aad)
+        return len(out)
+
+    def _decrypt_and_copy(self, nonce: Bytes, data: Bytes, aad: Bytes, out: memoryview) -> int:
+        out[:] = self.aead.decrypt(nonce, data, aad)
         return len(out)
 
     def next(self) -> PacketKey:
         """Return the key of the next phase."""
-        algorithm = cipher_suite_hash(self._suite)
-        secret = hkdf_expand_label(algorithm, self.secret, b"quic ku", b"", algorithm.digest_size)
-        return PacketKey(TrafficSecret(self._suite, secret))
+        return PacketKey(self.keys.next())
+
+
+def header_masks(keys: TrafficKeys) -> Callable[[bytes], bytes]:
+    """Return what turns samples of 16 bytes into as many masks; the first five bytes of each count."""
+    key = keys.header
+    if keys.suite == "chacha20-poly1305":
+
+        def masks(samples: bytes) -> bytes:
+            return b"".join(
+                Cipher(algorithms.ChaCha20(key, samples[at : at + SAMPLE_LENGTH]), mode=None)
+                .encryptor()
+                .update(bytes(SAMPLE_LENGTH))
+                for at in range(0, len(samples), SAMPLE_LENGTH)
+            )
+
+        return masks
+    # ECB here is the raw block function that RFC 9001 section 5.4.3 asks for; one call masks a whole
+    # run.
+    return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update
 
 
 class HeaderKey:
@@ -74,25 +140,16 @@ class HeaderKey:
 
     __slots__ = ("masks",)
 
-    def __init__(self, traffic: TrafficSecret) -> None:
-        _, _, key = derive_key_iv_hp(
-            cipher_suite=traffic.cipher_suite, secret=traffic.secret, version=1
-        )
-        if traffic.cipher_suite == CipherSuite.CHACHA20_POLY1305_SHA256:
+    def __init__(self, keys: TrafficKeys) -> None:
+        self.masks = header_masks(keys)
 
-            def masks(samples: bytes) -> bytes:
-                return b"".join(
-                    Cipher(algorithms.ChaCha20(key, samples[at : at + SAMPLE_LENGTH]), mode=None)
-                    .encryptor()
-                    .update(bytes(SAMPLE_LENGTH))
-                    for at in range(0, len(samples), SAMPLE_LENGTH)
-                )
 
-            self.masks: Callable[[bytes], bytes] = masks
-        else:
-            # ECB here is the raw block function that RFC 9001 section 5.4.3 asks for; one call masks
-            # a whole burst.
-            self.masks = Cipher(algorithms.AES(key), modes.ECB()).encryptor().update
+def _run_key(key: PacketKey, header: HeaderKey) -> RunKey:
+    part = native.part()
+    if part is None:
+        return ColumnKey(key.iv, key.encrypt_into, key.decrypt_into, header.masks)
+    keys = key.keys
+    return part.PacketKey(keys.suite, keys.key, keys.iv, keys.header)
 
 
 class KeyUpdateRefused(Exception):
@@ -112,7 +169,9 @@ class PacketProtection:
         "_next_recv",
         "_previous_recv",
         "_previous_until",
+        "_recv_run",
         "_sealed",
+        "_send_run",
         "_update_unacknowledged",
         "_update_unseen",
         "recv",
@@ -125,15 +184,18 @@ class PacketProtection:
     )
 
     def __init__(self, send: TrafficSecret, recv: TrafficSecret) -> None:
-        self.send = PacketKey(send)
-        self.send_header = HeaderKey(send)
-        self.recv = PacketKey(recv)
-        self.recv_header = HeaderKey(recv)
+        send_keys, recv_keys = TrafficKeys.derive(send), TrafficKeys.derive(recv)
+        self.send = PacketKey(send_keys)
+        self.send_header = HeaderKey(send_keys)
+        self.recv = PacketKey(recv_keys)
+        self.recv_header = HeaderKey(recv_keys)
         self.send_phase = 0
         self.recv_phase = 0
         self.updates = 0
         self._limit = SEND_LIMIT_PACKETS[send.cipher_suite]
         self._sealed = 0
+        self._send_run: RunKey | None = None
+        self._recv_run: RunKey | None = None
         self._next_recv: PacketKey | None = None
         self._previous_recv: PacketKey | None = None
         self._previous_until = 0.0
@@ -142,6 +204,20 @@ class PacketProtection:
         # The number of the first packet of the current phase on each path, until one of them is
         # acknowledged: before that the peer might miss a whole phase.
         self._update_unacknowledged: Mapping[int, int] | None = None
+
+    @property
+    def send_run(self) -> RunKey:
+        """What seals runs under the keys of `send`; few connections ever have one."""
+        if self._send_run is None:
+            self._send_run = _run_key(self.send, self.send_header)
+        return self._send_run
+
+    @property
+    def recv_run(self) -> RunKey:
+        """What opens runs under the keys of `recv`."""
+        if self._recv_run is None:
+            self._recv_run = _run_key(self.recv, self.recv_header)
+        return self._recv_run
 
     def count_sealed(self, packets: int) -> bool:
         """Count packets sealed; return whether the key is due for an update."""
@@ -225,6 +301,7 @@ class PacketProtection:
         self.recv_phase ^= 1
         self.send = self.send.next()
         self.send_phase ^= 1
+        self._send_run = self._recv_run = None
         self._sealed = 0
         self._update_unacknowledged = next_numbers
         self.updates += 1

@@ -44,6 +44,20 @@ class ReceivedPackets:
             self._bits |= 1 << (self.largest - number)
             self._insert(number)
 
+    def add_run(self, number: int, stop: int) -> None:
+        """Record the numbers from `number` to below `stop`, all of them beyond the largest one."""
+        step = stop - 1 - self.largest
+        run = (1 << (stop - number)) - 1
+        self._bits = ((self._bits << step if step < _WINDOW else 0) | run) & _MASK
+        self.largest = stop - 1
+        ranges = self._ranges
+        if ranges and ranges[-1][1] == number:
+            ranges[-1][1] = stop
+        else:
+            ranges.append([number, stop])
+            if len(ranges) > MAX_ACK_RANGES:
+                del ranges[0]
+
     def _insert(self, number: int) -> None:
         ranges = self._ranges
         index = len(ranges)

@@ -266,6 +266,15 @@ class RecvHalf(ReceiveWindow):
 
     # --- the connection's side ------------------------------------------------------------------
 
+    def takes(self, offset: int, length: int) -> bool:
+        """Whether `on_data` surely finds nothing wrong with a piece that is not the last."""
+        end = offset + length
+        return (
+            end <= self.limit
+            and (self.final_size is None or end <= self.final_size)
+            and self._runs < MAX_GAPS
+        )
+
     def on_data(self, offset: int, data: Bytes, fin: bool) -> int:
         """Take a piece in; return by how much it raised the highest offset.
 
