@@ -122,7 +122,7 @@ def test_offsets_beyond_a_gibibyte_are_written_in_the_wide_form() -> None:
     recv = None
     pair.client.write(stream, b"x")
     # The receiver is told nothing of the first gibibyte: it has it already.
-    pair.client.c.flush(pair.now, lambda *_: None, pair.client.scratch)
+    pair.client.c.flush(pair.now, lambda *_: None)
     pair.client.path.recovery.discard()
     pair.server.auto_read = False
     pair.deliver(
@@ -380,7 +380,6 @@ def test_bulk_data_leaves_in_bursts_of_equal_packets() -> None:
     pair.client.c.flush(
         pair.now,
         lambda remote, data, segment: batches.append((len(data), segment)),
-        pair.client.scratch,
     )
     size = pair.client.path.mtu.current
     assert batches[0][1] == size
