@@ -16,6 +16,7 @@ from typing import Any
 import attrs
 
 from dialkey.identity import SecretKey
+from dialkey.limits import HANDSHAKE_TIMEOUT_S
 from dialkey.quic import codes, events, stateless
 from dialkey.quic.connection import Config, Connection, State
 from dialkey.quic.events import CloseReason
@@ -237,6 +238,8 @@ class Pair:
         server_alpns: list[str] | None = None,
         drop: Callable[[Datagram], bool] | None = None,
         retry: bool = False,
+        remote: Address = SERVER_ADDRESS,
+        dial_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
         self.rng = random.Random(seed)
         self.now = START
@@ -257,8 +260,9 @@ class Pair:
             self.client.config,
             expected_id=self.server.config.secret_key.id,
             alpns=alpns if alpns is not None else [ALPN],
-            remote=SERVER_ADDRESS,
+            remote=remote,
             now=self.now,
+            timeout_s=dial_timeout_s,
         )
         self.wants_flush(self.client)
 

@@ -62,14 +62,13 @@ class PathPair(Pair):
         self.ways: list[Way] = []
         self.chooses = True
         self.by_address: dict[Address, Way] = {}
-        super().__init__(**kwargs)
+        super().__init__(remote="server on a", **kwargs)
         for number, conditions in enumerate(ways):
             up, down = conditions if isinstance(conditions, tuple) else (conditions, conditions)
             way = Way("abcdefgh"[number], up, down, self.rng)
             self.ways.append(way)
             self.by_address[way.server] = way
         first = self.ways[0]
-        self.client.c.remote = first.server
         self.client.address, self.server.address = first.client, first.server
 
     # --- the network ----------------------------------------------------------------------------

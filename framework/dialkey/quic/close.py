@@ -1,82 +1,90 @@
-"""The end of a connection: CLOSING and DRAINING last three probe timeouts, then all is freed.
+"""The end of a connection: why it is over, what is said about it, and when all is freed.
 
-Source: RFC 9000 section 10, wire/quic.md 3.15.
+CLOSING and DRAINING last three probe timeouts (RFC 9000 section 10, wire/quic.md 3.15).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Final
 
-from dialkey.printable import printable_bytes
-from dialkey.quic import events
-from dialkey.quic.config import Send, State
 from dialkey.quic.events import CloseReason
-from dialkey.quic.packets import builder
+from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.path import Address
 
-if TYPE_CHECKING:
-    from dialkey.quic.connection import Connection
-
-
-def end(c: Connection, reason: CloseReason, state: State, now: float) -> None:
-    """Leave OPEN or HANDSHAKE: tell the peer if there is something to tell, and the owner."""
-    if c.close_reason is not None:
-        return
-    c.close_reason = reason
-    handshake = c.handshake
-    if c.qlog is not None:
-        c.qlog.now = now
-        c.qlog.connection_closed(reason)
-    if state is State.CLOSING:
-        if handshake is not None and not c.confirmed and handshake.failure is None:
-            text = printable_bytes(reason.reason)
-            handshake.close(reason.error_code, text, is_application=reason.is_application)
-        if handshake is not None:
-            rooms = {c.remote: c.doubtful_room} if c.routes is None else c.routes.rooms()
-            for datagram in handshake.transmit(now):
-                for remote, room in rooms.items():
-                    c.farewell.add(remote, datagram, room)
-    if state is not State.GONE and c.protection is not None:
-        # Entering the draining state answers once, so that the peer need not ask again.
-        answer = reason if state is State.CLOSING else CloseReason("local")
-        path = c.selected_path
-        if path is not None:
-            packet = builder.build_close(c, path, answer)
-            c.farewell.add(path.remote, packet, None if path.validated else path.room)
-    # A path that was never answered knows no round trip, only a cautious guess at one.
-    pto = max((path.recovery.pto for path in c.paths.values() if path.validated), default=0.0)
-    pto = pto or 3 * c.config.initial_rtt_s
-    c.events.append(events.Closed(reason))
-    c.release_memory()
-    c.handshake = None
-    c.state = state
-    if state is State.GONE:
-        c.state = State.CLOSING
-        gone(c)
-    else:
-        c.gone_at = now + 3 * pto
+LINGER_PTOS: Final = 3
 
 
-def flush(c: Connection, now: float, send: Send) -> None:
-    """Send the close, at first and again for packets that still arrive."""
-    said = c.farewell.send(lambda remote, datagram: send(remote, datagram, len(datagram)))
-    if said and c.state is State.DRAINING:
-        c.farewell.forget()
+class Closing:
+    """What a connection keeps of its end.
+
+    Attributes:
+        reason: why it is over; None while it is not.
+        gone_at: when late packets need no answer any more.
+    """
+
+    __slots__ = ("farewell", "gone_at", "reason")
+
+    def __init__(self) -> None:
+        self.reason: CloseReason | None = None
+        self.gone_at: float | None = None
+        self.farewell = Farewell()
+
+    def begin(self, reason: CloseReason) -> None:
+        """Note why the connection is over."""
+        self.reason = reason
+
+    def linger(self, now: float, pto: float) -> None:
+        """Answer late packets for a while, from `now` on."""
+        self.gone_at = now + LINGER_PTOS * pto
+
+    def over(self) -> None:
+        """Answer nothing any more."""
+        self.gone_at = None
+        self.farewell.forget()
 
 
-def gone(c: Connection) -> None:
-    """Free everything: nothing is answered any more."""
-    if c.state is not State.GONE:
-        c.state = State.GONE
-        c.gone_at = None
-        c.deadline = None
-        c.farewell.forget()
-        c.control.clear()
-        c.ready.clear()
-        c.datagrams.clear()
-        c.send_halves.clear()
-        c.recv_halves.clear()
-        for path in c.paths.values():
-            path.recovery.forget()
-        if c.qlog is not None:
-            c.qlog.close()
-        c.events.append(events.Drained())
+class Farewell:
+    """Datagrams with CONNECTION_CLOSE, each for one address, sent at growing distances.
+
+    Source: RFC 9000 section 10.2.1.
+    """
+
+    __slots__ = ("_asked", "_datagrams", "_next_at")
+
+    def __init__(self) -> None:
+        self._datagrams: list[tuple[Address, bytes, Room | None]] = []
+        self._asked = 1
+        self._next_at = 1
+
+    def add(self, remote: Address, datagram: bytes, room: Room | None) -> None:
+        """Prepare a datagram.
+
+        Args:
+            room: how much may go to `remote`; None if it has proved that it receives.
+        """
+        self._datagrams.append((remote, datagram, room))
+
+    def heard(self, remote: Address, size: int) -> None:
+        """Note that the peer still sends."""
+        self._asked += 1
+        for room in {id(r): r for other, _, r in self._datagrams if r and other == remote}.values():
+            room.heard(size)
+
+    def send(self, emit: Callable[[Address, bytes], None]) -> bool:
+        """Say it at first, then for the 1st, 2nd, 4th, 8th … packet that still arrives.
+
+        Returns:
+            Whether it was time to.
+        """
+        if self._asked < self._next_at:
+            return False
+        self._next_at *= 2
+        for remote, datagram, room in self._datagrams:
+            if room is None or room.take(len(datagram)):
+                emit(remote, datagram)
+        return True
+
+    def forget(self) -> None:
+        """Say nothing any more."""
+        self._datagrams.clear()

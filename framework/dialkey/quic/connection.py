@@ -6,7 +6,7 @@ class owns everything after it. What is done with its state is told by topic: `h
 `packets.builder` builds packets, `paths.multipath` keeps the paths, `streams.table` the streams, `timers`
 says when what is due.
 
-The life of a connection::
+The life of a connection is the table `TRANSITIONS`::
 
     HANDSHAKE ──keys──► OPEN ──close()──► CLOSING ──3 PTO──► GONE
         │                 ├──peer's close──► DRAINING ──3 PTO──► GONE
@@ -17,25 +17,36 @@ Sources: RFC 9000, RFC 9001, RFC 9002, RFC 9221, wire/quic.md.
 
 from __future__ import annotations
 
+import enum
 from collections import deque
+from collections.abc import Mapping
+from typing import Final
 
 from dialkey import limits
 from dialkey.identity import EndpointId
-from dialkey.quic import close, codes, events, fate, timers
+from dialkey.printable import printable_bytes
+from dialkey.quic import codes, events, fate
+from dialkey.quic.close import Closing
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Config, Send, State
 from dialkey.quic.events import CloseReason, Event
-from dialkey.quic.farewell import Farewell
-from dialkey.quic.handshake import driver
-from dialkey.quic.handshake.machine import Handshake
-from dialkey.quic.handshake.routes import Routes
+from dialkey.quic.handshake.driver import Handshake
 from dialkey.quic.packets import builder, reader
 from dialkey.quic.packets.protection import PacketProtection
 from dialkey.quic.paths import multipath
 from dialkey.quic.paths.amplification import Room
-from dialkey.quic.paths.path import ACK_EVERY, MAX_LOCAL_CIDS, Address, LocalCid, Path, PathCids
+from dialkey.quic.paths.path import (
+    ACK_EVERY,
+    MAX_LOCAL_CIDS,
+    Address,
+    LocalCid,
+    Path,
+    PathCids,
+    PeerCid,
+)
 from dialkey.quic.paths.recovery import Frame, Sent
 from dialkey.quic.streams.table import StreamTable
+from dialkey.quic.timers import IdleTimer
 
 __all__ = ["Config", "Connection", "Send", "State"]
 
@@ -52,6 +63,39 @@ _OWED_FRAMES = frozenset(
 )
 
 
+class Happening(enum.Enum):
+    """What moves a connection from one state to the next."""
+
+    KEYS = "the keys of 1-RTT are there"
+    CLOSED_HERE = "it is closed here, or the peer broke a rule"
+    CLOSED_BY_PEER = "the peer closed it"
+    LOST = "nothing can be said to the peer any more"
+    LINGERED = "late packets need no answer any more"
+
+
+TRANSITIONS: Final[Mapping[State, Mapping[Happening, State]]] = {
+    State.HANDSHAKE: {
+        Happening.KEYS: State.OPEN,
+        Happening.CLOSED_HERE: State.CLOSING,
+        Happening.CLOSED_BY_PEER: State.DRAINING,
+        Happening.LOST: State.GONE,
+    },
+    State.OPEN: {
+        Happening.CLOSED_HERE: State.CLOSING,
+        Happening.CLOSED_BY_PEER: State.DRAINING,
+        Happening.LOST: State.GONE,
+    },
+    State.CLOSING: {Happening.LINGERED: State.GONE, Happening.LOST: State.GONE},
+    State.DRAINING: {Happening.LINGERED: State.GONE, Happening.LOST: State.GONE},
+    State.GONE: {},
+}
+"""What may happen in each state, and where it leads; anything else is a fault of ours."""
+
+
+class IllegalTransition(Exception):
+    """Something happened to a connection that its state does not allow: a fault of ours."""
+
+
 class Connection(StreamTable):
     """One connection. Use `client` or `server` to make it.
 
@@ -66,14 +110,13 @@ class Connection(StreamTable):
         *,
         is_client: bool,
         host_cid: bytes,
-        remote: Address,
-        now: float,
+        deadline: float,
     ) -> None:
         super().__init__(config, is_client=is_client)
         self.handshake: Handshake | None = handshake
         self.state = State.HANDSHAKE
+        self._remote = handshake.remote
         self.events: deque[Event] = deque()
-        self.remote = remote
         self.peer_id: EndpointId | None = None
         self.alpn = b""
         self.protection: PacketProtection | None = None
@@ -84,14 +127,12 @@ class Connection(StreamTable):
         self.cids: dict[bytes, tuple[int, int]] = {host_cid: (0, 0)}
         self.host_cid = host_cid
         self.idle_timeout_s = config.idle_timeout_s
-        self.created_at = now
-        self.close_reason: CloseReason | None = None
         self.qlog = handshake.trace
 
         self.ack_only_packets = 0
 
         # counters
-        self.bytes_sent = 0
+        self.packet_bytes_sent = 0
         self.bytes_received = 0
         self.packets_received = 0
         self.packets_undecryptable = 0
@@ -101,16 +142,10 @@ class Connection(StreamTable):
         self.lost_packets_before = 0
 
         # timers and closing
-        self.deadline: float | None = now + config.handshake_timeout_s
-        self._eliciting_sent_since_receipt = False
+        self.idle = IdleTimer(deadline)
         self.pacing_at: float | None = None
-        self.gone_at: float | None = None
-        self.farewell = Farewell()
-        self.early_short: list[tuple[bytes, Address]] = []
-        self.remote_fixed = False
-        self.routes = None if is_client else Routes(remote)
-        # Of the address that a client of several ways chose, until path 0 has proved it.
-        self.doubtful_room: Room | None = None
+        self.closing = Closing()
+        self._handshake_bytes_sent = 0
 
     # --- making one -----------------------------------------------------------------------------
 
@@ -143,14 +178,14 @@ class Connection(StreamTable):
             is_client=True,
             host_cid=host_cid,
             reset_token=b"",
+            remote=remote,
             initial_rtt_s=config.initial_rtt_s,
             qlog=config.qlog,
             secrets_log_file=config.secrets_log_file,
         )
         connection = cls(
-            config, handshake, is_client=True, host_cid=host_cid, remote=remote, now=now
+            config, handshake, is_client=True, host_cid=host_cid, deadline=now + timeout_s
         )
-        connection.deadline = now + timeout_s
         handshake.start(now)
         return connection
 
@@ -182,18 +217,16 @@ class Connection(StreamTable):
             is_client=False,
             host_cid=host_cid,
             reset_token=config.reset_token(host_cid),
+            remote=remote,
             original_destination_cid=original_destination_cid,
             retry_source_cid=retry_source_cid,
             initial_rtt_s=config.initial_rtt_s,
             qlog=config.qlog,
             secrets_log_file=config.secrets_log_file,
         )
-        connection = cls(
-            config, handshake, is_client=False, host_cid=host_cid, remote=remote, now=now
-        )
-        if began_at is not None:
-            connection.deadline = began_at + config.handshake_timeout_s
-        return connection
+        begin = now if began_at is None else began_at
+        deadline = begin + config.handshake_timeout_s
+        return cls(config, handshake, is_client=False, host_cid=host_cid, deadline=deadline)
 
     # --- datagrams in ---------------------------------------------------------------------------
 
@@ -209,20 +242,94 @@ class Connection(StreamTable):
         if self.qlog is not None:
             self.qlog.now = now
         if self.state is not State.OPEN and self.state is not State.HANDSHAKE:
-            self.farewell.heard(remote, len(data))
+            self.closing.farewell.heard(remote, len(data))
             return
         try:
             if data[0] & 0x80:
-                driver.receive_long(self, bytes(data), remote, now)
-            elif self.protection is not None:
-                reader.receive_packets(self, data, segment, remote, now)
+                self._receive_long(bytes(data), remote, now)
             else:
-                driver.receive_short(self, data, segment, remote, now)
+                self._receive_short(data, segment, remote, now)
         except TransportError as exc:
             self._fail(exc, now)
             return
         if not self.memory_suffices:
             self.give_way(now)
+
+    def _receive_long(self, datagram: bytes, remote: Address, now: float) -> None:
+        handshake = self.handshake
+        if handshake is None:
+            return
+        received = handshake.receive(datagram, remote, now)
+        failure = handshake.failure
+        if failure is not None:
+            reason = failure.reason.encode("utf-8", "replace")
+            self._end(
+                Happening.CLOSED_BY_PEER if failure.by_peer else Happening.CLOSED_HERE,
+                CloseReason(
+                    "peer" if failure.by_peer else "protocol",
+                    failure.error_code,
+                    reason,
+                    during_handshake=True,
+                ),
+                now,
+            )
+            return
+        if received.is_authentic:
+            self.heard(now)
+        if self.protection is None and handshake.complete:
+            self._install_keys(handshake, now)
+        if received.short_packet:
+            short = memoryview(received.short_packet)
+            self._receive_short(short, len(short), remote, now)
+
+    def _receive_short(self, data: memoryview, segment: int, remote: Address, now: float) -> None:
+        if self.protection is not None:
+            reader.receive_packets(self, data, segment, remote, now)
+        elif self.handshake is not None:
+            self.handshake.hold_early(data, segment, remote)
+
+    def _install_keys(self, handshake: Handshake, now: float) -> None:
+        """Begin the life after the handshake: keys, limits, path 0."""
+        send, recv = handshake.send_secret, handshake.recv_secret
+        assert send is not None
+        assert recv is not None
+        self.protection = PacketProtection(send, recv)
+        self.peer_id = handshake.peer_id
+        self.alpn = handshake.alpn
+        if len(handshake.peer_cid) != codes.CID_LENGTH:
+            raise TransportError(codes.PROTOCOL_VIOLATION, "connection ids must have 8 bytes")
+        peer = self.peer_parameters = handshake.peer_parameters
+        if peer.max_idle_timeout_ms:
+            self.idle_timeout_s = min(self.idle_timeout_s, peer.max_idle_timeout_ms / 1000)
+        self.peer_max_data = peer.initial_max_data
+        self.bidi.peer_allows = peer.initial_max_streams_bidi
+        self.uni.peer_allows = peer.initial_max_streams_uni
+        first = PeerCid(0, handshake.peer_cid, peer.stateless_reset_token)
+        cids = self.cid_sets[0] = PathCids(0, first)
+        cids.local.append(LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid)))
+        cids.next_sequence = 1
+        path = self.new_path(
+            cids, handshake.remote, validated=True, initial_rtt=handshake.rtt_sample_s
+        )
+        if handshake.doubtful_room is not None:
+            path.doubt(handshake.doubtful_room, now)
+        path.last_received = path.last_activity = now
+        self.paths[0] = path
+        if self.config.multipath and peer.initial_max_path_id is not None:
+            local_max = multipath.MAX_CONCURRENT_PATHS - 1
+            self.multipath = multipath.Multipath(local_max, peer.initial_max_path_id)
+        self._go(Happening.KEYS)
+        self.idle.deadline = now + self.idle_timeout_s
+        self.events.append(events.HandshakeCompleted())
+        self.publish_reset_token(cids)
+        self.issue_cids(cids)
+        if self.multipath is not None:
+            multipath.issue_cids(self)
+        if not self.is_client:
+            self.confirmed = True
+            self.control.append((codes.HANDSHAKE_DONE,))
+        for packet, remote in handshake.take_early():
+            reader.receive_packets(self, memoryview(packet), len(packet), remote, now)
 
     def new_path(
         self, cids: PathCids, remote: Address, *, validated: bool, initial_rtt: float | None = None
@@ -292,18 +399,18 @@ class Connection(StreamTable):
         self.confirmed = True
         if self.handshake is not None:
             self.handshake.confirm()
-            self.handshake = None
+            self._drop_handshake()
 
     def receive_stateless_reset(self, now: float) -> None:
         """Note that the peer has forgotten this connection."""
         if self.state is State.OPEN:
-            close.end(self, CloseReason("reset"), State.GONE, now)
+            self._end(Happening.LOST, CloseReason("reset"), now)
 
     def turn_away(self, reason: bytes, now: float) -> None:
         """Refuse a client whose handshake is not complete, and free what it holds."""
         if self.state is State.HANDSHAKE:
             refusal = CloseReason("local", codes.CONNECTION_REFUSED, reason, during_handshake=True)
-            close.end(self, refusal, State.CLOSING, now)
+            self._end(Happening.CLOSED_HERE, refusal, now)
 
     # --- datagrams out --------------------------------------------------------------------------
 
@@ -314,13 +421,13 @@ class Connection(StreamTable):
         if self.qlog is not None:
             self.qlog.now = now
         if self.state in (State.CLOSING, State.DRAINING):
-            close.flush(self, now, send)
+            self._say_farewell(send)
             return
         handshake = self.handshake
         if handshake is not None:
-            driver.send_handshake(self, handshake.transmit(now), send)
+            handshake.send(now, send)
             if self.confirmed and not self.is_client:
-                self.handshake = None
+                self._drop_handshake()
         if self.protection is not None:
             self.pacing_at = None
             self.grant_streams(now)
@@ -355,26 +462,55 @@ class Connection(StreamTable):
 
     def sent_eliciting(self, now: float) -> None:
         """Note that something was sent that the peer must answer."""
-        if not self._eliciting_sent_since_receipt:
-            self._eliciting_sent_since_receipt = True
-            self.deadline = now + self._idle_period()
+        if self.idle.is_first_question:
+            self.idle.asked(now, self._idle_period())
 
     # --- timers ---------------------------------------------------------------------------------
 
     def timer(self) -> float | None:
         """Return when `on_timer` is due, or None when the connection is gone."""
-        return timers.next_timer(self)
+        if self.state is State.GONE:
+            return None
+        if self.closing.gone_at is not None:
+            return self.closing.gone_at
+        at = self.idle.deadline
+        if self.pacing_at is not None and self.pacing_at < at:
+            at = self.pacing_at
+        if self.credit_at is not None and self.credit_at < at:
+            at = self.credit_at
+        if self.handshake is not None:
+            other = self.handshake.timer()
+            if other is not None and other < at:
+                at = other
+        return min(at, multipath.next_timer(self))
 
     def on_timer(self, now: float) -> None:
         """Do what is due; call `flush` afterwards."""
-        timers.on_timer(self, now)
+        if self.qlog is not None:
+            self.qlog.now = now
+        if self.closing.gone_at is not None:
+            if now >= self.closing.gone_at:
+                self._be_gone(Happening.LINGERED)
+            return
+        if now >= self.idle.deadline:
+            cause = "idle" if self.state is State.OPEN else "handshake"
+            during = self.state is State.HANDSHAKE
+            self._end(Happening.LOST, CloseReason(cause, during_handshake=during), now)
+            return
+        if self.handshake is not None:
+            at = self.handshake.timer()
+            if at is not None and now >= at:
+                self.handshake.handle_timer(now)
+        multipath.on_timers(self, now)
+        if self.multipath is not None and multipath.is_stranded(self, now):
+            self._end(Happening.LOST, CloseReason("no path", codes.NO_VIABLE_PATH), now)
 
-    def _heard(self, now: float) -> None:
+    def heard(self, now: float) -> None:
+        """Note that something authentic arrived."""
         if self.state is State.OPEN:
-            self.deadline = now + self._idle_period()
-        self._eliciting_sent_since_receipt = False
-
-    heard = _heard
+            self.idle.heard(now, self._idle_period())
+        else:
+            self.idle.heard_in_handshake()
 
     def _idle_period(self) -> float:
         period = self.idle_timeout_s
@@ -386,62 +522,124 @@ class Connection(StreamTable):
 
     # --- closing --------------------------------------------------------------------------------
 
+    @property
+    def close_reason(self) -> CloseReason | None:
+        """Why the connection is over; None while it is not."""
+        return self.closing.reason
+
     def close(self, error_code: int, reason: bytes, now: float) -> None:
         """Close at once, with the application's code and reason. What was not sent is lost."""
-        if self.state in (State.OPEN, State.HANDSHAKE):
-            close.end(
-                self,
-                CloseReason("local", error_code, reason, is_application=True),
-                State.CLOSING,
-                now,
-            )
+        self._end(
+            Happening.CLOSED_HERE,
+            CloseReason("local", error_code, reason, is_application=True),
+            now,
+        )
 
     def _fail(self, exc: TransportError, now: float) -> None:
         during = self.state is State.HANDSHAKE
         reason = exc.reason.encode("utf-8", "replace")
-        close.end(
-            self,
+        self._end(
+            Happening.CLOSED_HERE,
             CloseReason("protocol", exc.error_code, reason, during_handshake=during),
-            State.CLOSING,
             now,
         )
 
     def fail_internally(self, now: float) -> None:
         """Close because our own code failed; the peer is told INTERNAL_ERROR."""
-        close.end(
-            self,
-            CloseReason("internal", codes.INTERNAL_ERROR, b"internal error"),
-            State.CLOSING,
-            now,
-        )
+        reason = CloseReason("internal", codes.INTERNAL_ERROR, b"internal error")
+        self._end(Happening.CLOSED_HERE, reason, now)
 
     def give_way(self, now: float) -> None:
         """Close because what is held unread here is more than there is room for."""
-        close.end(
-            self,
-            CloseReason("overfull", codes.INTERNAL_ERROR, b"too much unread data"),
-            State.CLOSING,
-            now,
-        )
+        reason = CloseReason("overfull", codes.INTERNAL_ERROR, b"too much unread data")
+        self._end(Happening.CLOSED_HERE, reason, now)
 
     def peer_closed(
         self, error_code: int, reason: bytes, *, is_application: bool, now: float
     ) -> None:
         """Note the peer's CONNECTION_CLOSE."""
-        close.end(
-            self,
+        self._end(
+            Happening.CLOSED_BY_PEER,
             CloseReason("peer", error_code, reason, is_application=is_application),
-            State.DRAINING,
             now,
         )
 
     def discard(self) -> None:
         """Forget everything at once, without a word to the peer."""
-        self.handshake = None
-        if self.close_reason is None:
-            self.close_reason = CloseReason("local")
-            self.events.append(events.Closed(self.close_reason))
-        close.gone(self)
+        self._drop_handshake()
+        if self.closing.reason is None:
+            reason = CloseReason("local")
+            self.closing.begin(reason)
+            self.events.append(events.Closed(reason))
+        self._be_gone(Happening.LOST)
+
+    def _go(self, happening: Happening) -> None:
+        state = TRANSITIONS[self.state].get(happening)
+        if state is None:
+            raise IllegalTransition(f"{self.state.name}: {happening.value}")
+        self.state = state
+
+    def _end(self, happening: Happening, reason: CloseReason, now: float) -> None:
+        """Leave HANDSHAKE or OPEN: tell the peer if there is something to tell, and the owner."""
+        if self.closing.reason is not None:
+            return
+        self.closing.begin(reason)
+        if self.qlog is not None:
+            self.qlog.now = now
+            self.qlog.connection_closed(reason)
+        handshake = self.handshake
+        if happening is Happening.CLOSED_HERE and handshake is not None:
+            if not self.confirmed and handshake.failure is None:
+                text = printable_bytes(reason.reason)
+                handshake.close(reason.error_code, text, is_application=reason.is_application)
+            for remote, datagram, room in handshake.last_words(now):
+                self.closing.farewell.add(remote, datagram, room)
+        path = self.selected_path
+        if happening is not Happening.LOST and self.protection is not None and path is not None:
+            # Entering the draining state answers once, so that the peer need not ask again.
+            answer = reason if happening is Happening.CLOSED_HERE else CloseReason("local")
+            packet = builder.build_close(self, path, answer)
+            self.closing.farewell.add(path.remote, packet, None if path.validated else path.room)
+        self.events.append(events.Closed(reason))
+        self.release_memory()
+        self._drop_handshake()
+        if happening is Happening.LOST:
+            self._be_gone(happening)
+        else:
+            self._go(happening)
+            # A path that was never answered knows no round trip, only a cautious guess at one.
+            ptos = (path.recovery.pto for path in self.paths.values() if path.validated)
+            self.closing.linger(now, max(ptos, default=0.0) or 3 * self.config.initial_rtt_s)
+
+    def _say_farewell(self, send: Send) -> None:
+        """Send the close, at first and again for packets that still arrive."""
+        farewell = self.closing.farewell
+        said = farewell.send(lambda remote, datagram: send(remote, datagram, len(datagram)))
+        if said and self.state is State.DRAINING:
+            farewell.forget()
+
+    def _drop_handshake(self) -> None:
+        if self.handshake is not None:
+            self._handshake_bytes_sent = self.handshake.bytes_sent
+            self._remote = self.handshake.remote
+            self.handshake = None
+
+    def _be_gone(self, happening: Happening) -> None:
+        """Free everything: nothing is answered any more."""
+        if self.state is State.GONE:
+            return
+        self._go(happening)
+        self.closing.over()
+        self.control.clear()
+        self.ready.clear()
+        self.datagrams.clear()
+        self.send_halves.clear()
+        self.recv_halves.clear()
+        for path in self.paths.values():
+            path.recovery.forget()
+        if self.qlog is not None:
+            self.qlog.close()
+        self.events.append(events.Drained())
 
     # --- datagrams of the application -----------------------------------------------------------
 
@@ -455,7 +653,22 @@ class Connection(StreamTable):
         room = size - builder.PACKET_OVERHEAD - 3
         return min(room, self.peer_parameters.max_datagram_frame_size - 3)
 
+    @property
+    def bytes_sent(self) -> int:
+        """Whole datagrams so far, the handshake's included; the farewell is not counted."""
+        handshake = self.handshake
+        in_handshake = self._handshake_bytes_sent if handshake is None else handshake.bytes_sent
+        return in_handshake + self.packet_bytes_sent
+
     # --- addresses and keys ---------------------------------------------------------------------
+
+    @property
+    def remote(self) -> Address:
+        """Where most of what we send goes."""
+        path = self.selected_path
+        if path is not None:
+            return path.remote
+        return self._remote if self.handshake is None else self.handshake.remote
 
     def network_changed(self, now: float) -> None:
         """Look at every path anew: this machine's addresses or routes may have changed."""
@@ -497,7 +710,7 @@ class Connection(StreamTable):
         """Since when nothing has arrived, though something is in flight that the peer must answer."""
         if not any(path.recovery.eliciting_in_flight for path in self.paths.values()):
             return None
-        return max((path.last_received for path in self.paths.values()), default=self.created_at)
+        return max(path.last_received for path in self.paths.values())
 
     @property
     def has_heard_peer(self) -> bool:

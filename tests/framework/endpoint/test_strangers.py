@@ -267,7 +267,7 @@ async def test_the_time_a_filter_takes_counts() -> None:
         knock(bob, "stranger")
         await asyncio.sleep(4.5)
         (connection,) = bob.connections
-        assert connection.core.deadline == begin + limits.HANDSHAKE_TIMEOUT_S
+        assert connection.core.idle.deadline == begin + limits.HANDSHAKE_TIMEOUT_S
         await asyncio.sleep(begin + limits.HANDSHAKE_TIMEOUT_S + 0.1 - seconds())
         assert bob.demux.half_open == 0
 

@@ -260,7 +260,7 @@ def test_talking_does_not_put_the_deadline_off(step_s: float) -> None:
         if due <= at:
             stranger.core.on_timer(at)
         assert stranger.core.state is State.HANDSHAKE
-    assert stranger.core.deadline == begin + limits.HANDSHAKE_TIMEOUT_S
+    assert stranger.core.idle.deadline == begin + limits.HANDSHAKE_TIMEOUT_S
     stranger.core.on_timer(begin + limits.HANDSHAKE_TIMEOUT_S)
     assert stranger.core.state is State.GONE
     assert stranger.core.close_reason is not None
@@ -274,6 +274,6 @@ def test_packets_that_overtake_the_handshake_are_bounded_in_bytes() -> None:
     for size, many in ((60_000, 1), (1400, 44), (30, 2000)):
         short = bytes((0x40,)) + core.host_cid + bytes(size - 9)
         core.receive(memoryview(short * many), size, "stranger", stranger.pair.now)
-        held = sum(len(each) for each, _ in core.early_short)
+        held = sum(len(each) for each, _ in core.handshake._early)
         assert held <= limits.MAX_EARLY_SHORT_BYTES
-        assert len(core.early_short) <= limits.MAX_EARLY_SHORT_BYTES // 100
+        assert len(core.handshake._early) <= limits.MAX_EARLY_SHORT_BYTES // 100

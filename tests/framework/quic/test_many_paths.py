@@ -87,8 +87,8 @@ def test_an_attempt_that_nobody_answers_does_not_prolong_the_end() -> None:
     pair.settle(0.1)
     assert len(pair.client.c.paths) == 2
     pair.client.c.close(0, b"", pair.now)
-    assert pair.client.c.gone_at is not None
-    assert pair.client.c.gone_at - pair.now < 1.0
+    assert pair.client.c.closing.gone_at is not None
+    assert pair.client.c.closing.gone_at - pair.now < 1.0
 
 
 def test_what_arrived_on_a_path_that_is_over_is_acknowledged_on_another() -> None:

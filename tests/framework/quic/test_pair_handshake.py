@@ -64,8 +64,12 @@ def test_any_two_datagrams_of_each_side_may_be_lost(first: int, second: int) -> 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_third_of_all_datagrams_may_be_lost(seed: int) -> None:
     conditions = Conditions(delay_s=0.02, jitter_s=0.02, loss=0.33, duplicate=0.1, reorder=0.1)
-    pair = Pair(seed=seed, conditions=conditions, server={"handshake_timeout_s": 60.0})
-    pair.client.c._handshake_timeout_s = pair.client.c.deadline = START + 60.0
+    pair = Pair(
+        seed=seed,
+        conditions=conditions,
+        server={"handshake_timeout_s": 60.0},
+        dial_timeout_s=60.0,
+    )
     pair.connect(seconds=60)
     transfer((pair.client, 3000), (pair.server, 3000), seconds=60)
 
@@ -81,8 +85,7 @@ def test_repeated_first_flights_make_one_connection() -> None:
 
 
 def test_repetitions_come_at_least_every_two_seconds() -> None:
-    pair = Pair()
-    pair.client.c.deadline = START + 60.0
+    pair = Pair(dial_timeout_s=60.0)
     pair.to_server.is_up = False
     pair.run(seconds=30)
     times = [each.time - START for each in pair.sent]
@@ -160,8 +163,12 @@ def test_a_retry_proves_the_address() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_retry_under_loss(seed: int) -> None:
-    pair = Pair(seed=seed, retry=True, conditions=Conditions(loss=0.2, duplicate=0.2))
-    pair.client.c._handshake_timeout_s = pair.client.c.deadline = START + 60.0
+    pair = Pair(
+        seed=seed,
+        retry=True,
+        conditions=Conditions(loss=0.2, duplicate=0.2),
+        dial_timeout_s=60.0,
+    )
     pair.connect(seconds=30)
     transfer((pair.client, 3000), (pair.server, 3000))
 

@@ -14,7 +14,7 @@ from quic_pair import ALPN, Pair, Side, secret_key
 
 from dialkey.quic import events
 from dialkey.quic.connection import State
-from dialkey.quic.handshake import machine
+from dialkey.quic.handshake import driver, machine
 from dialkey.quic.handshake.tls import RawPublicKeyContext
 
 SPKI = bytes.fromhex("302a300506032b6570032100")
@@ -42,14 +42,14 @@ def tampered(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Tamper], Pair]:
     """Return a function that makes a pair in which one side's TLS engine was tampered with."""
 
     def make(role: str, tamper: Tamper) -> Pair:
-        class Tampered(machine._Machine):
+        class Tampered(machine.Machine):
             def _initialize(self, peer_cid: bytes) -> None:
                 super()._initialize(peer_cid)
                 if self._is_client == (role == "client"):
                     assert isinstance(self.tls, RawPublicKeyContext)
                     tamper(self.tls)
 
-        monkeypatch.setattr(machine, "_Machine", Tampered)
+        monkeypatch.setattr(driver, "Machine", Tampered)
         return Pair()
 
     return make

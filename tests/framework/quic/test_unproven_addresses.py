@@ -10,8 +10,8 @@ import pytest
 from quic_pair import Datagram, Pair, frame, peer_cid_of, stream_frame
 
 from dialkey.quic import codes, events
+from dialkey.quic.close import Farewell
 from dialkey.quic.connection import State
-from dialkey.quic.farewell import Farewell
 from dialkey.quic.packets import builder
 from dialkey.quic.paths.amplification import Room
 

@@ -1,151 +1,312 @@
-"""The start of a connection: from the first datagram to the keys of 1-RTT, and path 0.
+"""The handshake of one connection: from the first datagram to the keys of 1-RTT.
 
-Where datagrams of the handshake come from and go to is decided here; what is in them is `handshake`'s
-business.
+What is in its packets is the `machine`'s business; where they come from and go to is decided here. The
+machine gets one symbolic address for all datagrams: which address a path really has is decided by rules
+that aioquic does not know (wire/quic.md sections 6.2 and 8.4).
 
 Sources: RFC 9000 sections 7 and 8, wire/quic.md 6.2.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, TextIO
+
+import attrs
+from aioquic import tls
+from aioquic.quic.configuration import QuicConfiguration
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from dialkey import limits
-from dialkey.quic import close, codes, events
-from dialkey.quic.codes import TransportError
-from dialkey.quic.config import Send, State
-from dialkey.quic.events import CloseReason
-from dialkey.quic.handshake.machine import Handshake, split_datagram
-from dialkey.quic.packets import reader
-from dialkey.quic.packets.protection import PacketProtection
-from dialkey.quic.paths import multipath
-from dialkey.quic.paths.path import Address, LocalCid, PathCids, PeerCid
+from dialkey.identity import EndpointId, SecretKey
+from dialkey.quic import codes
+from dialkey.quic.handshake.machine import Machine, TrafficSecret, split_datagram
+from dialkey.quic.handshake.parameters import TransportParameters
+from dialkey.quic.handshake.routes import Routes
+from dialkey.quic.handshake.tls import CIPHER_SUITES, RawPublicKey, RawPublicKeyContext
+from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.path import Address
+from dialkey.quic.paths.recovery import MAX_PTO_STEP_S
+from dialkey.quic.qlog import Qlog, Trace
 
 if TYPE_CHECKING:
-    from dialkey.quic.connection import Connection
+    from dialkey.quic.config import Send
+
+_ADDRESS: Final = "path 0"
+_NEVER_S: Final = 1e6
+"""Idle and total deadlines are kept by the owner of the handshake, not by aioquic."""
 
 
-def receive_long(c: Connection, datagram: bytes, remote: Address, now: float) -> None:
-    """Process a datagram that begins with a long header."""
-    handshake = c.handshake
-    if handshake is None:
-        return
-    if c.is_client:
-        if c.remote_fixed and remote != c.remote:
-            return
-    elif c.routes is not None:
-        if not c.routes.heard(remote, len(datagram)):
-            return
-    elif remote != c.remote:
-        return
-    elif c.doubtful_room is not None:
-        c.doubtful_room.heard(len(datagram))
-    long_part, short_part = split_datagram(datagram)
-    if datagram[0] & 0x80:
-        authentic = handshake.receive(long_part, now)
-        if authentic and c.is_client and not c.remote_fixed:
-            # Also when it brings bad news: the owner wants to know who said so.
-            c.remote = remote
-            c.remote_fixed = handshake.heard_handshake_packet
-        failure = handshake.failure
-        if failure is not None:
-            cause = "peer" if failure.by_peer else "protocol"
-            close.end(
-                c,
-                CloseReason(
-                    cause,
-                    failure.error_code,
-                    failure.reason.encode("utf-8", "replace"),
-                    during_handshake=True,
-                ),
-                State.DRAINING if failure.by_peer else State.CLOSING,
-                now,
+class Received(NamedTuple):
+    """What became of a datagram.
+
+    Attributes:
+        is_authentic: whether any of its packets was.
+        short_packet: the 1-RTT packet at its end, or nothing.
+    """
+
+    is_authentic: bool
+    short_packet: bytes
+
+
+@attrs.frozen
+class HandshakeFailure:
+    """Why the handshake ended: the numbers of the CONNECTION_CLOSE, and who sent it."""
+
+    error_code: int
+    reason: str
+    by_peer: bool
+
+
+class Handshake:
+    """Drive one handshake: datagrams in, datagrams out, `now` passed in.
+
+    The owner reads `send_secret` and `recv_secret` as soon as they are there, and drops the object
+    when `confirmed` and nothing is left to send.
+
+    Attributes:
+        remote: where its datagrams go, as far as is known; a client of several ways has several.
+        doubtful_room: how much may go to the address that a client of several ways chose, until
+            path 0 has proved it; None when nothing needs proof.
+        bytes_sent: in whole datagrams.
+    """
+
+    def __init__(
+        self,
+        *,
+        secret_key: SecretKey,
+        alpns: list[str],
+        local_parameters: TransportParameters,
+        expected_id: EndpointId | None = None,
+        is_client: bool,
+        host_cid: bytes,
+        reset_token: bytes,
+        remote: Address,
+        original_destination_cid: bytes | None = None,
+        retry_source_cid: bytes | None = None,
+        initial_rtt_s: float = 0.333,
+        qlog: Qlog | None = None,
+        secrets_log_file: TextIO | None = None,
+    ) -> None:
+        key: ed25519.Ed25519PrivateKey = secret_key.signing_key()
+        configuration = QuicConfiguration(
+            is_client=is_client,
+            alpn_protocols=alpns,
+            cipher_suites=CIPHER_SUITES,
+            connection_id_length=codes.CID_LENGTH,
+            idle_timeout=_NEVER_S,
+            initial_rtt=initial_rtt_s,
+            max_datagram_size=1200,
+            quic_logger=qlog,
+            secrets_log_file=secrets_log_file,
+            supported_versions=[1],
+            verify_mode=ssl.CERT_NONE,
+        )
+        configuration.certificate = RawPublicKey(key.public_key())
+        configuration.private_key = key
+        if is_client:
+            machine = Machine(configuration)
+        else:
+            machine = Machine(
+                configuration,
+                original_destination_connection_id=original_destination_cid,
+                retry_source_connection_id=retry_source_cid,
             )
-            return
-        if authentic:
-            c.heard(now)
-            if c.routes is not None and handshake.heard_handshake_packet:
-                # Our answer got there, and by this way the client goes on: it is path 0. If there
-                # were others it may have got there by another, and this address may be forged.
-                c.remote = remote
-                c.doubtful_room = c.routes.rooms()[remote] if len(c.routes.rooms()) > 1 else None
-                c.routes = None
-        if c.protection is None and handshake.complete:
-            _install_keys(c, handshake, now)
-    if short_part:
-        receive_short(c, memoryview(short_part), len(short_part), remote, now)
+        machine.expected_id = expected_id
+        machine.local_parameters = local_parameters
+        machine.host_cid = host_cid
+        machine._host_cids[0].cid = host_cid
+        machine._host_cids[0].stateless_reset_token = reset_token
+        machine._local_initial_source_connection_id = host_cid
+        self._machine = machine
+        self.is_client = is_client
+        self.remote = remote
+        self.doubtful_room: Room | None = None
+        self.bytes_sent = 0
+        self._is_remote_fixed = False
+        self._routes = None if is_client else Routes(remote)
+        # 1-RTT packets that overtook the handshake, and where they came from.
+        self._early: list[tuple[bytes, Address]] = []
 
+    # --- driving it -----------------------------------------------------------------------------
 
-def receive_short(
-    c: Connection, data: memoryview, segment: int, remote: Address, now: float
-) -> None:
-    """Process 1-RTT packets, or keep those that overtook the handshake."""
-    if c.protection is None:
-        held = sum(len(each) for each, _ in c.early_short)
+    def start(self, now: float) -> None:
+        """Begin as the client."""
+        self._machine.connect(_ADDRESS, now)
+
+    def receive(self, datagram: bytes, remote: Address, now: float) -> Received:
+        """Process a datagram that begins with a long header; look at `failure` afterwards."""
+        if not self._comes_by_a_way_of_ours(remote, len(datagram)):
+            return Received(is_authentic=False, short_packet=b"")
+        long_part, short_packet = split_datagram(datagram)
+        machine = self._machine
+        before = machine.authenticated_packets
+        machine.receive_datagram(long_part, _ADDRESS, now)
+        is_authentic = machine.authenticated_packets > before
+        if is_authentic and self.is_client and not self._is_remote_fixed:
+            # Also when it brings bad news: the owner wants to know who said so.
+            self.remote = remote
+            self._is_remote_fixed = self.heard_handshake_packet
+        if self.failure is not None:
+            return Received(is_authentic, short_packet=b"")
+        if is_authentic and self._routes is not None and self.heard_handshake_packet:
+            # Our answer got there, and by this way the client goes on: it is path 0. If there
+            # were others it may have got there by another, and this address may be forged.
+            self.remote = remote
+            rooms = self._routes.rooms()
+            self.doubtful_room = rooms[remote] if len(rooms) > 1 else None
+            self._routes = None
+        return Received(is_authentic, short_packet)
+
+    def _comes_by_a_way_of_ours(self, remote: Address, size: int) -> bool:
+        if self.is_client:
+            return not self._is_remote_fixed or remote == self.remote
+        if self._routes is not None:
+            return self._routes.heard(remote, size)
+        if remote != self.remote:
+            return False
+        if self.doubtful_room is not None:
+            self.doubtful_room.heard(size)
+        return True
+
+    def hold_early(self, data: memoryview, segment: int, remote: Address) -> None:
+        """Keep 1-RTT packets that overtook the handshake, as far as there is room for them."""
+        held = sum(len(each) for each, _ in self._early)
         for at in range(0, len(data), segment):
             packet = bytes(data[at : at + segment])
             # A packet of one byte costs as much as one of a hundred.
             held += max(len(packet), 100)
             if held > limits.MAX_EARLY_SHORT_BYTES:
                 break
-            c.early_short.append((packet, remote))
-        return
-    reader.receive_packets(c, data, segment, remote, now)
+            self._early.append((packet, remote))
 
+    def take_early(self) -> list[tuple[bytes, Address]]:
+        """Return the packets that `hold_early` kept, and keep them no longer."""
+        early, self._early = self._early, []
+        return early
 
-def _install_keys(c: Connection, handshake: Handshake, now: float) -> None:
-    """Begin the life after the handshake: keys, limits, path 0."""
-    send, recv = handshake.send_secret, handshake.recv_secret
-    assert send is not None
-    assert recv is not None
-    c.protection = PacketProtection(send, recv)
-    c.peer_id = handshake.peer_id
-    c.alpn = handshake.alpn
-    if len(handshake.peer_cid) != codes.CID_LENGTH:
-        raise TransportError(codes.PROTOCOL_VIOLATION, "connection ids must have 8 bytes")
-    peer = c.peer_parameters = handshake.peer_parameters
-    if peer.max_idle_timeout_ms:
-        c.idle_timeout_s = min(c.idle_timeout_s, peer.max_idle_timeout_ms / 1000)
-    c.peer_max_data = peer.initial_max_data
-    c.bidi.peer_allows = peer.initial_max_streams_bidi
-    c.uni.peer_allows = peer.initial_max_streams_uni
-    token = peer.stateless_reset_token
-    cids = c.cid_sets[0] = PathCids(0, PeerCid(0, handshake.peer_cid, token))
-    cids.local.append(LocalCid(0, c.host_cid, c.config.reset_token(c.host_cid)))
-    cids.next_sequence = 1
-    path = c.new_path(cids, c.remote, validated=True, initial_rtt=handshake.rtt_sample_s)
-    if c.doubtful_room is not None:
-        path.doubt(c.doubtful_room, now)
-    path.last_received = path.last_activity = now
-    c.paths[0] = path
-    if c.config.multipath and peer.initial_max_path_id is not None:
-        local_max = multipath.MAX_CONCURRENT_PATHS - 1
-        c.multipath = multipath.Multipath(local_max, peer.initial_max_path_id)
-    c.state = State.OPEN
-    c.deadline = now + c.idle_timeout_s
-    c.events.append(events.HandshakeCompleted())
-    c.publish_reset_token(cids)
-    c.issue_cids(cids)
-    if c.multipath is not None:
-        multipath.issue_cids(c)
-    if not c.is_client:
-        c.confirmed = True
-        c.control.append((codes.HANDSHAKE_DONE,))
-    early, c.early_short = c.early_short, []
-    for datagram, remote in early:
-        reader.receive_packets(c, memoryview(datagram), len(datagram), remote, now)
+    def send(self, now: float, send: Send) -> None:
+        """Send the datagrams that are due, over every way that they may take."""
 
+        def emit(remote: Address, datagram: bytes) -> None:
+            self.bytes_sent += len(datagram)
+            send(remote, datagram, len(datagram))
 
-def send_handshake(c: Connection, datagrams: list[bytes], send: Send) -> None:
-    """Send datagrams of the handshake, over every way that it may take."""
-
-    def emit(remote: Address, datagram: bytes) -> None:
-        c.bytes_sent += len(datagram)
-        send(remote, datagram, len(datagram))
-
-    if c.routes is not None:
-        c.routes.send(datagrams, emit)
-    else:
+        datagrams = self.transmit(now)
+        if self._routes is not None:
+            self._routes.send(datagrams, emit)
+            return
         for datagram in datagrams:
-            if c.doubtful_room is None or c.doubtful_room.take(len(datagram)):
-                emit(c.remote, datagram)
+            if self.doubtful_room is None or self.doubtful_room.take(len(datagram)):
+                emit(self.remote, datagram)
+
+    def last_words(self, now: float) -> list[tuple[Address, bytes, Room | None]]:
+        """Return what is to be said at the end, to whom, and how much may go there."""
+        rooms: Mapping[Address, Room | None] = (
+            {self.remote: self.doubtful_room} if self._routes is None else self._routes.rooms()
+        )
+        return [
+            (remote, datagram, room)
+            for datagram in self.transmit(now)
+            for remote, room in rooms.items()
+        ]
+
+    def transmit(self, now: float) -> list[bytes]:
+        """Return the datagrams that are to be sent now."""
+        if not self._machine._network_paths:
+            # A server whose client's first datagram could not be used.
+            return []
+        return [data for data, _ in self._machine.datagrams_to_send(now)]
+
+    def timer(self) -> float | None:
+        """Return when `handle_timer` wants to be called."""
+        return self._machine.get_timer() if self._machine._close_at is not None else None
+
+    def handle_timer(self, now: float) -> None:
+        self._machine.handle_timer(now)
+        # Doubling without end would leave a dial through a lossy network with five tries in 20 s.
+        loss = self._machine._loss
+        while loss._pto_count and loss.get_probe_timeout() * 2**loss._pto_count > MAX_PTO_STEP_S:
+            loss._pto_count -= 1
+
+    def confirm(self) -> None:
+        """Note that the server has confirmed (HANDSHAKE_DONE): drop the Handshake keys."""
+        if not self._machine._handshake_confirmed:
+            self._machine._confirm_handshake()
+
+    def close(self, error_code: int, reason: str, *, is_application: bool) -> None:
+        """Queue a CONNECTION_CLOSE in Initial and Handshake packets."""
+        frame_type = None if is_application else 0
+        self._machine.close(error_code=error_code, frame_type=frame_type, reason_phrase=reason)
+
+    # --- what it knows --------------------------------------------------------------------------
+
+    @property
+    def send_secret(self) -> TrafficSecret | None:
+        return self._machine.secrets.get(tls.Direction.ENCRYPT)
+
+    @property
+    def recv_secret(self) -> TrafficSecret | None:
+        return self._machine.secrets.get(tls.Direction.DECRYPT)
+
+    @property
+    def complete(self) -> bool:
+        return self._machine._handshake_complete and self.failure is None
+
+    @property
+    def confirmed(self) -> bool:
+        return self._machine._handshake_confirmed
+
+    @property
+    def failure(self) -> HandshakeFailure | None:
+        """Return why it failed, or None while it has not."""
+        event = self._machine._close_event
+        if event is None:
+            return None
+        by_peer = self._machine._state.name == "DRAINING"
+        return HandshakeFailure(event.error_code, event.reason_phrase, by_peer)
+
+    @property
+    def peer_id(self) -> EndpointId | None:
+        context = getattr(self._machine, "tls", None)
+        return context.peer_id if isinstance(context, RawPublicKeyContext) else None
+
+    @property
+    def alpn(self) -> bytes:
+        return (self._machine.tls.alpn_negotiated or "").encode("ascii")
+
+    @property
+    def peer_parameters(self) -> TransportParameters:
+        assert self._machine.remote_parameters is not None
+        return self._machine.remote_parameters
+
+    @property
+    def peer_cid(self) -> bytes:
+        return self._machine._peer_cid.cid
+
+    @property
+    def original_destination_cid(self) -> bytes:
+        return self._machine.original_destination_connection_id
+
+    @property
+    def heard_peer(self) -> bool:
+        """Whether any packet of the peer was authentic."""
+        return self._machine.authenticated_packets > 0
+
+    @property
+    def heard_handshake_packet(self) -> bool:
+        """Whether a Handshake packet was authentic: from then on the address is fixed."""
+        return self._machine.authenticated_handshake_packets > 0
+
+    @property
+    def rtt_sample_s(self) -> float | None:
+        """Return the smoothed round-trip time of the handshake, if one was measured."""
+        loss = self._machine._loss
+        return loss._rtt_smoothed if loss._rtt_initialized else None
+
+    @property
+    def trace(self) -> Trace | None:
+        """Return the qlog trace, if one is written."""
+        trace = self._machine._quic_logger
+        return trace if isinstance(trace, Trace) else None

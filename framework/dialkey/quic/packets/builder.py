@@ -435,7 +435,7 @@ def _send_responses(c: Connection, path: Path, cid: bytes, now: float, send: Sen
 
 def _count_off_path(c: Connection, packet: bytes, remote: Address, send: Send) -> None:
     """Send a packet outside congestion control, to an address that is not the path's."""
-    c.bytes_sent += len(packet)
+    c.packet_bytes_sent += len(packet)
     send(remote, packet, len(packet))
 
 

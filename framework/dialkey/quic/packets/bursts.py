@@ -24,7 +24,7 @@ SHORT_NUMBER_RANGE: Final = 1 << 14
 
 def count_sent(c: Connection, path: Path, size: int, packets: int, now: float) -> None:
     """Count what was sent, and change the keys if they have sealed enough."""
-    c.bytes_sent += size
+    c.packet_bytes_sent += size
     path.count_sent(size)
     protection = c.protection
     assert protection is not None

@@ -230,7 +230,6 @@ def _follow(c: Connection, path: Path, remote: Address, size: int, now: float) -
         previous, "ip", None
     ) == getattr(remote, "ip", None)
     path.migrate(remote, size, same_host=same_host, initial_rtt=c.config.initial_rtt_s)
-    c.remote = remote
     c.events.append(events.PathMigrated(path.id, previous, remote))
     if path.validated:
         # Somebody else's packet, or a network that was there for a moment, had led it away.

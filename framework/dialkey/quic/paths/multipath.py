@@ -501,3 +501,67 @@ def on_cids_blocked(c: Connection, path_id: int, sequence: int) -> None:
         raise TransportError(codes.PROTOCOL_VIOLATION, "an id never issued was awaited", frame)
     if not cids.next_sequence and path_id <= _state(c, frame).usable_max:
         c.issue_cids(cids, 1)
+
+
+# --- timers --------------------------------------------------------------------------------------
+
+
+def next_timer(c: Connection) -> float:
+    """Return when `on_timers` is due."""
+    at = float("inf")
+    if c.multipath is not None and c.multipath.ends_at is not None:
+        at = c.multipath.ends_at
+    for path in c.paths.values():
+        if path.ack_at is not None and path.ack_at < at:
+            at = path.ack_at
+        other = path.recovery.timer()
+        if other is not None and other < at:
+            at = other
+        if not path.abandoned:
+            other = path.ping_at(c.config.keep_alive_s)
+            if other < at:
+                at = other
+        if path.challenge is not None:
+            at = min(at, path.challenge.deadline)
+            if path.cids.peer.active is not None:
+                at = min(at, path.challenge.next_at)
+        if c.multipath is not None:
+            at = min(at, timer(path))
+    return at
+
+
+def on_timers(c: Connection, now: float) -> None:
+    """Do what is due on all paths."""
+    for path in list(c.paths.values()):
+        _on_path_timer(c, path, now)
+        if c.multipath is not None:
+            on_timer(c, path, now)
+
+
+def _on_path_timer(c: Connection, path: Path, now: float) -> None:
+    at = path.recovery.timer()
+    if at is not None and now >= at:
+        probes = path.recovery.on_timeout(now)
+        if c.qlog is not None:
+            c.qlog.metrics(path)
+        path.probes_pending = max(path.probes_pending, probes)
+    if not path.abandoned and now >= path.ping_at(c.config.keep_alive_s):
+        asks = now >= path.last_activity + c.config.keep_alive_s or _expects_data(c)
+        path.is_receiving = False
+        if asks:
+            path.ping_pending = True
+            path.last_activity = now
+    if path.abandoned and path.ack_at is not None and not has_open_path(c):
+        # Nothing is left on which to acknowledge it.
+        path.ack_at = None
+    challenge = path.challenge
+    if challenge is not None and now >= challenge.deadline:
+        path.challenge = None
+        if path.previous_remote is not None:
+            # Nobody answers at the new address: go back to the one that was good.
+            path.return_to_previous()
+
+
+def _expects_data(c: Connection) -> bool:
+    """Whether a stream is open on which the peer may send."""
+    return any(half.final_size is None for half in c.recv_halves.values())
