@@ -182,6 +182,13 @@ def test_no_private_name_is_missing_from_these_lists() -> None:
             and isinstance(node.value, ast.Name)
             and node.value.id == "self"
         }
+        own |= {
+            each.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ClassDef) and not node.bases
+            for each in node.body
+            if isinstance(each, ast.FunctionDef)
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
                 if node.attr.startswith("__"):
