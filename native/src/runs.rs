@@ -2,7 +2,7 @@
 //!
 //! Every packet is: first byte, connection id of 8 bytes, packet number of 2 bytes, then sealed one
 //! STREAM frame (type, stream id, offset, perhaps a length, data). Sources: RFC 9000 sections 17.3 and
-//! 19.8, RFC 9001 sections 5.3 and 5.4, docs/wire/quic.md on the nonce of a path.
+//! 19.8, RFC 9001 sections 5.3 and 5.4, docs/wire/quic.md 3.4.
 
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;

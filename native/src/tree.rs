@@ -1,6 +1,6 @@
 //! BLAKE3 chaining values of subtrees, which the `blake3` wheel does not give.
 //!
-//! Source: the BLAKE3 paper, sections 2.4 and 2.5; docs/wire/blobs.md on chunk groups.
+//! Source: the BLAKE3 paper, sections 2.4 and 2.5; docs/wire/blobs.md 3.1.
 
 use blake3::hazmat::{merge_subtrees_non_root, merge_subtrees_root, HasherExt, Mode};
 use pyo3::buffer::PyBuffer;

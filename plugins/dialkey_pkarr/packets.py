@@ -1,6 +1,6 @@
 """Signed packets: a DNS message that only the holder of a key can have made.
 
-Source: discovery wire reference 6; BEP 44.
+Source: docs/wire/discovery.md 6; BEP 44.
 """
 
 from __future__ import annotations

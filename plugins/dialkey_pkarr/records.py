@@ -3,7 +3,7 @@
 Each record holds one ``key=value``. A reader of iroh refuses all of an endpoint's records for one key
 that it does not know, so there are these three and no others: ``relay``, ``addr``, ``user-data``.
 
-Source: discovery wire reference 5, 6.2 and 7.1.
+Source: docs/wire/discovery.md 5, 6.2 and 7.1.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ All rules of a relay must agree. Evaluated once for each connection, when its ke
 that can change (`GrantRule`, `SharedTokens`, lists) are asked again about connected clients whenever
 they have changed, through `recheck`.
 
-Source: relay wire reference 4.7.
+Source: docs/wire/relay.md 4.7.
 """
 
 from __future__ import annotations

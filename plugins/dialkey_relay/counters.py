@@ -11,7 +11,7 @@ __all__ = ["Counters"]
 class Counters:
     """What a relay counts since its start.
 
-    The names are those of real relays where these have the same thing (relay wire reference 4.10).
+    The names are those of real relays where these have the same thing (docs/wire/relay.md 4.9).
     """
 
     bytes_sent: int = 0

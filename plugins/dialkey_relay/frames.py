@@ -20,7 +20,7 @@ type  frame                         direction    body
 
 Keys stay raw bytes here: a relay forwards them without looking at what they are.
 
-Source: relay wire reference 3.
+Source: docs/wire/relay.md 3.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ which saves a round trip. A relay may ignore the header and challenge all the sa
       |<------------ 01 key[32] 40 signature[64] ---|
       |-- 02 confirmed, or 03 length reason ------->|
 
-Source: relay wire reference 2.
+Source: docs/wire/relay.md 2.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ h11 reads and writes the bytes. What is added here are the limits, the few rules
 no bodies), the forms in which a target can come, and functions from a request to a response. Nothing
 here does I/O.
 
-Source: RFC 9110 and 9112; RFC 6455 section 4; relay wire reference 1.
+Source: RFC 9110 and 9112; RFC 6455 section 4; docs/wire/relay.md 1.
 """
 
 from __future__ import annotations

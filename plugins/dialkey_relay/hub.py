@@ -8,7 +8,7 @@ that peer as having output; whoever owns the sockets then empties `take_ready`.
 Forwarding never decodes: the payload is copied once out of the WebSocket mask and once into the
 buffer that is sent. Only what a strict decoder at the other end would choke on is looked at.
 
-Source: relay wire reference 4.3 and 4.4.
+Source: docs/wire/relay.md 4.3 and 4.4.
 """
 
 from __future__ import annotations

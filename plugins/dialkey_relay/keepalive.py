@@ -4,7 +4,7 @@ After some seconds without a frame a ping with eight random bytes goes out. The 
 round-trip time, and three of these, between 0.5 and 5 s, are the time that the next pong may take.
 Only the most recent ping counts.
 
-Source: relay wire reference 4.5 and 5.3.
+Source: docs/wire/relay.md 4.5 and 5.3.
 """
 
 from __future__ import annotations

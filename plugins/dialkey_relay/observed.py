@@ -3,7 +3,7 @@
 One transport parameter says who sends and who receives reports, one frame for each family carries
 them. A report holds a sequence number, so that one that was overtaken is not believed.
 
-Source: relay wire reference 4.11; QUIC wire reference 4.
+Source: docs/wire/relay.md 4.10; docs/wire/quic.md 4.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Bucket:
 
     It is refilled in steps of 100 ms, and may go into debt: what has been read is not unread.
 
-    Source: relay wire reference 4.6.
+    Source: docs/wire/relay.md 4.6.
     """
 
     __slots__ = ("_level", "_refill", "_refilled_at", "rate")

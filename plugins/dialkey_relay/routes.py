@@ -1,6 +1,6 @@
 """What a relay answers to plain HTTP requests.
 
-Source: relay wire reference 1.3.
+Source: docs/wire/relay.md 1.3.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ The owner of the socket calls `receive`, `on_timer` and `admit` or `deny`, and a
 looks at four things: `take_output` (what to send), `request` (access rules to ask), `closing`
 (hang up when all is sent) and `deadline` (when to call `on_timer`).
 
-Source: relay wire reference 2.1 and 4.1 to 4.6.
+Source: docs/wire/relay.md 2.1 and 4.1 to 4.6.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ day. The C function that applies the mask is still theirs.
 A relay frame is one binary message, so `FrameReader.feed` returns binary messages and puts what is
 rare (pings, the close frame) aside. Text messages are skipped, as in iroh. There are no extensions.
 
-Source: RFC 6455 section 5; relay wire reference 1.7.
+Source: RFC 6455 section 5; docs/wire/relay.md 1.7.
 """
 
 from __future__ import annotations

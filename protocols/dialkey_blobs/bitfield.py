@@ -1,6 +1,6 @@
 """What a store holds of a blob: its size, as far as known, and the chunks.
 
-Source: blobs wire reference 5.3 and 1.4 (Observe).
+Source: docs/wire/blobs.md 1.4 (Observe) and 5.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which files are meant by the paths that somebody wants to send.
 
-Source: blobs wire reference 6.3.
+Source: docs/wire/blobs.md 6.3.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A collection is a hash sequence whose first child lists the names of the others.
 
-Source: blobs wire reference 6.2.
+Source: docs/wire/blobs.md 6.2.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ NumPy needs some three hundred calls for a compression, however few lanes take p
 blocks plain integers are faster. The seven rounds are written out once, at import, as the source of
 one function without loops, look-ups or calls: that is four times faster than loops over lists.
 
-Source: blobs wire reference 4.1 to 4.3.
+Source: docs/wire/blobs.md 4.1 to 4.3.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ expected chaining value is known when its turn comes: the root's is the hash its
 brings those of its two sides. So each byte is checked against the hash, a wrong one is noticed
 within its chunk group, and a wrong size cannot survive the verification of the last chunk.
 
-Source: blobs wire reference 1.5, 1.6, 3.3 to 3.6.
+Source: docs/wire/blobs.md 1.5, 1.6, 3.3 to 3.6.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A download asks only for what the store does not hold, so it goes on wherever an
 lost connection, ended. For a hash sequence it first fetches the sequence and its first child (the
 names of a collection), then the proofs of all sizes, then the rest: so totals are known early.
 
-Source: blobs wire reference 8.4, 8.5.
+Source: docs/wire/blobs.md 8.2, 8.3.
 """
 
 from __future__ import annotations

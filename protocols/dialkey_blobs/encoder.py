@@ -6,7 +6,7 @@ costs some 2 ms for each such group, and common requests touch the last group of
 proof of its size). So those chaining values can be kept in a `SubgroupCache`, and computed for many
 blobs in one batch.
 
-Source: blobs wire reference 1.5, 3.3, 3.7.
+Source: docs/wire/blobs.md 1.5, 3.3, 3.7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What can go wrong with blobs, each error placed in the tree of `dialkey.errors`.
 
-The classes mirror the getter-side classes of the blobs wire reference 1.6::
+The classes mirror the getter-side classes of docs/wire/blobs.md 1.6::
 
     RemoteError
     ├── BlobNotFound                 the provider finished before it sent anything of the blob

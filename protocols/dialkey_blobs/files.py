@@ -1,6 +1,6 @@
 """Files on their way out of collections.
 
-Source: blobs wire reference 6.4.
+Source: docs/wire/blobs.md 6.4.
 """
 
 from __future__ import annotations

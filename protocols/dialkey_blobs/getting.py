@@ -1,6 +1,6 @@
 """Single requests to a provider, over a connection that is open.
 
-Source: blobs wire reference 1.3 to 1.7.
+Source: docs/wire/blobs.md 1.3 to 1.7.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Hash:
         Raises:
             InvalidInput: the text is neither.
 
-        Source: blobs wire reference 7.1.
+        Source: docs/wire/blobs.md 7.1.
         """
         if len(text) == 64:
             if not _HEX_DIGITS.issuperset(text):

@@ -1,6 +1,6 @@
 """Hash sequences: blobs that list the hashes of other blobs.
 
-Source: blobs wire reference 6.1.
+Source: docs/wire/blobs.md 6.1.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ whatever verifies a *part* comes here. Work goes to NumPy lanes in batches as la
 brings; a handful of blocks goes to plain Python, which then is faster. One group at a time runs at
 some 8 MB/s, 64 at 200, 256 at 300: batching is the caller's business and pays.
 
-Source: blobs wire reference 4.3, 4.5.
+Source: docs/wire/blobs.md 4.3, 4.4.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ and kept; shift distances are zero-dimensional arrays, which NumPy need not conv
 re-ordering all state between columns and diagonals, rows are copied past the end of buffers that
 have room for them, and the views shifted.
 
-Source: blobs wire reference 4.2, 4.5.
+Source: docs/wire/blobs.md 4.2, 4.4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What of some content is held already, and what must still be asked for.
 
-Source: blobs wire reference 8.4.
+Source: docs/wire/blobs.md 8.2.
 """
 
 from __future__ import annotations

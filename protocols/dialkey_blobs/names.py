@@ -9,7 +9,7 @@ which a `Naming` describes: Windows has no names with a colon, some systems take
 for one. `place` gives such a file another name there, one that is no other's; the sender may say
 beforehand which names would get one somewhere, by asking for `ANYWHERE`.
 
-Source: blobs wire reference 6.4.
+Source: docs/wire/blobs.md 6.4.
 """
 
 from __future__ import annotations

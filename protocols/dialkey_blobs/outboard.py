@@ -8,7 +8,7 @@ Hashing goes by *blocks* of 256 groups (4 MiB). The pairs below a block lie toge
 so they are written as one run when the block is hashed; what is left for the end is the small tree
 over the blocks.
 
-Source: blobs wire reference 5.1.
+Source: docs/wire/blobs.md 5.1.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Each bidirectional stream carries one request and its response. A request is a t
 for all but Push it ends with the stream's sending side, so it can only be decoded then. A Push
 carries its length, because the pushed blobs follow on the same stream.
 
-Source: blobs wire reference 1.1 to 1.4, 1.6.
+Source: docs/wire/blobs.md 1.1 to 1.4, 1.6.
 """
 
 from __future__ import annotations

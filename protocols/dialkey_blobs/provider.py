@@ -1,6 +1,6 @@
 """Serving blobs: the handler of the protocol.
 
-Source: blobs wire reference 1.1 to 1.6, 8.1, 11. Stricter than the original: requests have a deadline,
+Source: docs/wire/blobs.md 1.1 to 1.6, 8.1, 10. Stricter than the original: requests have a deadline,
 are counted per endpoint and in total, and pushes are refused unless allowed.
 """
 

@@ -4,7 +4,7 @@ A set is kept as its boundaries: strictly increasing chunk numbers at which memb
 beginning with "not a member". An odd number of boundaries means that the set has no end. No
 operation looks at single chunks, so a set over 2**64 chunks costs what its boundaries cost.
 
-Source: blobs wire reference 2.
+Source: docs/wire/blobs.md 2.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class ChunkRanges:
         A request that reaches to the last chunk or past it selects the last chunk, which proves the
         size; the result then has no end. Without the last chunk the result ends before it.
 
-        Source: blobs wire reference 3.3 (1).
+        Source: docs/wire/blobs.md 3.3 (1).
         """
         last = max(chunk_count(size), 1) - 1
         bounds = self.boundaries

@@ -3,7 +3,7 @@
 One step reads and encodes about a megabyte, be it a piece of one blob or a thousand small ones, so
 that going to another thread and back costs little. Blobs are opened when their turn comes.
 
-Source: blobs wire reference 1.4 to 1.6, 3.7.
+Source: docs/wire/blobs.md 1.4 to 1.6, 3.7.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ order from the request: the blob itself, then its children by ascending index, l
 empty ranges. To know the children's hashes a side needs the hash sequence; the getter has it once
 it has the first blob, from this response or from before.
 
-Source: blobs wire reference 1.4, 1.5, 1.7, 2.3.
+Source: docs/wire/blobs.md 1.4, 1.5, 1.7, 2.3.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ and writes under a temporary name until the content is complete.
 
 Which names are refused, and what becomes of those that a file system cannot hold, is in `names`.
 
-Source: blobs wire reference 6.4.
+Source: docs/wire/blobs.md 6.4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Blob tickets: an endpoint and a blob that it offers, as one word.
 
-Source: blobs wire reference 7.1, discovery wire reference 4.3.
+Source: docs/wire/blobs.md 7.1, docs/wire/discovery.md 4.3.
 """
 
 from __future__ import annotations

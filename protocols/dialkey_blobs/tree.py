@@ -11,7 +11,7 @@ wanted whole and fits in a group, a leaf (its bytes). Sender and receiver comput
 the size and the ranges. Plans are lazy and take memory for one path through the tree, whatever size
 a stranger claims.
 
-Source: blobs wire reference 3.2, 3.3 and 5.1.
+Source: docs/wire/blobs.md 3.2, 3.3 and 5.1.
 """
 
 from __future__ import annotations

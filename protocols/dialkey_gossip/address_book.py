@@ -1,6 +1,6 @@
 """Where peers may be found: what the application said, what connections proved, what members say.
 
-Source: gossip wire reference 4.
+Source: docs/wire/gossip.md 4.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Defaults are iroh's where members have to agree or where a swarm of both kinds should behave as one;
 where they differ the reason stands beside them. Times are seconds.
 
-Source: gossip wire reference 3.2.
+Source: docs/wire/gossip.md 3.2.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ two, stays alone although everybody is back. A node therefore keeps a short list
 be in the topic and tries each with pauses that double up to a limit, every one drawn within 25 % of
 its length so that a swarm does not retry in step. A peer that answers leaves the list.
 
-Source: gossip wire reference 3.7 (what the original leaves to the application).
+Source: docs/wire/gossip.md 3.7 (what the original leaves to the application).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A unidirectional stream carries one topic in one direction: a header frame with 
 message frames. A frame is its length as 32 bits big-endian and its body. The limit holds for bodies:
 writers stay strictly below it, readers accept it exactly.
 
-Source: gossip wire reference 1.2 and 1.3.
+Source: docs/wire/gossip.md 1.2 and 1.3.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ answered and no longer, all free places are filled at once, refused and unreacha
 again with pauses (`dialkey_gossip.contacts`), and a peer that takes us for a neighbour by mistake is
 told so.
 
-Source: gossip wire reference 3.3.
+Source: docs/wire/gossip.md 3.3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Streams are read beside each other, so that none holds up the others. One that makes no sense is read
 to its end and ignored: stopping it would end all sending of an iroh peer.
 
-Source: gossip wire reference 1.2 and 1.3.
+Source: docs/wire/gossip.md 1.2 and 1.3.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Topics have lanes of their own so that a peer's stream limit, or its refusal to read one topic, stops
 nothing else. A lane never blocks who fills it.
 
-Source: gossip wire reference 1.2, 1.3 and 5.6.
+Source: docs/wire/gossip.md 1.2, 1.3 and 5.
 """
 
 from __future__ import annotations

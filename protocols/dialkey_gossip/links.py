@@ -4,7 +4,7 @@ Any number of connections with one peer is read; the newest one is written to, b
 restarted, or that dialled at the same moment, is found there. A connection that no topic needs is let
 go after a while, in a way that leaves an iroh peer able to dial us again.
 
-Source: gossip wire reference 1.4.
+Source: docs/wire/gossip.md 1.4.
 """
 
 from __future__ import annotations

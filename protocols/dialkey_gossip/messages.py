@@ -3,7 +3,7 @@
 Two layers share one enum: the *swarm* layer (HyParView) keeps the neighbourhood, the *gossip* layer
 (PlumTree) carries content along it. The topic is not in a message; it heads the stream.
 
-Source: gossip wire reference 0 and 2.
+Source: docs/wire/gossip.md 0 and 2.
 """
 
 from __future__ import annotations
@@ -317,7 +317,7 @@ def max_content(max_message_bytes: int) -> int:
 
     Writers keep a frame's body strictly below the limit: 4,057 bytes of content for 4,096.
 
-    Source: gossip wire reference 1.3.
+    Source: docs/wire/gossip.md 1.3.
     """
     room = max_message_bytes - 1 - _CONTENT_OVERHEAD_BYTES
     length_bytes = 1

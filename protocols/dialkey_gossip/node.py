@@ -3,7 +3,7 @@
 Everything that happens is a method call with the time; what is to be done about it is the list of
 actions that it returns. `deadline` says when `tick` is wanted next. There is no I/O and no clock.
 
-Source: gossip wire reference 3.1.
+Source: docs/wire/gossip.md 3.1.
 """
 
 from __future__ import annotations

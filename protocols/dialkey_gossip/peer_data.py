@@ -3,7 +3,7 @@
 This is hearsay about third parties. It names no endpoint id, and a wrong address costs a failed dial
 and nothing else, because the dial demands the key.
 
-Source: gossip wire reference 4.
+Source: docs/wire/gossip.md 4.
 """
 
 from __future__ import annotations

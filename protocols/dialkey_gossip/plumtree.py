@@ -18,7 +18,7 @@ What is better here than in iroh's machine, on the same wire:
   being sent twice; iroh compares hops alone.
 - Nothing is sent to a neighbour that has announced the message itself.
 
-Source: gossip wire reference 3.4 to 3.6.
+Source: docs/wire/gossip.md 3.4 to 3.6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Methods, compiled: from arguments to frames and back, without looking at a type twice. Sans-IO.
 
-Source: docs/rpc-wire.md, "Calls" and "Errors".
+Source: docs/rpc-wire.md, "Calls" and "ERROR".
 """
 
 from __future__ import annotations

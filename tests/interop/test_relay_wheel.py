@@ -1,6 +1,6 @@
 """Real iroh endpoints through our relay: with each other and with us.
 
-Source: checklist of relay wire reference 7.1.
+Source: checklist of docs/wire/relay.md 7.
 """
 
 from __future__ import annotations

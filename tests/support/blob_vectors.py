@@ -1,4 +1,4 @@
-"""The complete exchanges of the blobs wire reference 9.1, 9.4 and 9.5: requests and responses."""
+"""The complete exchanges of docs/wire/blobs.md 9.1, 9.4 and 9.5: requests and responses."""
 
 from __future__ import annotations
 

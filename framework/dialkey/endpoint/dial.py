@@ -2,7 +2,7 @@
 
 The first flight goes to all addresses; the first that brings an authentic answer becomes the path. So
 no address can hold up or abort a dial, and the dial is over when all have failed or the time is up.
-Source: wire/quic.md section 6.2.
+Source: docs/wire/quic.md 6.2.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from dialkey.identity import IpAddr
 
 IPV6_ADVANTAGE_S: Final = 0.003
 HYSTERESIS_S: Final = 0.005
-"""Both are iroh's own numbers (wire/quic.md section 6.5)."""
+"""Both are iroh's own numbers (docs/wire/quic.md 6.5)."""
 
 
 class PathSelector(Protocol):

@@ -4,7 +4,7 @@ A `TransportAddr` is one of `RelayAddr`, `IpAddr`, `CustomAddr`; an `EndpointAdd
 with a set of them. All are frozen values with one total order, which is also the order on the wire:
 relays by URL, then IPv4, IPv6, then custom addresses.
 
-Source: discovery wire reference 2 and 3.
+Source: docs/wire/discovery.md 2 and 3.
 """
 
 from __future__ import annotations

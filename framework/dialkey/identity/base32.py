@@ -13,7 +13,7 @@ functions                 alphabet                             case on input
 `encode_hex`, …           RFC 4648 "extended hex": ``0-9a-v``  lower only
 ========================= ==================================== ==========================
 
-Source: discovery wire reference 1.3.
+Source: docs/wire/discovery.md 1.3.
 """
 
 from __future__ import annotations

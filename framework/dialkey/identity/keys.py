@@ -5,7 +5,7 @@ equality, hashing and order are on them. Signatures are plain Ed25519, verified 
 OpenSSL alone is laxer in two ways that this module closes: it takes keys that are not a point on the
 curve, and signatures under keys of small order, which anybody can make.
 
-Source: discovery wire reference 1; RFC 8032.
+Source: docs/wire/discovery.md 1; RFC 8032.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ strings and collections begin with a varint count; an enum begins with a varint 
 an error and nothing else. Bytes after the last value are the caller's business: `Reader.finished`
 tells, and iroh ignores them at the top level.
 
-Source: discovery wire reference 3.
+Source: docs/wire/discovery.md 3.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ does not remove a drive letter, ``file`` paths lose empty segments at their fron
 its other habits with drive letters in ``file`` URLs and with ``@`` or a backslash behind the host
 of unknown schemes: no relay has such a URL.
 
-Source: discovery wire reference 2.3; https://url.spec.whatwg.org, 3 and 4.
+Source: docs/wire/discovery.md 2.3; https://url.spec.whatwg.org, 3 and 4.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ A ticket is a kind in lower case followed directly by base32 of the payload. `en
 payload, so that protocols can make tickets of their own;
 `EndpointTicket` is the kind that names an endpoint and nothing more.
 
-Source: discovery wire reference 4.
+Source: docs/wire/discovery.md 4.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The end of a connection: why it is over, what is said about it, and when all is freed.
 
-CLOSING and DRAINING last three probe timeouts (RFC 9000 section 10, wire/quic.md 3.15).
+CLOSING and DRAINING last three probe timeouts (RFC 9000 section 10, docs/wire/quic.md 3.15).
 """
 
 from __future__ import annotations

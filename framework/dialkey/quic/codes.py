@@ -1,6 +1,6 @@
 """Numbers of the QUIC wire: error codes, frame types, and the exception that carries them.
 
-Sources: RFC 9000 sections 19 and 20, RFC 9001 section 4.8, wire/quic.md sections 1.9 and 3.16.
+Sources: RFC 9000 sections 19 and 20, RFC 9001 section 4.8, docs/wire/quic.md 1.9 and 3.16.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ The life of a connection is the table `TRANSITIONS`::
         │                 ├──peer's close──► DRAINING ──3 PTO──► GONE
         └──failure────────┴──idle, reset───────────────────────► GONE
 
-Sources: RFC 9000, RFC 9001, RFC 9002, RFC 9221, wire/quic.md.
+Sources: RFC 9000, RFC 9001, RFC 9002, RFC 9221, docs/wire/quic.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How long to wait before the next attempt. No I/O.
 
-Source: relay wire reference 5.4, with two changes. A connection counts as good only when it has
+Source: docs/wire/relay.md 5.4, with two changes. A connection counts as good only when it has
 lasted, so that a relay that lets us in and drops us is not dialled in a tight loop. And after the
 loss of a good one the first attempt is spread a little: a relay that restarts loses all its clients
 in the same instant.

@@ -9,7 +9,7 @@ What is promised:
 - A new token is used by a *second* connection. The relay makes that one the active one, and only
   then the first is closed, so that nothing is interrupted.
 
-Source: relay wire reference 5.
+Source: docs/wire/relay.md 5.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Opening a byte stream to a relay: names, addresses, proxies, TLS.
 
-Source: relay wire reference 1.1, 1.6 and 5.2.
+Source: docs/wire/relay.md 1.1, 1.6 and 5.2.
 """
 
 from __future__ import annotations

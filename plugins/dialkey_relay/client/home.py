@@ -1,6 +1,6 @@
 """Which relay to call home: the nearest, unless that changes too little to be worth moving. No I/O.
 
-Source: relay wire reference 6.7.
+Source: docs/wire/relay.md 6.2.
 """
 
 from __future__ import annotations

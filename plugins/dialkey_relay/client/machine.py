@@ -6,7 +6,7 @@
         │                 │                       │                         │
         └── each has a deadline: nothing that a relay does or fails to do keeps us waiting ──┘
 
-Source: relay wire reference 1.5, 2 and 5.3.
+Source: docs/wire/relay.md 1.5, 2 and 5.3.
 """
 
 from __future__ import annotations

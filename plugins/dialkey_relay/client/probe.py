@@ -1,6 +1,6 @@
 """How far away a relay is: the time of a request for ``/ping``.
 
-Source: relay wire reference 6.3. Other than iroh's, a probe makes its requests over one connection
+Source: docs/wire/relay.md 6.1. Other than iroh's, a probe makes its requests over one connection
 and takes the fastest, so that it measures the round trip and not the handshakes before it.
 """
 

@@ -1,6 +1,6 @@
 """An access rule that asks a web server about each client.
 
-Source: relay wire reference 4.7. Releases of the original disagree about the name of the header, so
+Source: docs/wire/relay.md 4.7. Releases of the original disagree about the name of the header, so
 both are sent.
 """
 

@@ -4,7 +4,7 @@ Keys that real relays have keep their names and meaning, so that a file can be m
 a file says and we cannot do is an error, not silence. Two defaults differ: who may use the relay has
 to be written down, and metrics are served to this machine only.
 
-Source: relay wire reference 4.7 and 4.9.
+Source: docs/wire/relay.md 4.7 and 4.8.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Names that real relays have too (``relayserver_…_total``) are kept, so that their dashboards work;
 ours alone are called ``dialkey_relay_…``.
 
-Source: relay wire reference 1.4 and 4.10.
+Source: docs/wire/relay.md 1.4 and 4.9.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ either, so `ReportingConnection` overrides some of its methods whose names begin
 A client sends nothing but the handshake, so the server costs little; what it does cost is limited by
 address, and a client has to prove its address first (Retry) as soon as many handshakes are open.
 
-Source: relay wire reference 4.11.
+Source: docs/wire/relay.md 4.10.
 """
 
 from __future__ import annotations

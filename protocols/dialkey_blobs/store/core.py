@@ -383,7 +383,7 @@ class StoreCore(ABC):
     def create_tag(self, content: HashAndFormat, now: datetime) -> bytes:
         """Add a tag with a name that is not in use, made from the time; return it.
 
-        Source: blobs wire reference 5.6.
+        Source: docs/wire/blobs.md 5.3.
         """
         stamp = f"auto-{now:%Y-%m-%dT%H:%M:%S}.{now.microsecond // 1000:03}Z".encode()
         name = stamp

@@ -8,7 +8,7 @@ was written since the beginning stays.
 
 A hash is marked as raw and as a hash sequence separately: having seen one does not spare the other.
 
-Source: blobs wire reference 5.6.
+Source: docs/wire/blobs.md 5.3.
 """
 
 from __future__ import annotations

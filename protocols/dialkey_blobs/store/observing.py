@@ -19,7 +19,7 @@ class Observation:
     the newest state and none between, so being slow costs nothing. It ends when the store is
     closed.
 
-    Source: blobs wire reference 1.4 (Observe), 5.3.
+    Source: docs/wire/blobs.md 1.4 (Observe) and 5.2.
     """
 
     def __init__(self, observers: Observers, worker: Worker, hash: Hash) -> None:

@@ -408,7 +408,7 @@ class Store:
     async def collect_garbage(self, protect: Iterable[HashAndFormat] = ()) -> GcReport:
         """Delete all blobs that no tag, temp tag or entry of `protect` protects.
 
-        Source: blobs wire reference 5.6.
+        Source: docs/wire/blobs.md 5.3.
         """
         spared = tuple(protect)
         async with self._gc_lock:

@@ -80,7 +80,7 @@ class BlobStatus:
         size: bytes, if proven; None otherwise.
         bitfield: the chunks, and the size as far as known.
 
-    Source: blobs wire reference 5.8.
+    Source: docs/wire/blobs.md 5.4.
     """
 
     state: BlobState

@@ -5,7 +5,7 @@ QUIC here; a message takes the latency of its link, may be lost, and links may b
 
 `Network` is the swarm; `scenarios` holds the measurements of ``benchmarks/gossip.py``.
 
-Source: gossip wire reference 6.
+Source: docs/wire/gossip.md 6.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ need a peer any more lets the connection go after a while, as the shell of a rea
 peer learns of it. A message to a node that cannot be reached (dead, or beyond a partition) is lost;
 if there is no connection the sender learns after the time that a dial takes to fail.
 
-Source: gossip wire reference 6.1, whose model this contains: without loss, partitions and lingering
+Source: docs/wire/gossip.md 6.1, whose model this contains: without loss, partitions and lingering
 connections they are the same.
 """
 

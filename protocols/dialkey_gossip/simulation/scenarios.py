@@ -1,6 +1,6 @@
 """Measurements on a simulated swarm, with the original's figures beside them.
 
-Source: gossip wire reference 6.2 to 6.5.
+Source: docs/wire/gossip.md 6.2 to 6.5.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ BASELINE: Final[Mapping[tuple[Kind, int, float], Baseline]] = {
     (Kind.MULTI, 100, 0.1): Baseline(0.709, 10.4, 0.515),
     (Kind.ALL, 100, 0.1): Baseline(1.092, 11.6, 1.070),
 }
-"""By kind, nodes and the highest latency, the lowest being 10 ms; gossip wire reference 6.5."""
+"""By kind, nodes and the highest latency, the lowest being 10 ms; docs/wire/gossip.md 6.5."""
 
 
 def bootstrap(network: Network, nodes: int) -> list[PeerId]:
@@ -319,7 +319,7 @@ CHURN_BASELINE: Final[Mapping[tuple[int, int, float], float]] = {
     (1000, 300, 0.0): 0.41,
     (1000, 300, 1.0): 0.0,
 }
-"""The original's mean of missed deliveries by nodes, killed and wait; gossip wire reference 6.5."""
+"""The original's mean of missed deliveries by nodes, killed and wait; docs/wire/gossip.md 6.5."""
 
 _WARM_UP_ROUNDS: Final = 5
 

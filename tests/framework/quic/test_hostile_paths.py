@@ -1,6 +1,6 @@
 """A peer with a proven key and hostile frames of the multipath extension: the right code, no exception.
 
-Source: wire/quic.md sections 3.2, 3.3, 3.5 and 3.10.
+Source: docs/wire/quic.md 3.2, 3.3, 3.5 and 3.10.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_chacha20_vector() -> None:
 
 
 def test_multipath_vector() -> None:
-    """wire/quic.md section 3.4: the path id is part of the nonce."""
+    """docs/wire/quic.md 3.4: the path id is part of the nonce."""
     key, hp = bytes(range(16)), bytes(range(0x20, 0x30))
     iv = int.from_bytes(bytes(range(0x10, 0x1C)), "big")
     path, number = 3, 0xAEAD

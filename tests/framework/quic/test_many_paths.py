@@ -409,7 +409,7 @@ def test_only_the_client_opens_paths_and_only_after_the_handshake() -> None:
 
 
 def test_frames_as_the_wire_reference_writes_them() -> None:
-    """PATH_ACK of path 1 for packets 0 to 9, and two more (wire/quic.md section 3.2)."""
+    """PATH_ACK of path 1 for packets 0 to 9, and two more (docs/wire/quic.md 3.2)."""
     pair = PathPair(FAST, FAST).with_paths()
     core = pair.client.c
     first = core.paths[0]

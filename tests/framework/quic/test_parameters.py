@@ -30,7 +30,7 @@ def test_what_is_absent_has_the_default_of_the_rfc() -> None:
 
 
 def test_iroh_s_own_parameters() -> None:
-    """wire/quic.md section 2.1, with a reserved one that must be skipped."""
+    """docs/wire/quic.md 2.1, with a reserved one that must be skipped."""
     data = b"".join(
         [
             number(0x01, 30_000),

@@ -1,6 +1,6 @@
 """Who gets no connection: peers with the wrong key, none, two, a weak one, or without the extensions.
 
-Source: wire/quic.md sections 1.2 to 1.9, which gives the close code of each case.
+Source: docs/wire/quic.md 1.2 to 1.9, which gives the close code of each case.
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ def test_what_the_client_hello_says() -> None:
 
 
 def test_the_certificate_message_is_iroh_s() -> None:
-    """57 bytes: see the table in wire/quic.md section 1.3."""
+    """57 bytes: see the table in docs/wire/quic.md 1.3."""
     from aioquic._buffer import Buffer
     from quic_pair import secret_key
 

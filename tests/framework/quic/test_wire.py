@@ -35,7 +35,7 @@ from dialkey.quic.packets.frames import (
         ((1 << 30) - 1, "bfffffff"),
         (1 << 30, "c000000040000000"),
         (VARINT_MAX, "ffffffffffffffff"),
-        # multipath and NAT traversal types, wire/quic.md sections 3.2 and 5.2
+        # multipath and NAT traversal types, docs/wire/quic.md 3.2 and 5.2
         (0x3E75, "7e75"),
         (0x3D7F90, "803d7f90"),
         (0x9F81A6, "809f81a6"),
@@ -94,7 +94,7 @@ def test_acknowledgements_round_trip(given_ranges: list[tuple[int, int]], delay_
 @pytest.mark.parametrize(
     ("found", "delay_us", "encoded"),
     [
-        ([(0, 10)], 0, "09000009"),  # wire/quic.md section 3.2
+        ([(0, 10)], 0, "09000009"),  # docs/wire/quic.md 3.2
         ([(0, 1)], 80, "000a0000"),
         ([(5, 8), (1, 3)], 0, "0700010201 01".replace(" ", "")),
         ([(5, 6), (3, 4)], 0, "050001000000"),

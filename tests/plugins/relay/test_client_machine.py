@@ -1,4 +1,4 @@
-"""The client's machine against the server's, without sockets; relay wire reference 3.4 and 5.3."""
+"""The client's machine against the server's, without sockets; docs/wire/relay.md 3.4 and 5.3."""
 
 from __future__ import annotations
 

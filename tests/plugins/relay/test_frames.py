@@ -1,4 +1,4 @@
-"""Relay frames: the vectors of relay wire reference 8.4, limits, and hostile input."""
+"""Relay frames: the vectors of docs/wire/relay.md 8.3, limits, and hostile input."""
 
 from __future__ import annotations
 

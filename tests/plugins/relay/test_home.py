@@ -1,4 +1,4 @@
-"""Choosing the home relay: the sequences of relay wire reference 6.7."""
+"""Choosing the home relay: the sequences of docs/wire/relay.md 6.2."""
 
 from __future__ import annotations
 

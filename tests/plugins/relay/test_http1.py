@@ -1,4 +1,4 @@
-"""Request and response heads, upgrade rules (relay wire reference 1.5), tokens (2.5)."""
+"""Request and response heads, upgrade rules (docs/wire/relay.md 1.5), tokens (2.5)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry: duplicate ids, forwarding, farewells, bounds; relay wire reference 4.3 and 4.4."""
+"""The registry: duplicate ids, forwarding, farewells, bounds; docs/wire/relay.md 4.3 and 4.4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""QUIC address discovery: vectors of relay wire reference 8.5, and our server with a test client."""
+"""QUIC address discovery: vectors of docs/wire/relay.md 8.4, and our server with a test client."""
 
 from __future__ import annotations
 

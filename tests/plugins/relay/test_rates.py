@@ -1,4 +1,4 @@
-"""Token buckets: the numbers of relay wire reference 4.6, and limits per source address."""
+"""Token buckets: the numbers of docs/wire/relay.md 4.6, and limits per source address."""
 
 from __future__ import annotations
 

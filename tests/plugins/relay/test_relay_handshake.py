@@ -1,4 +1,4 @@
-"""The relay handshake: captured bytes of relay wire reference 8.2 and 8.3, and refusals."""
+"""The relay handshake: captured bytes of docs/wire/relay.md 8.1 and 8.2, and refusals."""
 
 from __future__ import annotations
 

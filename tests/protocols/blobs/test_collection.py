@@ -59,7 +59,7 @@ def test_other_lengths_are_refused() -> None:
         HashSeq(bytes((32 << 20) + 32))
 
 
-# --- collections: blobs wire reference 6.2 ---------------------------------------------------------
+# --- collections: docs/wire/blobs.md 6.2 ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(

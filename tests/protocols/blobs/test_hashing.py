@@ -47,7 +47,7 @@ def naive_cv(data: bytes, start: int) -> bytes:
     )
 
 
-# --- vectors: blobs wire reference 9.1, 9.2 --------------------------------------------------------
+# --- vectors: docs/wire/blobs.md 9.1, 9.2 --------------------------------------------------------
 
 LETTERS = [
     (

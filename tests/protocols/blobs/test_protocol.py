@@ -40,7 +40,7 @@ requests: st.SearchStrategy[Request] = st.one_of(
 )
 
 
-# blobs wire reference 9.3
+# docs/wire/blobs.md 9.3
 VECTORS: list[tuple[Request, str]] = [
     (GetRequest.blob(DA), f"00 {da} 020001000100"),
     (GetRequest.all(HashAndFormat(DA)), f"00 {da} 020001000100"),

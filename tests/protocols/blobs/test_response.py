@@ -87,7 +87,7 @@ def directory(contents: list[bytes]) -> tuple[Hash, Blobs]:
     return children.hash(), blobs
 
 
-# --- vectors: blobs wire reference 9.4 -------------------------------------------------------------
+# --- vectors: docs/wire/blobs.md 9.4 -------------------------------------------------------------
 
 COLLECTION_RESPONSE = bytes.fromhex(
     "4000000000000000"

@@ -108,7 +108,7 @@ chunk_sets = st.lists(st.integers(0, 160), max_size=6).map(R.from_unsorted)
 chunk_sets |= st.sampled_from([ALL, LAST])
 
 
-# --- vectors: blobs wire reference 9.1, 9.4, 9.5 ---------------------------------------------------
+# --- vectors: docs/wire/blobs.md 9.1, 9.4, 9.5 ---------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def addr(endpoint_id: str | EndpointId, relay: str | None, *sockets: str) -> End
     return EndpointAddr(endpoint_id, [*relays, *(IpAddr.parse(socket) for socket in sockets)])
 
 
-# Blobs wire reference 7.1, discovery wire reference 4.3 (B1 to B4).
+# docs/wire/blobs.md 7.1, docs/wire/discovery.md 4.3 (B1 to B4).
 VECTORS = [
     (
         BlobTicket(addr(ID, None), HI_THERE),

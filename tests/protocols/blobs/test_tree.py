@@ -30,7 +30,7 @@ def text(size: int, ranges: ChunkRanges) -> str:
     )
 
 
-# blobs wire reference 9.5
+# docs/wire/blobs.md 9.5
 PLANS = [
     (1025, R((0, 1)), "P[0,1025] L[0,1024]"),
     (2048, R((0, 1)), "P[0,2048] L[0,1024]"),

@@ -1,4 +1,4 @@
-"""The rules of the neighbourhood, one by one: wire reference 3.3, and what is better here."""
+"""The rules of the neighbourhood, one by one: docs/wire/gossip.md 3.3, and what is better here."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_sizes() -> None:
             one.broadcast_neighbors(TOPIC, content)
 
 
-# --- the original's vectors, wire reference 7 ---------------------------------------------------
+# --- the original's vectors, docs/wire/gossip.md 7 ---------------------------------------------
 
 
 def swarm_of(count: int, capacity: int = 5) -> tuple[Network, list[PeerId]]:

@@ -1,4 +1,4 @@
-"""The rules of the way of content, one by one: wire reference 3.4 to 3.6, and what is better here."""
+"""The rules of the way of content, one by one (docs/wire/gossip.md 3.4 to 3.6), and what is better."""
 
 from __future__ import annotations
 

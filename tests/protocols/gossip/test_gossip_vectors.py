@@ -1,4 +1,4 @@
-"""The byte vectors of the gossip wire reference, section 7."""
+"""The byte vectors of docs/wire/gossip.md 7."""
 
 from __future__ import annotations
 

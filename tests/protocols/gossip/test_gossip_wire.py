@@ -1,4 +1,4 @@
-"""The bytes of gossip: the vectors of wire/gossip.md section 7, and strangers' bytes."""
+"""The bytes of gossip: the vectors of docs/wire/gossip.md 7, and strangers' bytes."""
 
 from __future__ import annotations
 

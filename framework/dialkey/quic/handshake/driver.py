@@ -2,9 +2,9 @@
 
 What is in its packets is the `machine`'s business; where they come from and go to is decided here. The
 machine gets one symbolic address for all datagrams: which address a path really has is decided by rules
-that aioquic does not know (wire/quic.md sections 6.2 and 8.4).
+that aioquic does not know (docs/wire/quic.md 6.2 and 3.7).
 
-Sources: RFC 9000 sections 7 and 8, wire/quic.md 6.2.
+Sources: RFC 9000 sections 7 and 8, docs/wire/quic.md 6.2.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """QUIC transport parameters as we send and read them.
 
-Source: RFC 9000 section 18, wire/quic.md section 2. What a peer may not send is refused with
+Source: RFC 9000 section 18, docs/wire/quic.md 2. What a peer may not send is refused with
 TRANSPORT_PARAMETER_ERROR; unknown parameters are skipped.
 """
 

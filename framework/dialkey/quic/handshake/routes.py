@@ -1,6 +1,6 @@
 """Where a server answers before it knows which way to the client works both ways.
 
-A client sends its first flight over every address that it knows (wire/quic.md section 6.2). The copy
+A client sends its first flight over every address that it knows (docs/wire/quic.md 6.2). The copy
 that arrives first need not have come by a way that also leads back: a firewall on the client's side may
 let UDP out and nothing in. So the server answers over every way by which the client was heard, within
 the limit against amplification of each, until a Handshake packet shows which of them carried the answer.

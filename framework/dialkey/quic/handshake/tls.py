@@ -1,8 +1,8 @@
 """TLS 1.3 with raw Ed25519 public keys (RFC 7250), on aioquic's TLS engine.
 
 Both sides prove an Ed25519 key; there is no X.509 anywhere. The client compares the key with the one
-it dialled while the handshake runs, so a connection to a stranger never exists. Source: wire/quic.md
-sections 1.2 to 1.7 and 1.10.
+it dialled while the handshake runs, so a connection to a stranger never exists. Source:
+docs/wire/quic.md 1.2 to 1.7 and 1.10.
 """
 
 from __future__ import annotations

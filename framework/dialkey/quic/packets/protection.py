@@ -1,6 +1,6 @@
 """Protection of 1-RTT packets: keys, nonces per path, header masks, key update.
 
-Sources: RFC 9001 sections 5 and 6, wire/quic.md sections 3.4 and 3.13. One set of keys serves all
+Sources: RFC 9001 sections 5 and 6, docs/wire/quic.md 3.4 and 3.13. One set of keys serves all
 paths; only the nonce differs: path id and packet number, XORed into the IV.
 """
 

@@ -341,7 +341,7 @@ def _on_ack(c: Connection, path_id: int, data: bytes, pos: int, ecn: bool, now: 
 def _on_crypto(
     c: Connection, path: Path, data: bytes, pos: int, frame: int, remote: Address, now: float
 ) -> int:
-    """Read past a CRYPTO frame: session tickets, which we never asked for (wire/quic.md 1.8)."""
+    """Read past a CRYPTO frame: session tickets, which we never asked for (docs/wire/quic.md 1.8)."""
     offset, pos = read_varint(data, pos)
     length, pos = read_varint(data, pos)
     if offset + length > limits.MAX_POST_HANDSHAKE_CRYPTO_BYTES:

@@ -8,7 +8,7 @@ run gives None, nothing has changed, and single packets are the general case.
 
 Every packet is: first byte, connection id, packet number of two bytes, then sealed one STREAM frame
 (type, stream id, offset, perhaps a length, data). Sources: RFC 9000 sections 17.3 and 19.8, RFC 9001
-sections 5.3 and 5.4, docs/wire/quic.md on the nonce of a path.
+sections 5.3 and 5.4, docs/wire/quic.md 3.4.
 """
 
 from __future__ import annotations

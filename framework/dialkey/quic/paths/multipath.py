@@ -1,13 +1,13 @@
 """The multipath extension of QUIC as iroh speaks it: many path ids in one connection.
 
 The client opens paths, either side abandons them. A path id is used once; when one is abandoned both
-sides raise the highest id that they allow, so that there is always another (wire/quic.md 3.10).
+sides raise the highest id that they allow, so that there is always another (docs/wire/quic.md 3.10).
 Which path carries application data each side decides alone: `select`.
 
 What a peer can make us keep is bounded: of all ids that it may use, eight are not over at any time,
 and of those that are over only ranges are remembered.
 
-Source: wire/quic.md section 3, draft-ietf-quic-multipath.
+Source: docs/wire/quic.md 3, draft-ietf-quic-multipath.
 """
 
 from __future__ import annotations
@@ -184,8 +184,8 @@ def open_path(c: Connection, remote: Address, now: float) -> Path | None:
 def give_up(c: Connection, path: Path, now: float) -> None:
     """Abandon a path that answers nothing; if it never did, its id stays for the next one.
 
-    iroh does not replace the id of a path of which it never heard (wire/quic.md 3.10): an attempt that
-    used one up would be one of seven.
+    iroh does not replace the id of a path that it never heard of (docs/wire/quic.md 3.10): an attempt
+    that used one up would be one of seven.
     """
     if path.validated or path.received.largest >= 0:
         abandon(c, path, codes.PATH_UNSTABLE_OR_POOR, now)

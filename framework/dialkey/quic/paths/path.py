@@ -1,6 +1,6 @@
 """One path of a connection: its addresses, packet numbers, connection ids, recovery and size.
 
-A path id names a path (wire/quic.md section 3.3); the address it leads to may change (migration). A
+A path id names a path (docs/wire/quic.md 3.3); the address it leads to may change (migration). A
 connection without the multipath extension has exactly the path with id 0. What an address *is* is not
 known here: any hashable value will do.
 """

@@ -1,4 +1,4 @@
-"""The complete exchanges of the wire reference, through a real provider and a real getter."""
+"""The complete exchanges of docs/wire/blobs.md 9, through a real provider and a real getter."""
 
 from __future__ import annotations
 
