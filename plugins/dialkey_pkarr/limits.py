@@ -22,3 +22,46 @@ MAX_ATTRIBUTES: Final = 256
 
 RECORD_TTL_S: Final = 30
 """Of the records that we publish; iroh's own."""
+
+# --- HTTP -----------------------------------------------------------------------------------------
+
+HTTP_TIMEOUT_S: Final = 8.0
+"""For one request, names and TLS included: less than a dial waits for lookups, so that it can say why."""
+
+MAX_HTTP_HEAD_BYTES: Final = 16_384
+"""Of a response; servers in front of servers add headers of their own."""
+
+MAX_HTTP_BODY_BYTES: Final = 65_536
+"""Of a response: a packet has 1,072 bytes, an error page of a proxy some thousands."""
+
+REPUBLISH_S: Final = 300.0
+"""A record is signed and put anew so often, also when nothing has changed: servers forget after days,
+and a server that lost its records has them back soon. iroh's own."""
+
+RETRY_MOST_S: Final = 60.0
+"""After a failure we wait a second, then two, and so on up to this: a server that comes back after a
+minute must not wait longer for its records than it was away."""
+
+# --- DNS ------------------------------------------------------------------------------------------
+
+DNS_TIMEOUT_S: Final = 6.0
+"""For all servers together; the sixth datagram would leave after 4.8 s, and nobody waits for that one."""
+
+UDP_AT_S: Final = (0.0, 0.3, 0.6, 1.2, 2.4)
+"""When the same question is sent to one server, each time from a port of its own: one datagram in a
+hundred is lost, and a resolver may take a second over a name that nobody asked for before."""
+
+TCP_AFTER_S: Final = 0.9
+"""A server that has not answered by then is asked over TCP as well: some networks drop UDP."""
+
+NEXT_SERVER_S: Final = 0.5
+"""A server that has not answered by then gets company."""
+
+MAX_DNS_SERVERS: Final = 3
+"""As other resolvers do; a question goes to no more."""
+
+EDNS_PAYLOAD_BYTES: Final = 1232
+"""Fits into one packet everywhere (DNS flag day 2020)."""
+
+MAX_DNS_ANSWER_BYTES: Final = 65_535
+"""TCP has two bytes for the length."""

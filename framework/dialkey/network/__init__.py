@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dialkey.network import proxies
+from dialkey.network.proxies import HttpProxy
 from dialkey.network.transport import (
     ExplainingTransport,
     PathAddress,
@@ -10,4 +12,12 @@ from dialkey.network.transport import (
     Transport,
 )
 
-__all__ = ["ExplainingTransport", "PathAddress", "Receiver", "RendezvousTransport", "Transport"]
+__all__ = [
+    "ExplainingTransport",
+    "HttpProxy",
+    "PathAddress",
+    "Receiver",
+    "RendezvousTransport",
+    "Transport",
+    "proxies",
+]

@@ -6,23 +6,20 @@ Source: docs/wire/relay.md 1.1, 1.6 and 5.2.
 from __future__ import annotations
 
 import asyncio
-import base64
 import functools
 import ipaddress
 import os
 import re
 import ssl
-import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import attrs
-import idna
 
-from dialkey.errors import InvalidAddress, InvalidInput
+from dialkey.errors import InvalidAddress
 from dialkey.identity import RelayUrl
+from dialkey.network import HttpProxy, proxies
 from dialkey_relay.errors import (
     RelayConfigError,
     RelayUnreachable,
@@ -120,115 +117,18 @@ class Target:
 
 def proxy_from_environment(target: Target) -> str | None:
     """Return the proxy that the environment names for a target (``HTTPS_PROXY`` …), or None."""
-    proxies = urllib.request.getproxies()
-    if "no" in proxies:
-        if is_exempt(target, proxies["no"]):
-            return None
-    elif urllib.request.proxy_bypass(target.host):
-        # The settings of a desktop, where the environment says nothing.
-        return None
-    schemes = ("https", "http") if target.is_tls else ("http", "https")
-    return next((proxies[scheme] for scheme in schemes if scheme in proxies), None)
+    return proxies.from_environment(target.host, target.port, is_tls=target.is_tls)
 
 
 def is_exempt(target: Target, no_proxy: str) -> bool:
-    """Say whether ``NO_PROXY`` names a target.
-
-    Args:
-        no_proxy: separated by commas or spaces: ``*`` for all; a name, which means all names under
-            it, too; an address; a network such as ``10.0.0.0/8``. All but a network may have a port.
-    """
-    return any(_matches(target, each) for each in re.split(r"[,\s]+", no_proxy) if each)
-
-
-def _matches(target: Target, entry: str) -> bool:
-    if entry == "*":
-        return True
-    host, port = _split_port(entry)
-    if port is not None and port != target.port:
-        return False
-    address = _address(target.host)
-    if address is not None:
-        try:
-            network = ipaddress.ip_network(host.partition("%")[0], strict=False)
-        except ValueError:
-            return False
-        mapped = getattr(network.network_address, "ipv4_mapped", None)
-        if mapped is not None and network.prefixlen >= 96:
-            network = ipaddress.ip_network(f"{mapped}/{network.prefixlen - 96}")
-        return address.version == network.version and address in network
-    name = _name(host.removeprefix("*").lstrip("."))
-    found = _name(target.host)
-    return name != "" and (found == name or found.endswith(f".{name}"))
-
-
-def _split_port(entry: str) -> tuple[str, int | None]:
-    """Take a port off; an IPv6 address has colons itself, and needs brackets before a port."""
-    host, colon, port = entry.rpartition(":")
-    has_port = colon and port.isascii() and port.isdigit()
-    if not has_port or (":" in host and not host.endswith("]")):
-        host, port = entry, ""
-    bare, bracket, rest = host.removeprefix("[").partition("]")
-    # "[fd00::]/8" is seen as well as "[fd00::/8]".
-    return (bare + rest if bracket else host), int(port) if port else None
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped if mapped is not None else address
-
-
-def _name(host: str) -> str:
-    """Give a name as it is compared: as the DNS has it, in lower case, without a final dot."""
-    name = host.removesuffix(".").lower()
-    if name.isascii():
-        return name
-    try:
-        return idna.encode(name, uts46=True).decode("ascii")
-    except idna.IDNAError:
-        return name
-
-
-@attrs.frozen
-class _Proxy:
-    host: str
-    port: int
-    is_tls: bool
-    authorization: str | None = attrs.field(repr=False)
-
-    @classmethod
-    def parse(cls, text: str) -> _Proxy:
-        try:
-            parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
-            port = parts.port
-        except ValueError:
-            # Not the text: it may hold a password.
-            raise InvalidInput(
-                "the proxy is not a URL", hint="write it like http://user:password@host:port"
-            ) from None
-        if parts.scheme not in ("http", "https") or parts.hostname is None:
-            raise InvalidInput(
-                f"a proxy with scheme {parts.scheme!r} is not supported",
-                hint="give an http:// or https:// proxy that allows CONNECT",
-            )
-        is_tls = parts.scheme == "https"
-        authorization = None
-        if parts.username is not None:
-            user = urllib.parse.unquote(parts.username)
-            password = urllib.parse.unquote(parts.password or "")
-            encoded = base64.b64encode(f"{user}:{password}".encode()).decode()
-            authorization = f"Basic {encoded}"
-        return cls(parts.hostname, port or (443 if is_tls else 80), is_tls, authorization)
+    """Say whether ``NO_PROXY`` names a target; see `dialkey.network.proxies.is_exempt`."""
+    return proxies.is_exempt(target.host, target.port, no_proxy)
 
 
 class _Tunnel(asyncio.Protocol):
     """Speaks CONNECT to a proxy, until the tunnel is open."""
 
-    def __init__(self, proxy: _Proxy, target: Target) -> None:
+    def __init__(self, proxy: HttpProxy, target: Target) -> None:
         self._proxy = proxy
         self._target = target
         self._http = ClientHttp()
@@ -315,7 +215,7 @@ class Dialer:
 
     def __attrs_post_init__(self) -> None:
         if self.proxy:
-            _Proxy.parse(self.proxy)
+            HttpProxy.parse(self.proxy)
 
     async def open(self, target: Target, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """Connect; the protocol's `connection_made` gets the transport.
@@ -327,7 +227,7 @@ class Dialer:
             InvalidInput: the proxy that the environment names is no URL of an HTTP proxy.
         """
         found = proxy_from_environment(target) if self.proxy is None else self.proxy or None
-        proxy = _Proxy.parse(found) if found is not None else None
+        proxy = HttpProxy.parse(found) if found is not None else None
         context = self._context() if target.is_tls else None
         try:
             if proxy is None:
@@ -362,7 +262,7 @@ class Dialer:
 
     async def _through(
         self,
-        proxy: _Proxy,
+        proxy: HttpProxy,
         target: Target,
         context: ssl.SSLContext | None,
         protocol: Callable[[], asyncio.BaseProtocol],

@@ -12,9 +12,10 @@ from dialkey.identity import (
     RelayUrl,
     SecretKey,
 )
+from dialkey.network import HttpProxy
 from dialkey_relay import RelayConfig, SharedTokens
 from dialkey_relay.access import Admission, AdmitRequest
-from dialkey_relay.client.dial import Dialer, Target, _Proxy
+from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.client.transport import RelayPath
 from dialkey_relay.grants import Grant, Revocations
 from dialkey_relay.http1 import Request, bearer_token
@@ -42,7 +43,7 @@ SHOWN = [
     RelayPath(URL, KEY.id),
     Target.of(URL),
     Dialer(proxy=f"http://user:{SECRET}@proxy.example"),
-    _Proxy.parse(f"http://user:{SECRET}@proxy.example"),
+    HttpProxy.parse(f"http://user:{SECRET}@proxy.example"),
     SharedTokens([SECRET]),
     HttpCallout("https://callout.example", SECRET),
     Revocations(),
