@@ -5,7 +5,7 @@ server by a few datagrams at growing intervals, over TCP as well when that takes
 cut off, and the next server when one fails or is slow. The first good answer wins; a server that fails
 in its own way (SERVFAIL, REFUSED) is left for the next.
 
-Source: RFC 1035, 5452, 6891 and 7766; discovery wire reference 7.
+Source: RFC 1035, 5452, 6891 and 7766; docs/wire/discovery.md 7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What of an endpoint's addresses leaves the house.
 
-Source: discovery wire reference 10.2.
+Source: docs/wire/discovery.md 10.2.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 h11 reads and writes the bytes. Every request has a connection of its own: they are minutes apart.
 
-Source: RFC 9112; discovery wire reference 6.4.
+Source: RFC 9112; docs/wire/discovery.md 6.4.
 """
 
 from __future__ import annotations

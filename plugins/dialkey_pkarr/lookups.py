@@ -1,6 +1,6 @@
 """The address lookups: signed packets on an HTTP server, and TXT records in DNS.
 
-Source: discovery wire reference 6.4, 7 and 10.3.
+Source: docs/wire/discovery.md 6.4, 7 and 10.3.
 """
 
 from __future__ import annotations
