@@ -66,9 +66,8 @@ class DialkeyStack(Stack):
     async def _bind(self) -> Endpoint:
         if self._endpoint is None:
             self._endpoint = await Endpoint.bind(bind="127.0.0.1:0", entry_points=False)
-            self._endpoint.quic_config = attrs.evolve(
-                self._endpoint.quic_config, max_streams=MAX_STREAMS
-            )
+            driver = self._endpoint._driver
+            driver.config = attrs.evolve(driver.config, max_streams=MAX_STREAMS)
         return self._endpoint
 
     async def serve(self, answer: Answer) -> str:

@@ -6,6 +6,7 @@ phase* it happened, because that decides what was lost::
     DialkeyError
     ├── LocalError                     this program, its input or its machine
     │   ├── InvalidInput               what we were given cannot be used (also a ValueError)
+    │   │   ├── Base32Error            a text is not base-32; `position` says where
     │   │   ├── InvalidKey
     │   │   ├── InvalidAddress
     │   │   └── InvalidTicket
@@ -13,10 +14,15 @@ phase* it happened, because that decides what was lost::
     │   ├── EndpointClosed             the endpoint was closed before or during the call
     │   ├── ConnectionClosed           we closed this connection ourselves
     │   ├── StreamClosed               we finished, reset or stopped this stream ourselves
+    │   ├── Busy                       another task of this program uses what only one can
     │   ├── PluginError                a plugin broke the contract of a hook
     │   └── StorageError               a disk or database failed
+    │       ├── KeyFileMissing
+    │       └── KeyFileExists
     ├── RemoteError                    the other endpoint
     │   ├── WireError                  its bytes do not follow the format
+    │   │   ├── EndOfStream            the stream ended before what was asked for; `partial` is there
+    │   │   └── InvalidSignature
     │   ├── ProtocolViolation          its bytes are well-formed, its behaviour is not allowed
     │   ├── HandshakeError             it would not, or could not, set up a connection with us
     │   │   ├── WrongKey               it does not hold the key that we dialled
@@ -49,19 +55,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlpnMismatch",
+    "Base32Error",
     "BindError",
+    "Busy",
     "ConnectionClosed",
     "ConnectionClosedByPeer",
     "ConnectionLost",
     "DialError",
     "DialTimeout",
     "DialkeyError",
+    "EndOfStream",
     "EndpointClosed",
     "HandshakeError",
     "InvalidAddress",
     "InvalidInput",
     "InvalidKey",
+    "InvalidSignature",
     "InvalidTicket",
+    "KeyFileExists",
+    "KeyFileMissing",
     "LimitExceeded",
     "LocalError",
     "NetworkError",
@@ -123,6 +135,23 @@ class InvalidInput(LocalError, ValueError):
     code = "local.input"
 
 
+class Base32Error(InvalidInput):
+    """A text is not base-32 of the alphabet asked for.
+
+    Attributes:
+        position: 0-based index of the offending character, or None where the length is what is
+            wrong.
+    """
+
+    code = "local.input.base32"
+
+    def __init__(
+        self, message: str, *, position: int | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.position = position
+
+
 class InvalidKey(InvalidInput):
     code = "local.input.key"
 
@@ -151,12 +180,30 @@ class StreamClosed(LocalError):
     code = "local.stream_closed"
 
 
+class Busy(LocalError):
+    """Another task of this program is using what only one can use at a time."""
+
+    code = "local.busy"
+
+
 class PluginError(LocalError):
     code = "local.plugin"
 
 
 class StorageError(LocalError):
     code = "local.storage"
+
+
+class KeyFileMissing(StorageError):
+    """There is no such key file."""
+
+    code = "local.storage.key_missing"
+
+
+class KeyFileExists(StorageError):
+    """A file stands where a new key should be saved."""
+
+    code = "local.storage.key_exists"
 
 
 # --- the other endpoint -------------------------------------------------------------------------
@@ -168,6 +215,33 @@ class RemoteError(DialkeyError):
 
 class WireError(RemoteError):
     code = "remote.wire"
+
+
+class EndOfStream(WireError):
+    """The stream ended before the bytes that were asked for.
+
+    Attributes:
+        partial: what did arrive.
+    """
+
+    code = "remote.wire.end"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        partial: bytes,
+        endpoint_id: EndpointId | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, endpoint_id=endpoint_id, hint=hint)
+        self.partial = partial
+
+
+class InvalidSignature(WireError):
+    """A signature does not fit key and message, or is of a form that proves nothing."""
+
+    code = "remote.wire.signature"
 
 
 class ProtocolViolation(RemoteError):

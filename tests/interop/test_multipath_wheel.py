@@ -45,7 +45,7 @@ async def connected() -> AsyncIterator[tuple[iroh.Endpoint, iroh.Connection, End
         ours = await endpoint.connect(target, ALPN)
         theirs = await accepting
         # The tests open and abandon paths themselves.
-        ours.path_manager = None
+        ours._driver.path_manager = None
         yield rust, theirs, endpoint, ours
 
 
@@ -74,12 +74,12 @@ async def echo(ours: Connection, theirs: iroh.Connection, size: int = 1000) -> N
 async def open_second(
     rust: iroh.Endpoint, theirs: iroh.Connection, endpoint: Endpoint, ours: Connection, last: int
 ) -> int:
-    core = ours.core
+    core = ours._driver.core
 
     def try_open() -> bool:
-        path = multipath.open_path(core, remote(rust, last), endpoint.now())
+        path = multipath.open_path(core, remote(rust, last), endpoint._driver.now())
         opened.append(path)
-        endpoint.flush_soon(ours)
+        ours._driver.flush_soon()
         return path is not None
 
     opened: list[object] = []
@@ -93,15 +93,18 @@ async def test_a_second_path_carries_data_after_the_first_is_abandoned() -> None
     async with connected() as (rust, theirs, endpoint, ours):
         path_id = await open_second(rust, theirs, endpoint, ours, 2)
         assert path_id == 1
-        multipath.select(ours.core, 1)
-        before = ours.core.paths[1].recovery.sent_packets
+        multipath.select(ours._driver.core, 1)
+        before = ours._driver.core.paths[1].recovery.sent_packets
         await echo(ours, theirs, 200_000)
-        assert ours.core.paths[1].recovery.sent_packets > before + 100
+        assert ours._driver.core.paths[1].recovery.sent_packets > before + 100
         assert multipath.abandon(
-            ours.core, ours.core.paths[0], codes.PATH_UNSTABLE_OR_POOR, endpoint.now()
+            ours._driver.core,
+            ours._driver.core.paths[0],
+            codes.PATH_UNSTABLE_OR_POOR,
+            endpoint._driver.now(),
         )
         await echo(ours, theirs, 2_000_000)
-        await until(lambda: 0 not in ours.core.paths, lambda: echo(ours, theirs))
+        await until(lambda: 0 not in ours._driver.core.paths, lambda: echo(ours, theirs))
         await echo(ours, theirs, 200_000)
 
 
@@ -111,12 +114,12 @@ async def test_many_paths_one_after_the_other() -> None:
         for turn in range(20):
             path_id = await open_second(rust, theirs, endpoint, ours, 2 + turn % 2)
             assert path_id == turn + 1
-            multipath.select(ours.core, path_id)
+            multipath.select(ours._driver.core, path_id)
             multipath.abandon(
-                ours.core,
-                ours.core.paths[previous],
+                ours._driver.core,
+                ours._driver.core.paths[previous],
                 codes.APPLICATION_ABANDON_PATH,
-                endpoint.now(),
+                endpoint._driver.now(),
             )
             await echo(ours, theirs, 20_000)
             previous = path_id
@@ -138,7 +141,7 @@ async def test_keys_change_from_both_sides_across_two_paths() -> None:
         await until(lambda: updates(ours) >= 1, lambda: answer(ours, theirs, 300_000))
         own = 0
         for turn in range(12):
-            multipath.select(ours.core, turn % 2)
+            multipath.select(ours._driver.core, turn % 2)
             await echo(ours, theirs, 100_000)
             own += ours.request_key_update()
             await answer(ours, theirs, 100_000)
@@ -173,13 +176,13 @@ async def test_attempts_over_a_dead_way_use_up_no_ids() -> None:
         async with connected() as (rust, theirs, endpoint, ours):
             await echo(ours, theirs)
             for _ in range(20):
-                path = multipath.open_path(ours.core, dead, endpoint.now())
-                endpoint.flush_soon(ours)
+                path = multipath.open_path(ours._driver.core, dead, endpoint._driver.now())
+                ours._driver.flush_soon()
                 assert path is not None
                 await echo(ours, theirs)
-                multipath.give_up(ours.core, path, endpoint.now())
+                multipath.give_up(ours._driver.core, path, endpoint._driver.now())
             assert await open_second(rust, theirs, endpoint, ours, 2) == 1
-            multipath.select(ours.core, 1)
+            multipath.select(ours._driver.core, 1)
             await echo(ours, theirs, 200_000)
 
 
@@ -190,12 +193,12 @@ async def test_traffic_with_updates_and_many_paths_one_after_the_other() -> None
         previous, turn, own, ends_at = 0, 0, 0, loop.time() + TRAFFIC_S
         while loop.time() < ends_at:
             path_id = await open_second(rust, theirs, endpoint, ours, 2 + turn % 3)
-            multipath.select(ours.core, path_id)
+            multipath.select(ours._driver.core, path_id)
             multipath.abandon(
-                ours.core,
-                ours.core.paths[previous],
+                ours._driver.core,
+                ours._driver.core.paths[previous],
                 codes.APPLICATION_ABANDON_PATH,
-                endpoint.now(),
+                endpoint._driver.now(),
             )
             await echo(ours, theirs, 100_000)
             own += ours.request_key_update()
@@ -205,12 +208,12 @@ async def test_traffic_with_updates_and_many_paths_one_after_the_other() -> None
         assert turn > 10
         assert own > 5
         assert not ours.is_closed
-        state = ours.core.multipath
+        state = ours._driver.core.multipath
         assert state is not None
         assert len(state.abandoned) <= 2
-        assert len(ours.core.paths) <= 2 + multipath.MAX_DRAINING
-        assert len(endpoint.demux._reset_tokens) <= 30
-        assert len(endpoint.demux._by_cid) <= 120
+        assert len(ours._driver.core.paths) <= 2 + multipath.MAX_DRAINING
+        assert len(endpoint._driver.demux._reset_tokens) <= 30
+        assert len(endpoint._driver.demux._by_cid) <= 120
 
 
 # --- the wheel dials -------------------------------------------------------------------------------
@@ -274,8 +277,8 @@ async def test_the_wheel_opens_a_second_path_and_keys_change_from_both_sides() -
         own = 0
         for turn in range(6):
             # We answer over the relay, the wheel goes on asking directly, and the other way round.
-            ours.path_manager = None
-            multipath.select(ours.core, usable(ours)[("relay", "direct")[turn % 2]])
+            ours._driver.path_manager = None
+            multipath.select(ours._driver.core, usable(ours)[("relay", "direct")[turn % 2]])
             await asked(ours, theirs, 50_000)
             own += ours.request_key_update()
             await asked(ours, theirs, 50_000)
@@ -287,10 +290,10 @@ async def test_the_wheel_opens_a_second_path_and_keys_change_from_both_sides() -
 async def test_traffic_with_updates_and_changing_paths_when_the_wheel_dialled() -> None:
     loop = asyncio.get_running_loop()
     async with dialled() as (theirs, _, ours):
-        ours.path_manager = None
+        ours._driver.path_manager = None
         turn, own, ends_at = 0, 0, loop.time() + TRAFFIC_S / 2
         while loop.time() < ends_at:
-            multipath.select(ours.core, usable(ours)[("relay", "direct")[turn % 2]])
+            multipath.select(ours._driver.core, usable(ours)[("relay", "direct")[turn % 2]])
             await asked(ours, theirs, 200_000)
             if turn % 3 == 0:
                 own += ours.request_key_update()
@@ -304,15 +307,19 @@ async def test_traffic_with_updates_and_changing_paths_when_the_wheel_dialled() 
 @pytest.mark.parametrize("kind", ["direct", "relay"])
 async def test_we_abandon_a_path_that_the_wheel_opened(kind: str) -> None:
     async with dialled() as (theirs, endpoint, ours):
-        path = ours.core.paths[usable(ours)[kind]]
-        assert multipath.abandon(ours.core, path, codes.APPLICATION_ABANDON_PATH, endpoint.now())
-        endpoint.flush_soon(ours)
+        path = ours._driver.core.paths[usable(ours)[kind]]
+        assert multipath.abandon(
+            ours._driver.core, path, codes.APPLICATION_ABANDON_PATH, endpoint._driver.now()
+        )
+        ours._driver.flush_soon()
         await asked(ours, theirs, 500_000)
-        await until(lambda: path.id not in ours.core.paths, lambda: asked(ours, theirs, 1000))
+        await until(
+            lambda: path.id not in ours._driver.core.paths, lambda: asked(ours, theirs, 1000)
+        )
         await asked(ours, theirs, 200_000)
-        (left,) = ours.core.paths.values()
+        (left,) = ours._driver.core.paths.values()
         assert left.cids.peer_status_sequence >= 1, "the wheel told that it sends there now"
         assert left.cids.peer_available
-        state = ours.core.multipath
+        state = ours._driver.core.multipath
         assert state is not None
         assert (state.local_max, state.peer_max) == (8, 8), "both allow another"

@@ -93,8 +93,8 @@ async def test_many_of_its_dials_at_once_all_get_in() -> None:
         theirs = await asyncio.gather(*dialling)
         assert len(theirs) == 60
         assert all(each is not None for each in accepted)
-        assert endpoint.demux.counts["retries"] > 0
-        assert endpoint.demux.counts["incoming"] == 60
+        assert endpoint._driver.demux.counts["retries"] > 0
+        assert endpoint._driver.demux.counts["incoming"] == 60
         for each in theirs:
             each.close(0, b"")
 
@@ -110,7 +110,7 @@ async def test_it_acknowledges_no_number_that_was_left_out() -> None:
         uni = await theirs.accept_uni()
         assert await uni.read_to_end(len(data)) == data
         await writing
-        assert any(path.skips._numbers for path in ours.core.paths.values())
+        assert any(path.skips._numbers for path in ours._driver.core.paths.values())
         assert not ours.is_closed
 
 

@@ -30,7 +30,8 @@ from dialkey.endpoint.paths import (
 )
 from dialkey.endpoint.searching import LookupReport
 from dialkey.endpoint.selection import DirectFirst, PathSelector
-from dialkey.endpoint.streams import EndOfStream, RecvStream, SendStream
+from dialkey.endpoint.streams import RecvStream, SendStream
+from dialkey.errors import EndOfStream
 
 __all__ = [
     "AddressLookup",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from dialkey import limits
-from dialkey.endpoint.connection import Connection
+from dialkey.endpoint._connection_driver import ConnectionDriver
 from dialkey.endpoint.door import Allowance, Door, Sources, Verdict, sources_of
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress, Transport
@@ -27,7 +27,7 @@ from dialkey.quic.connection import Connection as Core
 from dialkey.quic.stateless import InitialHeader
 
 if TYPE_CHECKING:
-    from dialkey.endpoint.endpoint import Endpoint
+    from dialkey.endpoint._driver import Driver
 
 logger = logging.getLogger("dialkey.endpoint.demux")
 
@@ -66,7 +66,7 @@ class _Knock:
         # What is kept while filters think, and where it came from.
         self.datagrams: list[tuple[bytes, PathAddress]] = []
         self.task: asyncio.Task[None] | None = None
-        self.connection: Connection | None = None
+        self.connection: ConnectionDriver | None = None
 
     def add(self, data: bytes, remote: PathAddress) -> None:
         """Keep a datagram, if there is room for it."""
@@ -78,13 +78,13 @@ class _Knock:
 class Demux:
     """Routes datagrams of all transports of one endpoint."""
 
-    def __init__(self, endpoint: Endpoint, static_key: bytes) -> None:
-        self._endpoint = endpoint
-        self._by_cid: dict[bytes, Connection] = {}
-        self._reset_tokens: dict[bytes, Connection] = {}
-        self._original_cids: dict[Connection, bytes] = {}
+    def __init__(self, driver: Driver, static_key: bytes) -> None:
+        self._driver = driver
+        self._by_cid: dict[bytes, ConnectionDriver] = {}
+        self._reset_tokens: dict[bytes, ConnectionDriver] = {}
+        self._original_cids: dict[ConnectionDriver, bytes] = {}
         self._door = Door()
-        self._knocks: dict[Connection, _Knock] = {}
+        self._knocks: dict[ConnectionDriver, _Knock] = {}
         self._held: dict[bytes, _Knock] = {}
         self._answers = Allowance(
             limits.STATELESS_ANSWERS_PER_S, limits.STATELESS_ANSWERS_PER_S, 0.0
@@ -109,13 +109,13 @@ class Demux:
         digest = hmac.digest(self._reset_key, cid, "sha256")
         return digest[: codes.RESET_TOKEN_LENGTH]
 
-    def route(self, cid: bytes, connection: Connection) -> None:
+    def route(self, cid: bytes, connection: ConnectionDriver) -> None:
         self._by_cid[cid] = connection
 
     def unroute(self, cid: bytes) -> None:
         self._by_cid.pop(cid, None)
 
-    def expect_reset(self, token: bytes, connection: Connection) -> None:
+    def expect_reset(self, token: bytes, connection: ConnectionDriver) -> None:
         """Note that a datagram ending in `token` means that the peer forgot `connection`."""
         self._reset_tokens[token] = connection
 
@@ -123,7 +123,7 @@ class Demux:
         """Note that `token` means nothing any more."""
         self._reset_tokens.pop(token, None)
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: ConnectionDriver) -> None:
         """Drop every route to a connection."""
         for cid in connection.core.cids:
             self._by_cid.pop(cid, None)
@@ -133,16 +133,20 @@ class Demux:
         self._reset_tokens = {t: c for t, c in self._reset_tokens.items() if c is not connection}
         self.handshake_over(connection, failed=True)
 
-    def handshake_over(self, connection: Connection, *, failed: bool) -> None:
+    def handshake_over(self, connection: ConnectionDriver, *, failed: bool) -> None:
         """Count a handshake as done, one way or the other."""
         knock = self._knocks.pop(connection, None)
         if knock is not None:
-            self._door.leave(knock, self._endpoint.now(), failed=failed)
+            self._door.leave(knock, self._driver.now(), failed=failed)
 
     @property
     def half_open(self) -> int:
         """How many handshakes that others began are not over."""
         return len(self._door)
+
+    def count(self, what: str) -> None:
+        """Count something that happened."""
+        self.counts[what] += 1
 
     def close(self) -> None:
         """Stop asking filters; nothing new is let in."""
@@ -188,24 +192,28 @@ class Demux:
             self._on_unknown_short(transport, data, remote)
 
     def _deliver(
-        self, connection: Connection, data: memoryview, segment: int, remote: PathAddress
+        self,
+        connection: ConnectionDriver,
+        data: memoryview,
+        segment: int,
+        remote: PathAddress,
     ) -> None:
         try:
-            connection.core.receive(data, segment, remote, self._endpoint.now())
+            connection.core.receive(data, segment, remote, self._driver.now())
         except Exception:
-            self._endpoint.on_internal_error(connection)
-        self._endpoint.touched(connection)
+            self._driver.on_internal_error(connection)
+        self._driver.touched(connection)
 
     def _on_unknown_short(
         self, transport: Transport, data: memoryview, remote: PathAddress
     ) -> None:
         connection = self._reset_tokens.get(bytes(data[-codes.RESET_TOKEN_LENGTH :]))
-        now = self._endpoint.now()
+        now = self._driver.now()
         if connection is not None:
             connection.core.receive_stateless_reset(now)
-            self._endpoint.touched(connection)
+            self._driver.touched(connection)
             return
-        self.counts["unknown_connection_ids"] += 1
+        self.count("unknown_connection_ids")
         if now < self._next_reset_at:
             return
         reset = stateless.stateless_reset(self.reset_token(bytes(data[1:9])), len(data))
@@ -226,11 +234,11 @@ class Demux:
             return
         if not header.is_initial or len(header.destination_cid) < 8:
             return
-        if not self._endpoint.is_accepting:
+        if not self._driver.is_accepting:
             self._refuse(transport, header, remote, b"this endpoint accepts no connections")
             return
         sources = sources_of(remote)
-        now = self._endpoint.now()
+        now = self._driver.now()
         original, retry_cid, proved = header.destination_cid, None, False
         proof = self._retry.check(header, _token_address(remote), now) if header.token else None
         # A token that is not ours is one of an earlier life of this endpoint, most likely.
@@ -241,24 +249,24 @@ class Demux:
         if held is not None:
             held.add(data, remote)
             return
-        if self._endpoint.is_backlogged:
+        if self._driver.is_backlogged:
             # Its client asks again; by then somebody may have accepted some.
-            self.counts["dropped_not_accepted"] += 1
+            self.count("dropped_not_accepted")
             return
         verdict = self._door.ask(sources, now, proved=proved)
         if verdict is Verdict.LATER:
-            self.counts["dropped_too_many"] += 1
+            self.count("dropped_too_many")
         elif verdict is Verdict.PROVE:
             # A client takes one Retry only; a copy by another way than the one that was proved is
             # of no use now.
             if proof is None:
-                self.counts["retries"] += 1
+                self.count("retries")
                 answer = self._retry.packet(header, _token_address(remote), self.new_cid(), now)
                 transport.send(remote, answer, len(answer))
         else:
             knock = _Knock(header, original, retry_cid, now)
             knock.add(data, remote)
-            if self._endpoint.plugins.has("dialkey_before_accept"):
+            if self._driver.plugins.has("dialkey_before_accept"):
                 self._enter(knock, sources)
                 self._ask_filters(transport, knock, remote, proved=proved)
             else:
@@ -266,19 +274,19 @@ class Demux:
 
     def _enter(self, knock: _Knock, sources: Sources) -> None:
         """Give a place to a handshake, and end the one that makes room for it, if any."""
-        evicted = self._door.enter(knock, sources, self._endpoint.now())
+        evicted = self._door.enter(knock, sources, self._driver.now())
         if evicted is None:
             return
         assert isinstance(evicted, _Knock)
-        self.counts["evicted"] += 1
+        self.count("evicted")
         if evicted.task is not None:
             evicted.task.cancel()
         connection = evicted.connection
         if connection is not None:
             self._knocks.pop(connection, None)
-            connection.core.turn_away(_BUSY, self._endpoint.now())
-            self._endpoint.touched(connection)
-            self._endpoint.flush_soon(connection)
+            connection.core.turn_away(_BUSY, self._driver.now())
+            self._driver.touched(connection)
+            self._driver.flush_soon(connection)
 
     def _refuse(
         self, transport: Transport, header: InitialHeader, remote: PathAddress, reason: bytes
@@ -289,7 +297,7 @@ class Demux:
 
     def _answer(self, transport: Transport, remote: PathAddress, make: Callable[[], bytes]) -> None:
         """Send an answer that no state is kept for, unless there were many of late."""
-        if self._answers.take(self._endpoint.now()):
+        if self._answers.take(self._driver.now()):
             answer = make()
             transport.send(remote, answer, len(answer))
 
@@ -303,21 +311,21 @@ class Demux:
             let_in = False
             try:
                 async with asyncio.timeout_at(knock.since + limits.HANDSHAKE_TIMEOUT_S):
-                    refusal = await self._endpoint.plugins.refusal(
+                    refusal = await self._driver.plugins.refusal(
                         "dialkey_before_accept", incoming=Incoming(remote, proved)
                     )
                 knock.task = None
                 if refusal is not None:
-                    self.counts["refused_by_plugin"] += 1
+                    self.count("refused_by_plugin")
                     self._refuse(transport, header, remote, refusal.reason)
                 else:
-                    let_in = self._endpoint.is_accepting
+                    let_in = self._driver.is_accepting
             except TimeoutError:
-                self.counts["filters_too_slow"] += 1
+                self.count("filters_too_slow")
             finally:
                 del self._held[header.destination_cid]
                 if not let_in:
-                    self._door.leave(knock, self._endpoint.now(), failed=True)
+                    self._door.leave(knock, self._driver.now(), failed=True)
             if let_in:
                 self._accept(knock, None)
 
@@ -327,12 +335,12 @@ class Demux:
 
     def _accept(self, knock: _Knock, sources: Sources | None) -> None:
         """Begin the handshake; with `sources`, it has no place yet."""
-        endpoint = self._endpoint
-        now = endpoint.now()
+        driver = self._driver
+        now = driver.now()
         first, remote = knock.datagrams[0]
         core = Core.server(
-            endpoint.quic_config,
-            alpns=endpoint.alpns,
+            driver.config,
+            alpns=list(driver.alpns),
             remote=remote,
             original_destination_cid=knock.original_cid,
             retry_source_cid=knock.retry_cid,
@@ -342,7 +350,7 @@ class Demux:
         core.receive(memoryview(first), len(first), remote, now)
         if not core.has_heard_peer:
             # Nothing in it was authentic: no state is kept for it, but it cost something.
-            self.counts["bad_initials"] += 1
+            self.count("bad_initials")
             core.discard()
             if sources is None:
                 self._door.leave(knock, now, failed=True)
@@ -351,17 +359,17 @@ class Demux:
             return
         if sources is not None:
             self._enter(knock, sources)
-        connection = knock.connection = Connection(endpoint, core)
+        connection = knock.connection = ConnectionDriver(driver, core)
         self.route(core.host_cid, connection)
         self.route(knock.header.destination_cid, connection)
         self._original_cids[connection] = knock.header.destination_cid
         self._knocks[connection] = knock
-        self.counts["incoming"] += 1
+        self.count("incoming")
         datagrams, knock.datagrams = knock.datagrams[1:], []
         for datagram, source in datagrams:
             core.receive(memoryview(datagram), len(datagram), source, now)
-        endpoint.touched(connection)
-        endpoint.flush_soon(connection)
+        driver.touched(connection)
+        driver.flush_soon(connection)
 
 
 def _token_address(remote: PathAddress) -> bytes:

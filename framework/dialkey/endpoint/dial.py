@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from dialkey import limits
-from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.dial_limits import DialLimits, LimitedAddresses
-from dialkey.endpoint.lookup import LookupAnswer
+from dialkey.endpoint.lookup import AddressLookup, LookupAnswer, StaticLookup
 from dialkey.endpoint.searching import Search
 from dialkey.errors import (
     DialError,
@@ -33,7 +32,8 @@ from dialkey.network.transport import PathAddress
 from dialkey.quic.connection import Connection as Core
 
 if TYPE_CHECKING:
-    from dialkey.endpoint.endpoint import Endpoint
+    from dialkey.endpoint._connection_driver import ConnectionDriver
+    from dialkey.endpoint._driver import Driver
 
 logger = logging.getLogger("dialkey.endpoint.dial")
 
@@ -197,18 +197,20 @@ class Dial:
 
     def __init__(
         self,
-        endpoint: Endpoint,
+        driver: Driver,
+        lookups: Iterable[AddressLookup],
         remote: EndpointAddr,
         alpn: str,
         dial_limits: DialLimits | None = None,
     ) -> None:
-        self._endpoint = endpoint
+        self._driver = driver
+        self._ways = tuple(lookups)
         self._limited = LimitedAddresses(dial_limits)
         self._id = remote.id
         self._addrs = remote.addrs
         self._alpn = alpn
         self.target = AllAddresses()
-        self._connection: Connection | None = None
+        self._connection: ConnectionDriver | None = None
         self._search: Search | None = None
         # Lookups are asked again and again, and say the same most of the time.
         self._seen: set[TransportAddr] = set()
@@ -223,7 +225,7 @@ class Dial:
             self.target.gave_up.set_result(None)
         self._news.set()
 
-    async def run(self, timeout_s: float) -> Connection:
+    async def run(self, timeout_s: float) -> ConnectionDriver:
         """Connect.
 
         Raises:
@@ -251,17 +253,16 @@ class Dial:
         finally:
             if connection is None and self._connection is not None:
                 # It must not come to life when nobody waits for it any more.
-                self._connection.close()
+                self._connection.close(0, b"")
             self.target.end_of_handshake()
             if self._search is not None:
                 self._search.close()
-            self._endpoint.dial_over(self)
 
-    async def _run(self, timeout_s: float) -> Connection:
+    async def _run(self, timeout_s: float) -> ConnectionDriver:
         await self._add(self._addrs)
         self._search = Search(
             self._id,
-            self._endpoint.address_lookups,
+            self._ways,
             on_answer=self._on_answer,
             on_done=self._on_lookup_done,
         )
@@ -297,7 +298,7 @@ class Dial:
         if self._endpoint_closed.is_set():
             raise EndpointClosed("this endpoint was closed while it dialled", endpoint_id=self._id)
 
-    async def _shake_hands_patiently(self, timeout_s: float) -> Connection:
+    async def _shake_hands_patiently(self, timeout_s: float) -> ConnectionDriver:
         """Run a handshake; again, after a pause, while the peer only has no place for the moment."""
         pause_s = _FIRST_PAUSE_S
         for tries in itertools.count(1):
@@ -320,25 +321,22 @@ class Dial:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
         raise AssertionError("the loop has no end")
 
-    async def _shake_hands(self, timeout_s: float) -> Connection:
+    async def _shake_hands(self, timeout_s: float) -> ConnectionDriver:
         """Run one handshake with whoever answers first."""
-        endpoint = self._endpoint
+        driver = self._driver
         gave_up = self.target.gave_up = asyncio.get_running_loop().create_future()
         self._check_endpoint()
         self.target.last_sent = None
         core = Core.client(
-            endpoint.quic_config,
+            driver.config,
             expected_id=self._id,
             alpns=[self._alpn],
             remote=self.target,
-            now=endpoint.now(),
+            now=driver.now(),
             # The deadline of the dial is the one that counts.
             timeout_s=timeout_s + 1,
         )
-        connection = self._connection = Connection(endpoint, core)
-        connection.expect(self._id)
-        endpoint.demux.route(core.host_cid, connection)
-        endpoint.flush_soon(connection)
+        connection = self._connection = driver.begin_handshake(core, self._id)
         handshake = asyncio.ensure_future(connection.handshake_done())
         try:
             await asyncio.wait([handshake, gave_up], return_when=asyncio.FIRST_COMPLETED)
@@ -388,7 +386,7 @@ class Dial:
             may_try, max_datagrams = await self._limited.admit(addr)
             if not may_try:
                 continue
-            found = self._endpoint.path_addresses(self._id, addr)
+            found = self._driver.path_addresses(self._id, addr)
             if not found:
                 note = f"{addr}: no transport of this endpoint leads there"
                 if isinstance(addr, RelayAddr):
@@ -397,7 +395,7 @@ class Dial:
                     self.target.notes.append(note)
             for each in found:
                 if self.target.add(each, max_datagrams):
-                    self._endpoint.send_to_late(self.target, each)
+                    self._driver.send_to_late(self.target, each)
         self._news.set()
 
     async def _on_answer(self, answer: LookupAnswer) -> None:
@@ -435,11 +433,11 @@ class Dial:
 
     def _attempts(self) -> list[str]:
         """Say what became of each address, and what each lookup said."""
-        return [*self.target.attempts(self._endpoint.trouble_with), *self._lookups_said()]
+        return [*self.target.attempts(self._driver.trouble_with), *self._lookups_said()]
 
     def _lookups_said(self) -> list[str]:
         """Return one line for each lookup but the static one, which only says what it was told."""
         if self._search is None:
             return []
-        own = self._endpoint.static_lookup.name
+        own = StaticLookup.name
         return [f"lookup {each}" for each in self._search.reports() if each.lookup != own]

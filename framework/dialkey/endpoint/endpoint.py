@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import random
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +13,14 @@ from typing import Final, TextIO, cast
 import attrs
 
 from dialkey import limits
+from dialkey.endpoint._driver import Driver
 from dialkey.endpoint.connection import Connection
-from dialkey.endpoint.demux import Demux
-from dialkey.endpoint.dial import AllAddresses, Dial
+from dialkey.endpoint.dial import Dial
 from dialkey.endpoint.dial_limits import DialLimits
 from dialkey.endpoint.lookup import AddressLookup, EndpointInfo, StaticLookup
-from dialkey.endpoint.paths import NetworkChanged
 from dialkey.endpoint.publishing import Publishing
 from dialkey.endpoint.searching import LookupReport, Search
-from dialkey.endpoint.selection import DirectFirst, PathSelector
+from dialkey.endpoint.selection import PathSelector
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Offline, PluginError, Refused
 from dialkey.hooks import Answer, Plugins
 from dialkey.identity import (
@@ -38,29 +34,17 @@ from dialkey.identity import (
     TransportAddr,
     parse_remote,
 )
-from dialkey.network.transport import (
-    ExplainingTransport,
-    PathAddress,
-    RendezvousTransport,
-    Transport,
-)
+from dialkey.network.transport import RendezvousTransport, Transport
 from dialkey.network.udp import UdpTransport
 from dialkey.opening import AsyncOnly, Opening
 from dialkey.presets import Preset, minimal
 from dialkey.printable import printable_bytes
-from dialkey.quic.connection import Config
-from dialkey.quic.paths.bbr import Bbr
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.qlog import Qlog
 
 logger = logging.getLogger("dialkey.endpoint")
 
 DIAL_TIMEOUT_S: Final = 30.0
-CLOSE_TIMEOUT_S: Final = 3.0
-"""How long `Endpoint.close` waits for peers to confirm; a peer that is gone never will."""
-
-_BLOCKED_RETRY_S: Final = 0.05
-"""How often a connection whose transport takes nothing looks at its timers; `on_writable` comes first."""
 
 Bind = str | IpAddr | Sequence[str | IpAddr]
 
@@ -177,52 +161,29 @@ class Endpoint(AsyncOnly):
         )
 
     def __init__(self, options: _Options) -> None:
+        self._options = options
         self._secret_key = options.secret_key or SecretKey.generate()
         self._id = self._secret_key.id
-        self._given_plugins = [*options.preset.plugins, *options.plugins]
-        self._entry_points = options.entry_points
-        self.plugins = Plugins()
+        self._plugins = Plugins()
         self._udp: UdpTransport | None = None
+        self._carriers: list[Transport]
         if options.transports is None:
             self._udp = UdpTransport(_parse_bind(options.bind))
-            self._transports: list[Transport] = [self._udp]
+            self._carriers = [self._udp]
         else:
-            self._transports = list(options.transports)
+            self._carriers = list(options.transports)
         relays = options.relays if options.relays is not None else options.preset.relays
         self._relays = (
             tuple(RelayUrl(each) if isinstance(each, str) else each for each in relays)
             if relays is not None
             else None
         )
-        self.static_lookup = StaticLookup()
-        self._lookups: list[AddressLookup] = [self.static_lookup, *options.address_lookups]
+        self._known = StaticLookup()
+        self._lookups: list[AddressLookup] = [self._known, *options.address_lookups]
         self._user_data = options.user_data
         self._publishing = Publishing()
         self._alpns = [_alpn_text(alpn) for alpn in options.alpns]
-        self._reset_static_key = hashlib.blake2b(
-            bytes(self._secret_key), person=b"dialkey static"
-        ).digest()
-        self.demux = Demux(self, self._reset_static_key)
-        self.quic_config = Config(
-            secret_key=self._secret_key,
-            new_cid=self.demux.new_cid,
-            reset_token=self.demux.reset_token,
-            make_controller=lambda max_datagram: Bbr(max_datagram, random.random),
-            idle_timeout_s=options.idle_timeout_s,
-            keep_alive_s=options.keep_alive_s,
-            max_datagram=options.max_datagram_bytes,
-            qlog=options.qlog(),
-            secrets_log_file=options.key_log_file,
-        )
-        self.path_selector: PathSelector = DirectFirst()
-        self._connections: set[Connection] = set()
-        self._dirty: dict[Connection, None] = {}
-        self._touched: dict[Connection, None] = {}
-        self._flush_scheduled = False
-        self._dials: set[Dial] = set()
-        self._accepted: deque[Connection] = deque()
-        self._accept_waiters: deque[asyncio.Future[None]] = deque()
-        self._handshakes: set[asyncio.Task[None]] = set()
+        self._driver: Driver
         self._state = "new"
         self._closing: asyncio.Task[None] | None = None
 
@@ -234,46 +195,64 @@ class Endpoint(AsyncOnly):
     async def _start(self) -> Endpoint:
         if self._state != "new":
             raise LocalError("this endpoint was bound already; call Endpoint.bind() again")
-        self._loop = _running_loop()
+        _check_loop()
+        options = self._options
+        plugins = self._plugins
+        driver = self._driver = Driver(
+            self._secret_key,
+            plugins,
+            lambda driver: Connection(self, driver),
+            self._carriers,
+            on_network_changed=self._publish,
+            alpns=self._alpns,
+            idle_timeout_s=options.idle_timeout_s,
+            keep_alive_s=options.keep_alive_s,
+            max_datagram_bytes=options.max_datagram_bytes,
+            qlog=options.qlog(),
+            key_log_file=options.key_log_file,
+        )
         self._state = "starting"
         started: list[Transport] = []
         try:
-            for plugin in self._given_plugins:
-                self.plugins.register(plugin)
-            if self._entry_points:
-                self.plugins.load_entry_points()
-            for answer in await self.plugins.collect("dialkey_transports", endpoint=self):
+            for plugin in (*options.preset.plugins, *options.plugins):
+                plugins.register(plugin)
+            if options.entry_points:
+                plugins.load_entry_points()
+            for answer in await plugins.collect("dialkey_transports", endpoint=self):
                 _check_has(answer, "a transport", ("start", "close", "send", "owns"))
-                self._transports.append(answer.value)  # type: ignore[arg-type]
+                driver.add_transport(cast("Transport", answer.value))
             if self._relays is not None:
-                self._transports.extend(await self._relay_transport(self._relays))
-            for answer in await self.plugins.collect("dialkey_address_lookups", endpoint=self):
+                for transport in await self._relay_transport(self._relays):
+                    driver.add_transport(transport)
+            for answer in await plugins.collect("dialkey_address_lookups", endpoint=self):
                 _check_has(answer, "an address lookup", ("resolve", "publish", "close"))
-                self._lookups.append(answer.value)  # type: ignore[arg-type]
-            for answer in await self.plugins.call(
+                self._lookups.append(cast("AddressLookup", answer.value))
+            for answer in await plugins.call(
                 "dialkey_path_selector", must_succeed=True, endpoint=self
             ):
                 _check_has(answer, "a path selector", ("select",))
-                self.path_selector = answer.value  # type: ignore[assignment]
-            for transport in self._transports:
+                driver.set_path_selector(cast("PathSelector", answer.value))
+            for transport in driver.transports:
                 started.append(transport)
-                await transport.start(_Inlet(self, transport))
+                await driver.start(transport)
             self._state = "open"
+            driver.open()
             self._publishing.start(self._lookups)
             self._publish()
-            await self.plugins.call("dialkey_endpoint_started", must_succeed=True, endpoint=self)
+            await plugins.call("dialkey_endpoint_started", must_succeed=True, endpoint=self)
         except BaseException:
             self._state = "closed"
-            await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
+            driver.stop_accepting()
+            await plugins.call("dialkey_endpoint_closing", endpoint=self)
             for transport in started:
                 await transport.close()
             await self._close_lookups()
-            await self.plugins.close()
+            await plugins.close()
             raise
         return self
 
     async def _relay_transport(self, relays: tuple[object, ...]) -> list[Transport]:
-        for answer in await self.plugins.call(
+        for answer in await self._plugins.call(
             "dialkey_relays", must_succeed=True, endpoint=self, relays=relays
         ):
             _check_has(answer, "a transport", ("start", "close", "send", "owns"))
@@ -315,54 +294,19 @@ class Endpoint(AsyncOnly):
 
     async def _close(self, deliver: bool) -> None:
         self._state = "closing"
-        self._wake_acceptors()
-        for dial in list(self._dials):
-            dial.end()
+        driver = self._driver
+        driver.stop_accepting()
         try:
             if deliver:
-                await self._deliver()
-            await self._close_gracefully()
+                await driver.deliver()
+            await self._plugins.call("dialkey_endpoint_closing", endpoint=self)
+            await driver.close_connections()
+            await self._close_lookups()
+            await self._plugins.close()
         finally:
             # Also when the loop itself is being shut down: nothing of ours stays open.
-            for connection in list(self._connections):
-                connection.discard()
-            self._connections.clear()
-            self._dirty.clear()
-            for transport in self._transports:
-                await transport.close()
+            await driver.discard()
             self._state = "closed"
-
-    async def _deliver(self) -> None:
-        waits = [
-            asyncio.ensure_future(each.delivered())
-            for each in self._connections
-            if not each.core.is_delivered
-        ]
-        if waits:
-            try:
-                await asyncio.wait(waits)
-            finally:
-                for each in waits:
-                    each.cancel()
-
-    async def _close_gracefully(self) -> None:
-        await self.plugins.call("dialkey_endpoint_closing", endpoint=self)
-        self.demux.close()
-        for task in list(self._handshakes):
-            task.cancel()
-        connections = list(self._connections)
-        for connection in connections:
-            connection.close()
-        self._flush_all()
-        # A handshake that failed has nobody who would have to be told again.
-        told = [each for each in connections if each.core.protection is not None]
-        if told:
-            waits = [asyncio.ensure_future(each.drained()) for each in told]
-            _, pending = await asyncio.wait(waits, timeout=CLOSE_TIMEOUT_S)
-            for each in pending:
-                each.cancel()
-        await self._close_lookups()
-        await self.plugins.close()
 
     async def _close_lookups(self) -> None:
         await self._publishing.close()
@@ -392,14 +336,19 @@ class Endpoint(AsyncOnly):
         return self._secret_key
 
     @property
+    def plugins(self) -> Plugins:
+        """The plugins of this endpoint, in the order in which they are called."""
+        return self._plugins
+
+    @property
     def transports(self) -> tuple[Transport, ...]:
         """What carries our datagrams."""
-        return tuple(self._transports)
+        return tuple(self._driver.transports)
 
     def addr(self) -> EndpointAddr:
         """Return our id with every address at which we may be reached, as known now."""
         addrs: list[TransportAddr] = []
-        for transport in self._transports:
+        for transport in self._driver.transports:
             addrs.extend(transport.local_addrs())
         return EndpointAddr(self._id, addrs)
 
@@ -418,7 +367,7 @@ class Endpoint(AsyncOnly):
         self._check_open()
         ways = [
             transport
-            for transport in self._transports
+            for transport in self._driver.transports
             if isinstance(transport, RendezvousTransport) and transport.has_rendezvous
         ]
         waits = [asyncio.ensure_future(transport.online()) for transport in ways]
@@ -427,10 +376,10 @@ class Endpoint(AsyncOnly):
                 "this endpoint has no relay to be reached through",
                 hint="pass Endpoint.bind(relays=[…])",
             )
-        until = None if timeout is None else self.now() + timeout
+        until = None if timeout is None else self._driver.now() + timeout
         try:
             while True:
-                left = None if until is None else max(0.0, until - self.now())
+                left = None if until is None else max(0.0, until - self._driver.now())
                 done, _ = await asyncio.wait(
                     waits, timeout=left, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -461,7 +410,7 @@ class Endpoint(AsyncOnly):
     @property
     def connections(self) -> frozenset[Connection]:
         """All connections that are not over, also those still in their handshake."""
-        return frozenset(self._connections)
+        return self._driver.connections
 
     @property
     def address_lookups(self) -> tuple[AddressLookup, ...]:
@@ -519,30 +468,14 @@ class Endpoint(AsyncOnly):
 
     def add_addr(self, addr: EndpointAddr) -> None:
         """Remember where an endpoint is, for later dials by its id alone."""
-        self.static_lookup.add(addr)
+        self._known.add(addr)
 
     def network_changed(self) -> None:
         """Tell that this machine's network may have changed: every path is looked at anew.
 
         Phones that know better than any heuristics call this.
         """
-        self._look_anew(self._transports)
-
-    def on_addresses_changed(self, source: Transport) -> None:
-        # Not to the one who says so: it knows, and would go on asking itself.
-        self._look_anew([each for each in self._transports if each is not source])
-
-    def _look_anew(self, transports: Iterable[Transport]) -> None:
-        for transport in transports:
-            transport.network_changed()
-        now = self.now()
-        for connection in self._connections:
-            connection.core.network_changed(now)
-            if connection.path_manager is not None:
-                connection.path_manager.network_changed()
-            self.flush_soon(connection)
-        self.plugins.emit(NetworkChanged())
-        self._publish()
+        self._driver.network_changed(self._driver.transports)
 
     @property
     def relay_urls(self) -> tuple[RelayUrl, ...]:
@@ -588,7 +521,7 @@ class Endpoint(AsyncOnly):
         protocol = _alpn_text(alpn)
         if addr.id == self._id:
             raise InvalidInput("this is our own key", hint="dial another endpoint")
-        refusal = await self.plugins.refusal(
+        refusal = await self._plugins.refusal(
             "dialkey_before_connect", endpoint=self, remote=addr, alpn=protocol.encode()
         )
         if refusal is not None:
@@ -597,281 +530,34 @@ class Endpoint(AsyncOnly):
                 endpoint_id=addr.id,
             )
         self._check_open()
-        dial = Dial(self, addr, protocol, limits)
-        self._dials.add(dial)
-        connection = await dial.run(timeout)
-        try:
-            await self._after_handshake(connection)
-            self._check_open()
-        except BaseException:
+        dial = Dial(self._driver, self._lookups, addr, protocol, limits)
+        connection = await self._driver.dial(dial, timeout)
+        if self._state != "open":
             connection.close()
-            raise
+            self._check_open()
         return connection
-
-    def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
-        """Return the path addresses, of any transport, that lead to an address."""
-        return [each for t in self._transports for each in t.path_addresses(id, addr)]
-
-    def dial_over(self, dial: Dial) -> None:
-        self._dials.discard(dial)
-
-    async def _after_handshake(self, connection: Connection) -> None:
-        if not self.plugins.has("dialkey_after_handshake"):
-            return
-        refusal = await self.plugins.refusal("dialkey_after_handshake", connection=connection)
-        if refusal is not None:
-            connection.close(refusal.code, refusal.reason)
-            reason = printable_bytes(refusal.reason)
-            raise Refused(
-                f"a plugin here refused the connection: {reason}", endpoint_id=connection.remote_id
-            )
 
     # --- accepting ------------------------------------------------------------------------------
 
     @property
     def alpns(self) -> list[str]:
         """The protocols that are accepted; `set_alpns` changes them."""
-        return list(self._alpns)
+        return list(self._driver.alpns)
 
     def set_alpns(self, alpns: Iterable[str | bytes]) -> None:
         """Set the protocols to accept; with none, whoever dials is refused."""
-        self._alpns = [_alpn_text(alpn) for alpn in alpns]
-
-    @property
-    def is_accepting(self) -> bool:
-        """Whether anyone may connect."""
-        return bool(self._alpns) and self._state == "open"
-
-    @property
-    def is_backlogged(self) -> bool:
-        """Whether as many connections wait to be accepted, or will soon, as may."""
-        waiting = len(self._accepted) + self.demux.half_open
-        return bool(self._accepted) and waiting >= limits.MAX_PENDING_ACCEPTS
+        self._driver.set_alpns([_alpn_text(alpn) for alpn in alpns])
 
     async def accept(self) -> Connection | None:
         """Wait for the next connection that somebody made to us; None when the endpoint is closed.
 
         Its peer has proved a key, filters have passed it. Cancellation loses no connection.
         """
-        while not self._accepted:
-            if self._state != "open":
-                return None
-            waiter = self._loop.create_future()
-            self._accept_waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._accept_waiters:
-                    self._accept_waiters.remove(waiter)
-        return self._accepted.popleft()
+        return await self._driver.accept()
 
     async def __aiter__(self) -> AsyncIterator[Connection]:
         while (connection := await self.accept()) is not None:
             yield connection
-
-    def _wake_acceptors(self) -> None:
-        for waiter in self._accept_waiters:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    def on_handshake(self, connection: Connection) -> None:
-        """Let a connection whose handshake is complete in."""
-        self.demux.handshake_over(connection, failed=False)
-        if connection.is_client:
-            return
-        if self.plugins.has("dialkey_after_handshake"):
-            task = asyncio.create_task(self._admit(connection), name="dialkey-after-handshake")
-            self._handshakes.add(task)
-            task.add_done_callback(self._handshakes.discard)
-        else:
-            self._let_in(connection)
-
-    async def _admit(self, connection: Connection) -> None:
-        try:
-            await self._after_handshake(connection)
-        except Refused as refusal:
-            logger.info("%s", refusal)
-            return
-        self._let_in(connection)
-
-    def _let_in(self, connection: Connection) -> None:
-        if len(self._accepted) >= limits.MAX_PENDING_ACCEPTS:
-            self.demux.counts["refused_not_accepted"] += 1
-            connection.close(0, b"busy")
-            return
-        self._accepted.append(connection)
-        self._wake_acceptors()
-
-    def on_closed(self, connection: Connection) -> None:
-        """Note that a connection is over; it lingers in the routes until it is drained."""
-        self.demux.handshake_over(connection, failed=True)
-
-    # --- driving the machines -------------------------------------------------------------------
-
-    def now(self) -> float:
-        return self._loop.time()
-
-    def touched(self, connection: Connection) -> None:
-        """Note that a connection received something; it is served at the end of the batch."""
-        self._touched[connection] = None
-        if connection.core.events:
-            connection.process_events()
-
-    def flush_soon(self, connection: Connection) -> None:
-        """Send what a connection has, when the current callbacks are done."""
-        self._dirty[connection] = None
-        if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush_all)
-
-    def end_of_batch(self) -> None:
-        """Answer everything that was received."""
-        touched, self._touched = self._touched, {}
-        now = self.now()
-        for connection in touched:
-            if connection.core.has_urgent_work:
-                self._dirty.pop(connection, None)
-                self._flush(connection, now)
-            else:
-                # Let the tasks that were just woken go first: what they write, the acknowledgement
-                # and the timer then cost one flush and one packet.
-                self.flush_soon(connection)
-
-    def _flush_all(self) -> None:
-        self._flush_scheduled = False
-        dirty, self._dirty = self._dirty, {}
-        now = self.now()
-        for connection in dirty:
-            self._flush(connection, now)
-
-    def _flush(self, connection: Connection, now: float) -> None:
-        core = connection.core
-        blocked = self._is_blocked(core.remote)
-        if blocked:
-            # What the sockets do not take would only be lost; `on_writable` resumes.
-            self._dirty[connection] = None
-        else:
-            try:
-                core.flush(now, self._send)
-            except Exception:
-                self.on_internal_error(connection)
-        if core.events:
-            connection.process_events()
-        at = core.timer()
-        if at is None:
-            self._connections.discard(connection)
-            if connection.timer is not None:
-                connection.timer.cancel()
-                connection.timer = None
-            return
-        self._connections.add(connection)
-        if blocked:
-            # What is due cannot be sent; looking again at once would only burn time.
-            at = max(at, now + _BLOCKED_RETRY_S)
-        timer = connection.timer
-        # An earlier timer stays: it fires in vain and sets the right one, which is cheaper than
-        # cancelling one for each packet.
-        if timer is not None:
-            if connection.timer_at <= at:
-                return
-            timer.cancel()
-        connection.timer_at = at
-        connection.timer = self._loop.call_at(at, self._on_timer, connection)
-
-    def on_internal_error(self, connection: Connection) -> None:
-        """End a connection in which our own code failed, so that it takes no other with it."""
-        self.demux.counts["internal_errors"] += 1
-        logger.exception("%r failed", connection)
-        core = connection.core
-        if core.close_reason is None:
-            try:
-                core.fail_internally(self.now())
-                return
-            except Exception:
-                logger.exception("%r failed while it was being closed", connection)
-        core.discard()
-
-    def _is_blocked(self, remote: PathAddress) -> bool:
-        """Whether the transport that carries most of a connection takes nothing now."""
-        for transport in self._transports:
-            if transport.is_blocked and transport.owns(remote):
-                return True
-        return False
-
-    def _on_timer(self, connection: Connection) -> None:
-        connection.timer = None
-        now = self.now()
-        at = connection.core.timer()
-        if at is not None and at <= now:
-            try:
-                connection.core.on_timer(now)
-            except Exception:
-                self.on_internal_error(connection)
-        self._flush(connection, now)
-
-    def _send(self, remote: PathAddress, data: bytes | memoryview, segment: int) -> None:
-        if isinstance(remote, AllAddresses):
-            remote.last_sent = (bytes(data), segment)
-            for candidate in remote.candidates.values():
-                if candidate.take(-(-len(data) // segment)):
-                    self._send(candidate.address, data, segment)
-            return
-        for transport in self._transports:
-            if transport.owns(remote):
-                transport.send(remote, data, segment)
-                return
-
-    def send_to_late(self, target: AllAddresses, address: PathAddress) -> None:
-        """Send what all addresses of a dial got to one that was found only now."""
-        if target.last_sent is not None and target.candidates[address].take(1):
-            self._send(address, *target.last_sent)
-
-    def on_writable(self) -> None:
-        if self._dirty:
-            self._flush_all()
-
-    def on_unreachable(self, remote: PathAddress, reason: str) -> None:
-        for dial in self._dials:
-            dial.target.on_unreachable(remote, reason)
-
-    def trouble_with(self, remote: PathAddress) -> str | None:
-        """Say what keeps datagrams from an address now; None where nothing is known to."""
-        for transport in self._transports:
-            if isinstance(transport, ExplainingTransport) and transport.owns(remote):
-                return transport.trouble_with(remote)
-        return None
-
-    def on_too_large(self, remote: PathAddress, max_datagram_bytes: int) -> None:
-        for connection in self._connections:
-            for path in connection.core.paths.values():
-                if path.remote == remote:
-                    path.mtu.on_too_large(max_datagram_bytes + 1)
-
-
-class _Inlet:
-    """What one transport of an endpoint talks to."""
-
-    def __init__(self, endpoint: Endpoint, transport: Transport) -> None:
-        self._endpoint = endpoint
-        self._transport = transport
-
-    def on_datagrams(self, data: memoryview, segment_bytes: int, remote: PathAddress) -> None:
-        self._endpoint.demux.receive(self._transport, data, segment_bytes, remote)
-
-    def on_batch_end(self) -> None:
-        self._endpoint.end_of_batch()
-
-    def on_unreachable(self, remote: PathAddress, reason: str) -> None:
-        self._endpoint.on_unreachable(remote, reason)
-
-    def on_too_large(self, remote: PathAddress, max_datagram_bytes: int) -> None:
-        self._endpoint.on_too_large(remote, max_datagram_bytes)
-
-    def on_writable(self) -> None:
-        self._endpoint.on_writable()
-
-    def on_addresses_changed(self) -> None:
-        self._endpoint.on_addresses_changed(self._transport)
 
 
 def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:
@@ -883,9 +569,9 @@ def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:
         )
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
+def _check_loop() -> None:
     try:
-        return asyncio.get_running_loop()
+        asyncio.get_running_loop()
     except RuntimeError:
         raise RuntimeError(
             "dialkey needs a running asyncio loop: start your program with asyncio.run(main()); from"

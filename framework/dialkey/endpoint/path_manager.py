@@ -21,7 +21,7 @@ from dialkey.quic.paths import multipath
 from dialkey.quic.paths.path import Path
 
 if TYPE_CHECKING:
-    from dialkey.endpoint.connection import Connection
+    from dialkey.endpoint._connection_driver import ConnectionDriver
 
 RETRY_FIRST_S: Final = 5.0
 RETRY_MOST_S: Final = 60.0
@@ -60,10 +60,10 @@ class _Record:
 class PathManager:
     """See the module. One for each connection that speaks multipath."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ConnectionDriver) -> None:
         self._connection = connection
         self._core = connection.core
-        self._endpoint = connection.endpoint
+        self._driver = connection.driver
         self._fallback = DirectFirst()
         self._records: dict[PathAddress, _Record] = {}
         self._known: dict[PathAddress, None] = {}
@@ -84,7 +84,7 @@ class PathManager:
         """Quarantine a path that stopped answering."""
         path = self._core.paths.get(path_id)
         if path is not None:
-            now = self._endpoint.now()
+            now = self._driver.now()
             record = self._record(path.remote)
             if now - record.failed_at > QUARANTINE_FORGET_S:
                 record.failures = 0
@@ -102,7 +102,7 @@ class PathManager:
             self._validated_at = {
                 id: at for id, at in self._validated_at.items() if id in self._core.paths
             }
-            self._validated_at[path_id] = self._endpoint.now()
+            self._validated_at[path_id] = self._driver.now()
         self.update()
 
     def network_changed(self) -> None:
@@ -117,16 +117,16 @@ class PathManager:
         core = self._core
         if core.multipath is None or core.state is not State.OPEN:
             return
-        now = self._endpoint.now()
+        now = self._driver.now()
         for path in core.paths.values():
             if kind_of(path.remote) == "relay":
-                path.idle_timeout_s = RELAY_IDLE_TIMEOUT_S
+                path.tolerate_silence(RELAY_IDLE_TIMEOUT_S)
         self._select(now)
         self._connection.announce_selection()
         if core.is_client and core.confirmed:
             self._prune(now)
             self._open_missing(now)
-        self._endpoint.flush_soon(self._connection)
+        self._connection.flush_soon()
         self._schedule(now)
 
     # --- choosing -------------------------------------------------------------------------------
@@ -144,13 +144,13 @@ class PathManager:
             self._connection.select_path(choice.id)
 
     def _ask(self, infos: list[PathInfo]) -> PathInfo | None:
-        selector = self._endpoint.path_selector
+        selector = self._driver.path_selector
         try:
             return selector.select(infos)
         except Exception as exc:
             # A plugin that chooses badly must not cost the connection.
             name = type(selector).__name__
-            self._endpoint.plugins.count_failure(name, "dialkey_path_selector", exc)
+            self._driver.plugins.count_failure(name, "dialkey_path_selector", exc)
             return self._fallback.select(infos)
 
     # --- opening and abandoning -----------------------------------------------------------------
@@ -194,7 +194,7 @@ class PathManager:
             record.next_try = now + min(RETRY_FIRST_S * 2**record.attempts, RETRY_MOST_S)
             if not stranded:
                 record.attempts += 1
-        self._connection.process_events_later()
+        self._connection.flush_soon()
 
     def _prune(self, now: float) -> None:
         """Abandon what is not needed: further direct paths, and attempts that lead nowhere."""

@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dialkey.errors import (
+    EndOfStream,
     LimitExceeded,
     LocalError,
     StreamClosed,
     StreamReset,
     StreamStopped,
-    WireError,
 )
 from dialkey.limits import SEND_HIGH_WATER_BYTES
 from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
 if TYPE_CHECKING:
+    from dialkey.endpoint._connection_driver import ConnectionDriver
     from dialkey.endpoint.connection import Connection
 
 Data = bytes | bytearray | memoryview
 
-DEFAULT_READ_BYTES = 65_536
-MAX_CODE = (1 << 62) - 1
-
-
-class EndOfStream(WireError):
-    """The stream ended before the bytes that were asked for.
-
-    Attributes:
-        partial: what did arrive.
-    """
-
-    code = "remote.wire.end"
-
-    def __init__(self, message: str, *, partial: bytes, **kwargs: object) -> None:
-        super().__init__(message, **kwargs)  # type: ignore[arg-type]
-        self.partial = partial
+DEFAULT_READ_BYTES: Final = 65_536
+MAX_CODE: Final = (1 << 62) - 1
 
 
 class SendStream:
@@ -47,20 +34,20 @@ class SendStream:
     interrupted in the middle makes it a reset, so that half a message is never taken for a whole one.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_half", "_is_torn")
+    __slots__ = ("__weakref__", "_driver", "_half", "_is_torn")
 
-    def __init__(self, connection: Connection, half: SendHalf) -> None:
-        self._connection = connection
+    def __init__(self, driver: ConnectionDriver, half: SendHalf) -> None:
+        self._driver = driver
         self._half = half
         self._is_torn = False
 
     def __del__(self) -> None:
         half = self._half
         if not half.fin and half.reset_code is None:
-            self._connection.dropped_send(half, is_torn=self._is_torn)
+            self._driver.dropped_send(half, is_torn=self._is_torn)
 
     def __repr__(self) -> str:
-        return f"<SendStream {self._half.id} of {self._connection!r}>"
+        return f"<SendStream {self._half.id} of {self._driver!r}>"
 
     @property
     def stream_id(self) -> int:
@@ -70,7 +57,7 @@ class SendStream:
     @property
     def connection(self) -> Connection:
         """The connection that the stream belongs to."""
-        return self._connection
+        return self._driver.connection
 
     def _check(self) -> None:
         half = self._half
@@ -78,19 +65,19 @@ class SendStream:
             raise StreamStopped(
                 f"the peer wants no more of this stream (code {half.stopped_code})",
                 error_code=half.stopped_code,
-                endpoint_id=self._connection.remote_id,
+                endpoint_id=self._driver.remote_id,
             )
         if half.reset_code is not None or half.fin:
             what = "reset" if half.reset_code is not None else "finished"
             raise StreamClosed(f"this stream was {what} here; it takes no more data")
-        self._connection.check_open()
+        self._driver.check_open()
 
     def _check_taking(self) -> None:
         """Raise why what was written will not be taken, if so; a stream may be finished already."""
         half = self._half
         if half.stopped_code is not None or half.reset_code is not None:
             self._check()
-        self._connection.check_open()
+        self._driver.check_open()
 
     async def write(self, data: Data, *, finish: bool = False) -> None:
         """Queue all of `data` for sending; wait while the peer or the network is slower than we are.
@@ -105,11 +92,12 @@ class SendStream:
         Raises:
             StreamStopped: the peer called `stop`.
             StreamClosed: the stream was finished or reset here.
+            Busy: another task is writing.
             ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection is over.
         """
         self._check()
         half = self._half
-        connection = self._connection
+        driver = self._driver
         if type(data) is not bytes:
             data = bytes(data)
         size = len(data)
@@ -120,16 +108,16 @@ class SendStream:
             self._is_torn = True
             for at in range(0, size, SEND_HIGH_WATER_BYTES):
                 half.write(view[at : at + SEND_HIGH_WATER_BYTES])
-                connection.wake(half)
+                driver.wake(half)
                 while half.queued > SEND_HIGH_WATER_BYTES:
-                    await connection.wait_writable(half)
+                    await driver.wait_writable(half)
                     self._check_taking()
             self._is_torn = False
         if finish:
             half.finish()
-        connection.wake(half)
+        driver.wake(half)
         while half.queued > SEND_HIGH_WATER_BYTES:
-            await connection.wait_writable(half)
+            await driver.wait_writable(half)
             self._check_taking()
 
     async def finish(self) -> None:
@@ -140,12 +128,12 @@ class SendStream:
         """
         self._check()
         self._half.finish()
-        self._connection.wake(self._half)
+        self._driver.wake(self._half)
 
     def reset(self, code: int = 0) -> None:
         """Abandon the stream: the peer's reads raise `StreamReset` with `code`. Idempotent."""
         _check_code(code)
-        self._connection.reset_stream(self._half, code)
+        self._driver.reset(self._half, code)
 
     async def stopped(self) -> int | None:
         """Wait until the peer has everything or wants no more.
@@ -162,8 +150,8 @@ class SendStream:
                 return half.stopped_code
             if half.closed:
                 return None
-            self._connection.check_open()
-            await self._connection.wait_writable(half)
+            self._driver.check_open()
+            await self._driver.wait_writable(half)
 
     async def delivered(self) -> None:
         """Wait until the peer's transport has acknowledged everything that was written so far.
@@ -180,8 +168,8 @@ class SendStream:
         while not half.all_delivered:
             if not half.may_be_delivered:
                 self._check_taking()
-            self._connection.check_open()
-            await self._connection.wait_writable(half)
+            self._driver.check_open()
+            await self._driver.wait_writable(half)
 
     @property
     def priority(self) -> int:
@@ -190,8 +178,7 @@ class SendStream:
 
     def set_priority(self, priority: int) -> None:
         """Change the priority; 0 at first, may be negative."""
-        self._half.priority = priority
-        self._connection.wake(self._half)
+        self._driver.set_priority(self._half, priority)
 
 
 class RecvStream:
@@ -201,18 +188,18 @@ class RecvStream:
     its end was read is stopped with code 0, as with iroh: the peer need not send what nobody reads.
     """
 
-    __slots__ = ("__weakref__", "_connection", "_half")
+    __slots__ = ("__weakref__", "_driver", "_half")
 
-    def __init__(self, connection: Connection, half: RecvHalf) -> None:
-        self._connection = connection
+    def __init__(self, driver: ConnectionDriver, half: RecvHalf) -> None:
+        self._driver = driver
         self._half = half
 
     def __del__(self) -> None:
         if not self._half.finished:
-            self._connection.dropped_recv(self._half)
+            self._driver.dropped_recv(self._half)
 
     def __repr__(self) -> str:
-        return f"<RecvStream {self._half.id} of {self._connection!r}>"
+        return f"<RecvStream {self._half.id} of {self._driver!r}>"
 
     @property
     def stream_id(self) -> int:
@@ -222,7 +209,7 @@ class RecvStream:
     @property
     def connection(self) -> Connection:
         """The connection that the stream belongs to."""
-        return self._connection
+        return self._driver.connection
 
     @property
     def buffered_bytes(self) -> int:
@@ -237,6 +224,7 @@ class RecvStream:
         Raises:
             StreamReset: the peer abandoned the stream.
             StreamClosed: `stop` was called here.
+            Busy: another task is reading.
             ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended before
                 the stream did. What had arrived by then is returned first.
         """
@@ -246,21 +234,21 @@ class RecvStream:
         while True:
             data = half.read(limit)
             if data:
-                self._connection.consumed(half, len(data))
+                self._driver.consumed(half, len(data))
                 return data
             if half.reset_code is not None:
                 raise StreamReset(
                     f"the peer abandoned this stream (code {half.reset_code})",
                     error_code=half.reset_code,
-                    endpoint_id=self._connection.remote_id,
+                    endpoint_id=self._driver.remote_id,
                 )
             if half.stop_code is not None:
                 raise StreamClosed("this stream was stopped here")
             if half.at_end:
-                self._connection.consumed(half, 0)
+                self._driver.consumed(half, 0)
                 return b""
-            self._connection.check_open()
-            await self._connection.wait_readable(half)
+            self._driver.check_open()
+            await self._driver.wait_readable(half)
 
     async def read_exactly(self, length: int) -> bytes:
         """Return exactly `length` bytes.
@@ -284,7 +272,7 @@ class RecvStream:
                 raise EndOfStream(
                     f"the stream ended after {len(partial)} of {length} bytes",
                     partial=partial,
-                    endpoint_id=self._connection.remote_id,
+                    endpoint_id=self._driver.remote_id,
                 )
             parts.append(data)
             missing -= len(data)
@@ -304,7 +292,7 @@ class RecvStream:
                 self.stop(0)
                 raise LimitExceeded(
                     f"the peer sent more than {limit} bytes",
-                    endpoint_id=self._connection.remote_id,
+                    endpoint_id=self._driver.remote_id,
                 )
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -312,7 +300,7 @@ class RecvStream:
     def stop(self, code: int = 0) -> None:
         """Tell the peer to stop sending; unread data is dropped. Idempotent."""
         _check_code(code)
-        self._connection.stop_stream(self._half, code)
+        self._driver.stop(self._half, code)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self._chunks()

@@ -24,7 +24,7 @@ from typing import Final
 
 import attrs
 
-from dialkey.errors import InvalidInput
+from dialkey.errors import Base32Error
 
 __all__ = [
     "Base32Error",
@@ -35,23 +35,6 @@ __all__ = [
     "encode_hex",
     "encode_z32",
 ]
-
-
-class Base32Error(InvalidInput):
-    """A text is not base-32 of the alphabet asked for.
-
-    Attributes:
-        position: 0-based index of the offending character, or None where the length is what is
-            wrong.
-    """
-
-    code = "local.input.base32"
-
-    def __init__(
-        self, message: str, *, position: int | None = None, hint: str | None = None
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.position = position
 
 
 @attrs.frozen

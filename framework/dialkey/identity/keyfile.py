@@ -13,25 +13,13 @@ import stat
 from pathlib import Path
 from typing import Final
 
-from dialkey.errors import InvalidKey, StorageError
+from dialkey.errors import InvalidKey, KeyFileExists, KeyFileMissing, StorageError
 
-__all__ = ["KeyFileExists", "KeyFileMissing", "make_parent", "read", "write"]
+__all__ = ["make_parent", "read", "write"]
 
 _MAX_FILE_BYTES: Final = 1024
 _NO_HARD_LINKS: Final = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS})
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
-
-
-class KeyFileMissing(StorageError):
-    """There is no such key file."""
-
-    code = "local.storage.key_missing"
-
-
-class KeyFileExists(StorageError):
-    """A file stands where a new key should be saved."""
-
-    code = "local.storage.key_exists"
 
 
 def _failed(verb: str, path: Path, error: OSError | ValueError) -> StorageError:

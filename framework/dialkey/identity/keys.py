@@ -20,7 +20,14 @@ import attrs
 from cryptography.exceptions import InvalidSignature as _BackendInvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from dialkey.errors import InvalidKey, WireError
+from dialkey.errors import (
+    Base32Error,
+    InvalidKey,
+    InvalidSignature,
+    KeyFileExists,
+    KeyFileMissing,
+    WireError,
+)
 from dialkey.identity import base32, keyfile
 from dialkey.identity.postcard import Reader, Writer
 
@@ -56,12 +63,6 @@ _BASE32_CHARS: Final = 52
 _ID: Final = "an endpoint id"
 _SECRET: Final = "a secret key"
 _SIGNATURE: Final = "a signature"
-
-
-class InvalidSignature(WireError):
-    """A signature does not fit key and message, or is of a form that proves nothing."""
-
-    code = "remote.wire.signature"
 
 
 def _y_coordinate(raw: bytes) -> int:
@@ -133,7 +134,7 @@ def _key_text_to_bytes(text: str, what: str) -> bytes:
         )
     try:
         return base32.decode(text)
-    except base32.Base32Error as error:
+    except Base32Error as error:
         hint = error.hint
         if what == _ID and error.position is not None and text[error.position] in "189":
             hint = "z-base-32, as in DNS names, has its own parser: EndpointId.from_z32"
@@ -221,7 +222,7 @@ class EndpointId:
         """
         try:
             raw = base32.decode_z32(text)
-        except base32.Base32Error as error:
+        except Base32Error as error:
             raise InvalidKey(
                 f"an endpoint id is not z-base-32: {error.message}", hint=error.hint
             ) from None
@@ -410,13 +411,13 @@ class SecretKey:
         """
         try:
             return cls.load(path)
-        except keyfile.KeyFileMissing:
+        except KeyFileMissing:
             pass
         key = cls.generate()
         keyfile.make_parent(path)
         try:
             key.save(path)
-        except keyfile.KeyFileExists:
+        except KeyFileExists:
             return cls.load(path)
         return key
 

@@ -17,7 +17,7 @@ from typing import ClassVar, Final
 
 import attrs
 
-from dialkey.errors import InvalidTicket, WireError
+from dialkey.errors import Base32Error, InvalidTicket, WireError
 from dialkey.identity import base32
 from dialkey.identity.addresses import EndpointAddr
 from dialkey.identity.postcard import Reader, Writer
@@ -115,7 +115,7 @@ def decode_ticket(kind: str, text: str) -> bytes:
     body = text[len(kind) :]
     try:
         return base32.decode(body)
-    except base32.Base32Error as error:
+    except Base32Error as error:
         raise _bad_body(kind, body, error) from None
 
 
@@ -137,7 +137,7 @@ def _wrong_kind(kind: str, text: str) -> InvalidTicket:
     return InvalidTicket(f"this is not {article} {kind} ticket", hint=expected)
 
 
-def _bad_body(kind: str, body: str, error: base32.Base32Error) -> InvalidTicket:
+def _bad_body(kind: str, body: str, error: Base32Error) -> InvalidTicket:
     if error.position is None or (error.position == len(body) - 1 and error.hint):
         return InvalidTicket(f"the ticket is incomplete: {error.message}", hint=error.hint)
     character = body[error.position]

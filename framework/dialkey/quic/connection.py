@@ -682,6 +682,12 @@ class Connection(StreamTable):
             # A new connection id, so that the new address is not linked with the old one.
             self.rotate_cid(path)
 
+    def on_too_large(self, remote: Address, max_datagram_bytes: int) -> None:
+        """Note that this machine sends no larger datagrams to an address."""
+        for path in self.paths.values():
+            if path.remote == remote:
+                path.mtu.on_too_large(max_datagram_bytes + 1)
+
     def rotate_cid(self, path: Path) -> None:
         if path.cids.peer.rotate():
             self.announce_retirements(path.cids)

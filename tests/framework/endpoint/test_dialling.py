@@ -146,7 +146,7 @@ async def test_a_restarted_endpoint_with_the_same_key_resets_old_connections() -
         port = server.bound_addrs()[0]
         connection = await client.connect(server.ticket(), "a/1")
         # As after a crash: the sockets vanish and nobody is told.
-        for transport in server._transports:
+        for transport in server.transports:
             await transport.close()
         again = await Endpoint.bind(bind=port, secret_key=key, alpns=["a/1"], entry_points=False)
         try:

@@ -285,7 +285,7 @@ def test_a_plugin_turns_a_client_away_before_the_handshake(wait_s: float) -> Non
             with pytest.raises(Refused, match="not before_accept"):
                 await alice.connect(bob.addr(), ALPN)
             assert not bob.connections
-            assert bob.demux.counts["refused_by_plugin"] >= 1
+            assert bob._driver.demux.counts["refused_by_plugin"] >= 1
             (incoming,) = plugin.asked[:1]
             assert incoming.remote == address_of("alice")  # type: ignore[attr-defined]
             assert not incoming.validated  # type: ignore[attr-defined]
@@ -300,7 +300,7 @@ async def test_a_plugin_that_takes_its_time_lets_a_client_in() -> None:
         here, there = await connect(alice, bob)
         assert here.remote_id == bob.id
         assert there.remote_id == alice.id
-        assert bob.demux.counts["incoming"] == 1
+        assert bob._driver.demux.counts["incoming"] == 1
         # Repeated Initials wait with the first; the plugin was asked once, then after the handshake.
         assert len(plugin.asked) == 2
 

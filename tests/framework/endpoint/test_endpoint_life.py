@@ -245,7 +245,7 @@ async def test_connections_that_nobody_accepts_are_limited(monkeypatch: pytest.M
         late = asyncio.create_task(alice.connect(bob.addr(), ALPN))
         await asyncio.sleep(5)
         assert not late.done()
-        assert bob.demux.counts["dropped_not_accepted"] >= 3
+        assert bob._driver.demux.counts["dropped_not_accepted"] >= 3
         assert await bob.accept() is not None
         assert not (await late).is_closed
         assert not any(each.is_closed for each in good)
@@ -256,7 +256,7 @@ async def test_connections_that_nobody_accepts_are_limited(monkeypatch: pytest.M
 
 def knock(bob: Endpoint, count: int, name: str = "stranger") -> None:
     """Let so many first flights from one address arrive, and nothing after them."""
-    (transport,) = bob._transports
+    (transport,) = bob.transports
     for _ in range(count):
         pair = Pair(server={"secret_key": KEY}, alpns=[ALPN])
         pair.flush()
@@ -272,8 +272,8 @@ async def test_one_address_has_few_handshakes_at_a_time_and_others_are_not_locke
     net = network()
     async with two(net, bob={"secret_key": KEY}) as (alice, bob):
         knock(bob, 30)
-        assert bob.demux.half_open == 16
-        assert bob.demux.counts["retries"] >= 10
+        assert bob._driver.demux.half_open == 16
+        assert bob._driver.demux.counts["retries"] >= 10
         await connect(alice, bob)
 
 
@@ -283,18 +283,18 @@ async def test_under_many_handshakes_clients_prove_their_address_first() -> None
     async with two(net, bob={"secret_key": KEY}) as (alice, bob):
         for i in range(5):
             knock(bob, 16, f"stranger {i}")
-        assert bob.demux.half_open == 64
-        before = bob.demux.counts["retries"]
+        assert bob._driver.demux.half_open == 64
+        before = bob._driver.demux.counts["retries"]
         begin = seconds()
         here, there = await connect(alice, bob)
-        assert bob.demux.counts["retries"] == before + 1
+        assert bob._driver.demux.counts["retries"] == before + 1
         assert seconds() - begin == pytest.approx(0.06, abs=0.02), "one round trip more"
         send, _, _, recv = await stream(here, there)
         await send.write(b"and it works", finish=True)
         assert await recv.read_to_end(100) == b"and it works"
         # Handshakes that go nowhere are forgotten.
         await asyncio.sleep(20)
-        assert not bob.demux.half_open
+        assert not bob._driver.demux.half_open
         assert len(bob.connections) == 1
 
 
@@ -302,17 +302,17 @@ async def test_under_many_handshakes_clients_prove_their_address_first() -> None
 async def test_rubbish_that_looks_like_a_first_flight_leaves_nothing_behind() -> None:
     net = network()
     async with two(net) as (alice, bob):
-        (transport,) = bob._transports
+        (transport,) = bob.transports
         rng = __import__("random").Random(0)
         for _ in range(200):
             head = bytes.fromhex("c000000001 08") + rng.randbytes(8) + b"\x08" + rng.randbytes(8)
             data = head + b"\x00\x44\x9e" + rng.randbytes(1300)
             transport.inject("stranger", data[:1252])  # type: ignore[attr-defined]
         # It costs us something each time, so after some the sender has to prove its address.
-        assert bob.demux.counts["bad_initials"] == 16
-        assert bob.demux.counts["retries"] == 184
-        assert not bob.demux._by_cid
-        assert not bob.demux.half_open
+        assert bob._driver.demux.counts["bad_initials"] == 16
+        assert bob._driver.demux.counts["retries"] == 184
+        assert not bob._driver.demux._by_cid
+        assert not bob._driver.demux.half_open
         assert not bob.connections
         await connect(alice, bob)
 
@@ -321,7 +321,7 @@ async def test_rubbish_that_looks_like_a_first_flight_leaves_nothing_behind() ->
 async def test_other_versions_are_told_ours() -> None:
     net = network()
     async with two(net) as (_, bob):
-        (transport,) = bob._transports
+        (transport,) = bob.transports
         head = bytes.fromhex("c0 1a2a3a4a 08 0102030405060708 04 0a0b0c0d")
         before = net.one_way("bob", "stranger").sent
         transport.inject("stranger", head + bytes(1200))  # type: ignore[attr-defined]
@@ -336,7 +336,7 @@ def test_random_datagrams_are_answered_by_little_or_nothing(size: int) -> None:
     async def scenario() -> None:
         net = network()
         async with two(net) as (alice, bob):
-            (transport,) = bob._transports
+            (transport,) = bob.transports
             for i in range(256):
                 transport.inject("stranger", bytes([i]) * size)  # type: ignore[attr-defined]
             link = net.one_way("bob", "stranger")
@@ -377,9 +377,9 @@ async def test_without_the_key_no_reset_can_be_made() -> None:
     async with connected(network()) as (here, there):
         await asyncio.sleep(1)
         endpoint = here.endpoint
-        (transport,) = endpoint._transports
-        cid = next(iter(here.core.cids))
-        for token in (bytes(16), os.urandom(16), endpoint.demux.reset_token(cid)):
+        (transport,) = endpoint.transports
+        cid = next(iter(here._driver.core.cids))
+        for token in (bytes(16), os.urandom(16), endpoint._driver.demux.reset_token(cid)):
             reset = stateless.stateless_reset(token, 60)
             assert reset is not None
             transport.inject("bob", reset)  # type: ignore[attr-defined]
@@ -418,7 +418,7 @@ async def test_the_smaller_idle_timeout_of_both_counts() -> None:
 async def test_a_nat_that_forgets_us_in_the_middle_of_a_transfer() -> None:
     net = network(delay_s=0.02)
     async with connected(net) as (here, there):
-        (transport,) = here.endpoint._transports
+        (transport,) = here.endpoint.transports
         size = 3_000_000
 
         async def write() -> None:
@@ -444,7 +444,7 @@ async def test_a_nat_that_forgets_us_in_the_middle_of_a_transfer() -> None:
 async def test_a_client_that_says_its_network_changed() -> None:
     net = network()
     async with connected(net) as (here, there):
-        (transport,) = here.endpoint._transports
+        (transport,) = here.endpoint.transports
         await asyncio.sleep(1)
         transport.move_to("elsewhere", announce=True)  # type: ignore[attr-defined]
         await asyncio.sleep(0.2)
@@ -474,7 +474,7 @@ async def test_path_events() -> None:
                 seen.append(event)
 
         watching = asyncio.create_task(watch())
-        (transport,) = here.endpoint._transports
+        (transport,) = here.endpoint.transports
         await asyncio.sleep(1)
         transport.move_to("elsewhere", announce=True)  # type: ignore[attr-defined]
         await asyncio.sleep(1)
@@ -503,7 +503,7 @@ async def test_a_transport_that_takes_nothing_for_a_while() -> None:
     net = network()
     async with connected(net) as (here, there):
         send, _, _, recv = await stream(here, there)
-        (transport,) = here.endpoint._transports
+        (transport,) = here.endpoint.transports
         transport.block()  # type: ignore[attr-defined]
         before = net.one_way("alice", "bob").sent
         await send.write(b"later", finish=True)
@@ -525,7 +525,7 @@ async def test_a_transport_that_is_blocked_for_ever_loses_its_connections_only()
     ):
         stuck, _ = await connect(alice, bob)
         free, there = await connect(alice, carol)
-        memory, _ = alice._transports
+        memory, _ = alice.transports
         memory.block()  # type: ignore[attr-defined]
         await stream(free, there)
         error = await stuck.closed()
@@ -541,12 +541,12 @@ async def test_a_peer_that_breaks_the_rules_is_named() -> None:
 
     async with connected(network()) as (here, there):
         await asyncio.sleep(1)
-        core = here.core
+        core = here._driver.core
         path = next(iter(core.paths.values()))
         cid = builder._cid(path)
         assert cid is not None
         packet = builder.seal_packet(core, path, b"\x21", cid)
-        (transport,) = there.endpoint._transports
+        (transport,) = there.endpoint.transports
         transport.inject("alice", packet)  # type: ignore[attr-defined]
         error = await there.closed()
         assert isinstance(error, ProtocolViolation)
@@ -570,14 +570,14 @@ def test_a_bug_of_ours_ends_one_connection_and_no_other(
             def fail(*_: object) -> None:
                 raise ZeroDivisionError("a bug")
 
-            monkeypatch.setattr(bad.core, where, fail)
+            monkeypatch.setattr(bad._driver.core, where, fail)
             await asyncio.sleep(6)
             error = await bad.closed()
             assert isinstance(error, ConnectionClosed)
             assert "failed" in str(error)
             monkeypatch.undo()
             await stream(good, there)
-            assert alice.demux.counts["internal_errors"] >= 1
+            assert alice._driver.demux.counts["internal_errors"] >= 1
             assert "a bug" in caplog.text
             await asyncio.sleep(40)
             assert seen.is_closed

@@ -154,7 +154,7 @@ def test_ways_come_and_go_and_data_flows(seed: int, relayed: bool) -> None:
             assert max(gaps) < 6
             for side in (here, there):
                 assert not side.is_closed
-                core = side.core
+                core = side._driver.core
                 assert core.multipath is not None
                 assert len(core.paths) <= 10
                 assert len(core.multipath.abandoned) <= 9

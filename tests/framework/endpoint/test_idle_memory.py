@@ -36,7 +36,7 @@ async def quiet(*ends: Sequence[Connection | None]) -> None:
     async with asyncio.timeout(20):
         for connection in itertools.chain(*ends):
             assert connection is not None
-            core = connection.core
+            core = connection._driver.core
             while core.handshake is not None or any(  # noqa: ASYNC110
                 path.recovery.sent or path.ack_pending for path in core.paths.values()
             ):
@@ -60,7 +60,7 @@ async def measure(count: int, used: Callable[[], int]) -> tuple[float, float]:
         async with asyncio.timeout(20):
             for connection in (*here, *there):
                 assert connection is not None
-                await connection.drained()
+                await connection._driver.drained()
         here.clear()
         there.clear()
         return each, (used() - before) / (2 * count)

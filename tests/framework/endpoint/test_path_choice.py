@@ -152,7 +152,7 @@ async def test_a_plugin_replaces_the_rule() -> None:
         assert rule.asked
         assert selected(here) == RELAY
         assert selected(there) == HERE, "each side decides alone"
-        server = there.core.paths
+        server = there._driver.core.paths
         assert [path.cids.peer_available for path in server.values()] == [False, True], "and tells"
 
 
@@ -292,7 +292,7 @@ async def test_attempts_over_dead_ways_use_up_no_path_ids() -> None:
     async with joined(world) as (here, _):
         assert selected(here) == RELAY
         await asyncio.sleep(600)
-        state = here.core.multipath
+        state = here._driver.core.multipath
         assert state is not None
         assert state.next_id == 2
         assert [path.remote for path in here.paths()] == [RELAY]
@@ -309,9 +309,11 @@ async def test_a_path_that_the_peer_gave_up_without_being_heard() -> None:
     async with joined(world) as (here, there):
         await asyncio.sleep(5)
         world.net.one_way(THERE, HERE).down()
-        relay = next(path for path in there.core.paths.values() if path.remote == ViaRelay("alice"))
+        relay = next(
+            path for path in there._driver.core.paths.values() if path.remote == ViaRelay("alice")
+        )
         assert multipath.abandon(
-            there.core, relay, codes.APPLICATION_ABANDON_PATH, there.endpoint.now()
+            there._driver.core, relay, codes.APPLICATION_ABANDON_PATH, there.endpoint._driver.now()
         )
         await talk(here, 10)
         assert not here.is_closed
@@ -542,8 +544,8 @@ async def test_a_lagging_reader_of_a_connection_holds_little() -> None:
         events = aiter(here.path_events())
         assert isinstance(await anext(events), PathOpened)
         for number in range(500):
-            here._emit_path(PathOpened(info(rtt_ms=number)))
-        (reader,) = here._path_readers
+            here._driver._emit_path(PathOpened(info(rtt_ms=number)))
+        (reader,) = here._driver._path_readers
         assert len(reader._queue) == MAX_PENDING_PATH_EVENTS
         event = await anext(events)
         assert isinstance(event, PathsLagged)
@@ -560,13 +562,17 @@ async def test_a_client_that_moves_without_end_leaves_no_trace() -> None:
     async with joined(world) as (here, there):
         await asyncio.sleep(5)
         transport = here.endpoint.transports[0]
+        # One stream for all of it: nobody accepts them, and the peer allows a hundred.
+        send = await here.open_uni()
         for number in range(300):
             transport.move_to(IpAddr.parse(f"10.0.1.{number % 250}:{number + 1000}"))  # type: ignore[attr-defined]
-            await talk(here, 0.3)
-        manager = there.path_manager
+            for _ in range(3):
+                await send.write(b"x")
+                await asyncio.sleep(0.1)
+        manager = there._driver.path_manager
         assert manager is not None
         assert len(manager._records) <= path_manager.MAX_RECORDS + 8
-        demux = there.endpoint.demux
+        demux = there.endpoint._driver.demux
         await asyncio.sleep(5)
         assert len(demux._reset_tokens) <= 10
         assert len(demux._by_cid) <= 60

@@ -28,7 +28,7 @@ def first_flight() -> bytes:
 
 def knock(bob: Endpoint, *names: str | IpAddr) -> None:
     """Let a first flight arrive from each of these, and nothing after it."""
-    (transport,) = bob._transports
+    (transport,) = bob.transports
     for name in names:
         transport.inject(name, first_flight())  # type: ignore[attr-defined]
 
@@ -67,7 +67,7 @@ def test_two_hundred_endpoints_of_one_address_dial_at_once(pattern: str) -> None
             addresses = [IpAddr.parse(pattern.format(n)) for n in range(1000, 1200)]
             results = await dials_from(net, bob, addresses)
             assert not [each for each in results if isinstance(each, BaseException)]
-            assert bob.demux.counts["evicted"] == 0
+            assert bob._driver.demux.counts["evicted"] == 0
             accepting.cancel()
             await asyncio.wait([accepting])
 
@@ -85,7 +85,7 @@ async def test_more_than_the_allowance_get_in_one_after_the_other(
         accepting = accept_all(bob)
         results = await asyncio.gather(*(alice.connect(bob.addr(), ALPN) for _ in range(40)))
         assert len(set(results)) == 40
-        assert bob.demux.counts["dropped_too_many"] > 0
+        assert bob._driver.demux.counts["dropped_too_many"] > 0
         accepting.cancel()
         await asyncio.wait([accepting])
 
@@ -99,7 +99,7 @@ async def test_who_made_room_for_others_tries_again_within_its_time(
         accepting = accept_all(bob)
         results = await asyncio.gather(*(alice.connect(bob.addr(), ALPN) for _ in range(10)))
         assert len(set(results)) == 10
-        assert bob.demux.counts["evicted"] > 0
+        assert bob._driver.demux.counts["evicted"] > 0
         accepting.cancel()
         await asyncio.wait([accepting])
 
@@ -176,12 +176,12 @@ async def test_when_all_places_are_taken_a_newcomer_gets_in(
     net = network()
     async with two(net, bob={"secret_key": KEY}) as (alice, bob):
         knock(bob, *(f"stranger {n}" for n in range(12)))
-        assert bob.demux.half_open == 10
-        assert bob.demux.counts["evicted"] == 2
+        assert bob._driver.demux.half_open == 10
+        assert bob._driver.demux.counts["evicted"] == 2
         await connect(alice, bob)
-        assert bob.demux.counts["evicted"] == 3
+        assert bob._driver.demux.counts["evicted"] == 3
         await asyncio.sleep(20)
-        assert bob.demux.half_open == 0
+        assert bob._driver.demux.half_open == 0
         assert len(bob.connections) == 1
 
 
@@ -189,9 +189,9 @@ async def test_when_all_places_are_taken_a_newcomer_gets_in(
 async def test_one_network_of_ipv6_counts_as_one_address() -> None:
     async with two(network(), bob={"secret_key": KEY}) as (_, bob):
         knock(bob, *(IpAddr.parse(f"[2001:db8:0:1:{n:x}::1]:{n}") for n in range(1, 31)))
-        assert bob.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS
+        assert bob._driver.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS
         knock(bob, IpAddr.parse("[2001:db8:0:2::1]:1"))
-        assert bob.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS + 1
+        assert bob._driver.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS + 1
 
 
 @attrs.frozen
@@ -209,18 +209,18 @@ class Relayed:
 @virtual
 async def test_what_comes_through_a_relay_is_counted_by_id_and_by_relay() -> None:
     async with two(network(), bob={"secret_key": KEY}) as (_, bob):
-        (transport,) = bob._transports
+        (transport,) = bob.transports
 
         def arrive(id: str, carrier: str) -> None:
             data = first_flight()
-            bob.demux.receive(transport, memoryview(data), len(data), Relayed(id, carrier))
+            bob._driver.demux.receive(transport, memoryview(data), len(data), Relayed(id, carrier))
 
         for n in range(40):
             arrive("one id", f"relay {n % 2}")
-        assert bob.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS
+        assert bob._driver.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS
         for n in range(20):
             arrive(f"id {n}", "relay 0")
-        assert bob.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS + 20
+        assert bob._driver.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS + 20
 
 
 class Thinks:
@@ -247,15 +247,15 @@ async def test_filters_that_think_hold_places_like_handshakes(
     plugin = Thinks(4.0)
     async with two(network(), bob={"secret_key": KEY, "plugins": [plugin]}) as (alice, bob):
         knock(bob, *["one stranger"] * 20)
-        assert bob.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS
+        assert bob._driver.demux.half_open == limits.MAX_HALF_OPEN_PER_ADDRESS
         await asyncio.sleep(0)
         assert plugin.thinking == limits.MAX_HALF_OPEN_PER_ADDRESS
         knock(bob, *(f"stranger {n}" for n in range(20)))
-        assert bob.demux.half_open == 30
+        assert bob._driver.demux.half_open == 30
         for _ in range(3):
             await asyncio.sleep(0)
         assert plugin.thinking == 30, "whoever made room is not thought about any more"
-        assert bob.demux.counts["evicted"] == 6
+        assert bob._driver.demux.counts["evicted"] == 6
         await connect(alice, bob)
 
 
@@ -267,9 +267,9 @@ async def test_the_time_a_filter_takes_counts() -> None:
         knock(bob, "stranger")
         await asyncio.sleep(4.5)
         (connection,) = bob.connections
-        assert connection.core.idle.deadline == begin + limits.HANDSHAKE_TIMEOUT_S
+        assert connection._driver.core.idle.deadline == begin + limits.HANDSHAKE_TIMEOUT_S
         await asyncio.sleep(begin + limits.HANDSHAKE_TIMEOUT_S + 0.1 - seconds())
-        assert bob.demux.half_open == 0
+        assert bob._driver.demux.half_open == 0
 
 
 @virtual
@@ -277,14 +277,14 @@ async def test_what_is_held_for_a_filter_is_bounded() -> None:
     plugin = Thinks(4.0)
     async with two(network(), bob={"secret_key": KEY, "plugins": [plugin]}) as (_, bob):
         data = first_flight()
-        (transport,) = bob._transports
+        (transport,) = bob.transports
         for size in (1200, 4096, 60_000):
             for _ in range(20):
                 transport.inject("stranger", data.ljust(size, b"\0"))  # type: ignore[attr-defined]
-        (held,) = bob.demux._held.values()
+        (held,) = bob._driver.demux._held.values()
         assert sum(len(each) for each, _ in held.datagrams) <= limits.MAX_HELD_INITIAL_BYTES
         transport.inject("other", first_flight().ljust(60_000, b"\0"))  # type: ignore[attr-defined]
-        assert len(bob.demux._held) == 1, "no first flight is that large"
+        assert len(bob._driver.demux._held) == 1, "no first flight is that large"
 
 
 # --- cost -----------------------------------------------------------------------------------------
@@ -311,17 +311,17 @@ def without_crypto() -> bytes:
 @virtual
 async def test_initials_without_a_hello_bring_on_retry() -> None:
     async with two(network(), bob={"secret_key": KEY}) as (alice, bob):
-        (transport,) = bob._transports
+        (transport,) = bob.transports
         for n in range(200):
             transport.inject(f"stranger {n}", without_crypto())  # type: ignore[attr-defined]
-        assert bob.demux.counts["incoming"] == limits.RETRY_ABOVE_HALF_OPEN
-        assert bob.demux.counts["retries"] == 200 - limits.RETRY_ABOVE_HALF_OPEN
+        assert bob._driver.demux.counts["incoming"] == limits.RETRY_ABOVE_HALF_OPEN
+        assert bob._driver.demux.counts["retries"] == 200 - limits.RETRY_ABOVE_HALF_OPEN
         await connect(alice, bob)
         # Some seconds later nobody has to prove anything any more.
         await asyncio.sleep(limits.FAILED_HANDSHAKE_COUNTS_S)
-        retries = bob.demux.counts["retries"]
+        retries = bob._driver.demux.counts["retries"]
         await connect(alice, bob)
-        assert bob.demux.counts["retries"] == retries
+        assert bob._driver.demux.counts["retries"] == retries
 
 
 @virtual
@@ -331,13 +331,13 @@ async def test_protocols_that_nobody_serves_bring_on_retry() -> None:
         for _ in range(limits.MAX_HALF_OPEN_PER_ADDRESS):
             with pytest.raises(AlpnMismatch):
                 await alice.connect(bob.addr(), "foreign/1")
-        assert bob.demux.counts["retries"] == 0
+        assert bob._driver.demux.counts["retries"] == 0
         with pytest.raises(AlpnMismatch):
             await alice.connect(bob.addr(), "foreign/1")
-        assert bob.demux.counts["retries"] == 1
+        assert bob._driver.demux.counts["retries"] == 1
         async with in_memory(net, "carol") as carol:
             await connect(carol, bob)
-            assert bob.demux.counts["retries"] == 1, "it has another address"
+            assert bob._driver.demux.counts["retries"] == 1, "it has another address"
 
 
 @virtual
@@ -345,7 +345,7 @@ async def test_refusals_and_other_versions_are_answered_only_so_often() -> None:
     net = network()
     async with two(net) as (_, bob):
         bob.set_alpns([])
-        (transport,) = bob._transports
+        (transport,) = bob.transports
         other = bytes.fromhex("c0 1a2a3a4a 08 0102030405060708 04 0a0b0c0d") + bytes(1200)
         for _ in range(400):
             transport.inject("stranger", other)  # type: ignore[attr-defined]
@@ -372,13 +372,13 @@ def test_one_token_comes_back_by_another_way_first(
             by_name.down()
             dialling = asyncio.create_task(alice.connect(bob.addr(), ALPN))
             await asyncio.sleep(0.03)
-            assert bob.demux.counts["retries"] == 1
+            assert bob._driver.demux.counts["retries"] == 1
             if not still_busy:
                 monkeypatch.setattr(limits, "RETRY_ABOVE_HALF_OPEN", 64)
             by_name.set(Conditions(delay_s=0.001))
             by_name.up()
             await dialling
-            assert bob.demux.counts["retries"] == 1
+            assert bob._driver.demux.counts["retries"] == 1
             assert seconds() < 0.2
 
     scenario()

@@ -464,8 +464,8 @@ async def test_every_wait_can_be_cancelled_and_leaves_the_connection_usable() ->
             task.cancel()
         await asyncio.wait(tasks)
         assert all(task.cancelled() for task in tasks)
-        assert not here._readers
-        assert not here._writers
+        assert not here._driver._readers
+        assert not here._driver._writers
         there.send_datagram(b"still here")
         assert await here.read_datagram() == b"still here"
 
@@ -496,7 +496,7 @@ async def test_datagrams_that_nobody_reads_push_out_the_oldest() -> None:
             if i % 20 == 0:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(1)
-        assert there._datagram_bytes <= 1_250_000
+        assert there._driver._datagram_bytes <= 1_250_000
         assert there.stats().dropped_datagrams > 500
         first = int((await there.read_datagram())[:4])
         assert first > 500
@@ -509,7 +509,7 @@ async def test_empty_datagrams_cost_something_too() -> None:
             for _ in range(300):
                 here.send_datagram(b"")
             await asyncio.sleep(0.1)
-        assert len(there._datagrams) <= 1_250_000 // 48
+        assert len(there._driver._datagrams) <= 1_250_000 // 48
 
 
 @virtual
@@ -597,7 +597,7 @@ def test_a_thousand_streams_at_once(lossy: bool) -> None:
                 group.create_task(serve())
                 for i in range(1000):
                     group.create_task(ask(i))
-            assert not here.core.send_halves
+            assert not here._driver.core.send_halves
 
     scenario()
 

@@ -304,6 +304,10 @@ class Path:
         self.next_number = self.skips.first_free(self.next_number)
         return self.next_number
 
+    def tolerate_silence(self, period_s: float) -> None:
+        """Let the path be silent for so long while there are others."""
+        self.idle_timeout_s = period_s
+
     def start_challenge(self, now: float, deadline: float | None = None) -> None:
         """Begin to validate `remote`, until `deadline` or for three probe timeouts."""
         timeout = 3 * max(self.recovery.pto, 0.3)

@@ -103,6 +103,18 @@ class SendHalf:
 
     # --- the application's side -----------------------------------------------------------------
 
+    def watch(self) -> None:
+        """Have a Writable event made when somebody who waits should look again."""
+        self.watched = True
+
+    def unwatch(self) -> None:
+        """Have none made: nobody waits any more."""
+        self.watched = False
+
+    def set_priority(self, priority: int) -> None:
+        """Send it before streams of a lower priority, from the next time that it is queued."""
+        self.priority = priority
+
     def write(self, data: Bytes) -> None:
         """Queue `data` (kept by reference; it must not change)."""
         if data:
@@ -437,6 +449,14 @@ class RecvHalf(ReceiveWindow):
         return unknown and self.owed > 0
 
     # --- the application's side -----------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Have a Readable event made when somebody who waits should look again."""
+        self.watched = True
+
+    def unwatch(self) -> None:
+        """Have none made: nobody waits any more."""
+        self.watched = False
 
     def read(self, maximum: int) -> bytes:
         """Take up to `maximum` bytes that arrived in order; empty when there are none."""
