@@ -5,6 +5,9 @@ whatever verifies a *part* comes here. Work goes to NumPy lanes in batches as la
 brings; a handful of blocks goes to plain Python, which then is faster. One group at a time runs at
 some 8 MB/s, 64 at 200, 256 at 300: batching is the caller's business and pays.
 
+This is the seam to the native part, too: where it is installed, each of these functions asks it
+instead, with the same result. What it refuses, because no tree has such a piece, goes to the lanes.
+
 Source: docs/wire/blobs.md 4.3, 4.4.
 """
 
@@ -17,6 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from dialkey import native
+from dialkey.native import NativePart
 from dialkey_blobs import compress
 from dialkey_blobs.lanes import CHUNK_WORDS, MAX_LANES, Words, workspace
 from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS, PAIR_BYTES
@@ -27,6 +32,7 @@ __all__ = [
     "group_cvs",
     "parent_cv",
     "parent_cvs",
+    "parent_rows",
     "subtree_cv",
     "subtree_cvs",
     "subtree_levels",
@@ -40,6 +46,9 @@ BATCH_BYTES: Final = MAX_LANES * CHUNK_BYTES
 # Up to here plain Python beats the fixed cost of a NumPy batch (2 ms for chunks, 0.1 for parents).
 _FEW: Final = 3
 
+# The native part counts in bytes, which 64 bits must hold.
+_MAX_CHUNKS: Final = (1 << 64) // CHUNK_BYTES - 2
+
 
 def parent_cv(left: bytes, right: bytes, is_root: bool = False) -> bytes:
     """Return the chaining value of a parent; of a root, the hash of the blob.
@@ -49,6 +58,9 @@ def parent_cv(left: bytes, right: bytes, is_root: bool = False) -> bytes:
         right: the right child's.
         is_root: whether the parent covers its whole blob.
     """
+    part = native.part()
+    if part is not None:
+        return part.parent_cvs(left + right, is_root)
     return compress.parent_cv(left + right, is_root)
 
 
@@ -59,9 +71,17 @@ def parent_cvs(pairs: Sequence[Buffer], is_root: Sequence[bool]) -> list[bytes]:
         pairs: 64 bytes each.
         is_root: for each pair, whether it is the root of its blob.
     """
+    part = native.part()
+    if part is not None:
+        rows_of_32 = part.parent_cvs(b"".join(pairs), False)
+        values = [rows_of_32[i : i + 32] for i in range(0, len(rows_of_32), 32)]
+        for i, (pair, root) in enumerate(zip(pairs, is_root, strict=True)):
+            if root:
+                values[i] = part.parent_cvs(bytes(pair), True)
+        return values
     if len(pairs) <= _FEW:
         return [compress.parent_cv(pair, root) for pair, root in zip(pairs, is_root, strict=True)]
-    values: list[bytes] = []
+    values = []
     for start in range(0, len(pairs), MAX_LANES):
         stop = start + MAX_LANES
         rows = np.frombuffer(b"".join(pairs[start:stop]), "<u4").reshape(-1, 16)
@@ -69,6 +89,26 @@ def parent_cvs(pairs: Sequence[Buffer], is_root: Sequence[bool]) -> list[bytes]:
         roots = np.array(is_root[start:stop], np.bool_)
         values += _split(workspace().parents(words, roots))
     return values
+
+
+def parent_rows(pairs: bytes) -> npt.NDArray[np.uint8]:
+    """Return the non-root chaining values of parents, as `parent_cvs` without its lists.
+
+    Args:
+        pairs: 64 bytes each, in a row.
+
+    Returns:
+        An array of shape (pairs, 32).
+    """
+    part = native.part()
+    if part is not None:
+        return np.frombuffer(part.parent_cvs(pairs, False), np.uint8).reshape(-1, 32)
+    rows = np.frombuffer(pairs, "<u4").reshape(-1, 16)
+    found = [
+        _to_bytes(_parents(np.ascontiguousarray(rows[start : start + MAX_LANES].T, np.uint32)))
+        for start in range(0, len(rows), MAX_LANES)
+    ]
+    return np.concatenate(found) if found else np.empty((0, 32), np.uint8)
 
 
 def subtree_cv(data: Buffer, start_chunk: int, is_root: bool = False) -> bytes:
@@ -90,6 +130,9 @@ def subtree_cvs(pieces: Sequence[tuple[Buffer, int]]) -> list[bytes]:
     Args:
         pieces: (bytes, number of the first chunk in the blob), at most 16,384 bytes each.
     """
+    part = native.part()
+    if part is not None:
+        return [_native_cv(part, data, start_chunk) for data, start_chunk in pieces]
     values: list[bytes] = []
     for batch in _batches(pieces):
         values += _split(_reduce(*_chunk_words(batch)))
@@ -107,6 +150,9 @@ def subtree_levels(pieces: Sequence[tuple[Buffer, int]]) -> list[list[bytes]]:
         node without a sibling appears on every level up to the one where it has one. The level with
         a single value is left out.
     """
+    part = native.part()
+    if part is not None:
+        return [_native_levels(part, data, start_chunk) for data, start_chunk in pieces]
     results: list[list[bytes]] = []
     for batch in _batches(pieces):
         levels: list[list[bytes]] = [[] for _ in batch]
@@ -131,6 +177,10 @@ def group_cvs(data: Buffer, start_chunk: int = 0) -> npt.NDArray[np.uint8]:
     Returns:
         An array of shape (groups, 32).
     """
+    part = native.part()
+    if part is not None and start_chunk + -(-len(data) // CHUNK_BYTES) <= _MAX_CHUNKS:
+        values = part.group_cvs(data, start_chunk, GROUP_BYTES)
+        return np.frombuffer(values, np.uint8).reshape(-1, 32)
     view = memoryview(data)
     parts = []
     for offset in range(0, len(view), BATCH_BYTES):
@@ -142,12 +192,38 @@ def group_cvs(data: Buffer, start_chunk: int = 0) -> npt.NDArray[np.uint8]:
     return np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
 
 
+def _native_cv(part: NativePart, data: Buffer, start_chunk: int) -> bytes:
+    _check_piece(data)
+    chunks = 1 << (max(len(data) - 1, 0) // CHUNK_BYTES).bit_length()
+    if not data or start_chunk % chunks or start_chunk + chunks > _MAX_CHUNKS:
+        return _to_bytes(_reduce(*_chunk_words([(memoryview(data), start_chunk)]))).tobytes()
+    return part.group_cvs(data, start_chunk, chunks * CHUNK_BYTES)
+
+
+def _native_levels(part: NativePart, data: Buffer, start_chunk: int) -> list[bytes]:
+    _check_piece(data)
+    if start_chunk + GROUP_CHUNKS > _MAX_CHUNKS:
+        words, counts = _chunk_words([(memoryview(data), start_chunk)])
+        return [_to_bytes(row).tobytes() for row, left in _levels(words, counts) if left[0] > 1]
+    levels = []
+    level = part.group_cvs(data, start_chunk, CHUNK_BYTES)
+    while len(level) > 32:
+        levels.append(level)
+        paired = len(level) // PAIR_BYTES * PAIR_BYTES
+        level = part.parent_cvs(level[:paired], False) + level[paired:]
+    return levels
+
+
+def _check_piece(data: Buffer) -> None:
+    if len(data) > GROUP_BYTES:
+        raise ValueError("a piece is larger than a chunk group")
+
+
 def _batches(pieces: Sequence[tuple[Buffer, int]]) -> Iterator[list[tuple[memoryview, int]]]:
     batch: list[tuple[memoryview, int]] = []
     room = MAX_LANES
     for data, start_chunk in pieces:
-        if len(data) > GROUP_BYTES:
-            raise ValueError("a piece is larger than a chunk group")
+        _check_piece(data)
         lanes = max(1, -(-len(data) // CHUNK_BYTES))
         if lanes > room:
             yield batch

@@ -23,7 +23,14 @@ from blake3 import blake3
 
 from dialkey.errors import InvalidInput
 from dialkey_blobs.hash import Hash
-from dialkey_blobs.hashing import BATCH_BYTES, Buffer, group_cvs, parent_cvs, subtree_cvs
+from dialkey_blobs.hashing import (
+    BATCH_BYTES,
+    Buffer,
+    group_cvs,
+    parent_cv,
+    parent_rows,
+    subtree_cvs,
+)
 from dialkey_blobs.tree import (
     CHUNK_BYTES,
     GROUP_BYTES,
@@ -70,10 +77,12 @@ def _merge(cvs: npt.NDArray[np.uint8], is_root: bool, weight: int = 1) -> _Subtr
     while len(row) > 1:
         even = len(row) - len(row) % 2
         pairs = np.ascontiguousarray(row[:even]).reshape(-1, PAIR_BYTES)
-        values = parent_cvs(
-            [pair.tobytes() for pair in pairs], [is_root and len(row) == 2] * len(pairs)
-        )
-        above = np.frombuffer(b"".join(values), np.uint8).reshape(-1, 32)
+        joined = pairs.tobytes()
+        if is_root and len(row) == 2:
+            top = parent_cv(joined[:32], joined[32:], is_root=True)
+            above = np.frombuffer(top, np.uint8).reshape(-1, 32)
+        else:
+            above = parent_rows(joined)
         levels.append(pairs)
         row = np.concatenate((above, row[even:])) if even < len(row) else above
     places = np.zeros(1, np.intp)
@@ -87,8 +96,8 @@ def _merge(cvs: npt.NDArray[np.uint8], is_root: bool, weight: int = 1) -> _Subtr
         below[1 : 2 * count : 2] = places[:count] + (weight << level)
         below[2 * count :] = places[count:]
         places = below
-    joined = np.concatenate(levels[::-1]) if levels else np.empty((0, PAIR_BYTES), np.uint8)
-    return _Subtree(row[0].tobytes(), joined, np.concatenate(pair_places), places)
+    all_pairs = np.concatenate(levels[::-1]) if levels else np.empty((0, PAIR_BYTES), np.uint8)
+    return _Subtree(row[0].tobytes(), all_pairs, np.concatenate(pair_places), places)
 
 
 def outboard_offset(size: int, start_chunk: int, length: int) -> int:
@@ -140,13 +149,14 @@ class OutboardBuilder:
         self._size = size
         self._write = write
         self._received = 0
-        self._waiting = bytearray()
+        # The next block as far as it came; `bytes` if it came in one piece.
+        self._waiting: bytearray | bytes = b""
         self._block_cvs: list[bytes] = []
         self._runs: list[bytes] = []
         self._hasher = blake3()
 
     def update(self, data: Buffer) -> None:
-        """Take the next bytes; pieces of whole multiples of 4 MiB are not copied.
+        """Take the next bytes; pieces of 4 MiB, and `bytes` at that, are not copied.
 
         Raises:
             InvalidInput: more bytes came than the size that was given.
@@ -157,17 +167,26 @@ class OutboardBuilder:
             raise InvalidInput(f"more bytes came than the {self._size} that were announced")
         if self._received <= GROUP_BYTES:
             self._hasher.update(view)
-        if self._waiting:
+        if self._waiting and view:
             missing = BATCH_BYTES - len(self._waiting)
-            self._waiting += view[:missing]
-            view = view[missing:]
+            if missing:
+                self._gather(view[:missing])
+                view = view[missing:]
             # A full block waits for one more byte, which tells that it is not the root.
             if view:
                 self._add_block(self._waiting)
-                self._waiting = bytearray()
+                self._waiting = b""
         while len(view) > BATCH_BYTES:
             self._add_block(view[:BATCH_BYTES])
             view = view[BATCH_BYTES:]
+        if len(view) == BATCH_BYTES and isinstance(data, bytes) and len(data) == BATCH_BYTES:
+            self._waiting = data
+        elif view:
+            self._gather(view)
+
+    def _gather(self, view: memoryview) -> None:
+        if not isinstance(self._waiting, bytearray):
+            self._waiting = bytearray(self._waiting)
         self._waiting += view
 
     def _add_block(self, block: Buffer) -> None:
@@ -197,7 +216,7 @@ class OutboardBuilder:
         is_root = not self._block_cvs
         last = _merge(group_cvs(self._waiting, start_chunk), is_root)
         self._store_block(last, len(self._waiting))
-        self._waiting = bytearray()
+        self._waiting = b""
         blocks = np.frombuffer(b"".join(self._block_cvs), np.uint8).reshape(-1, 32)
         top = _merge(blocks, True, _BLOCK_GROUPS)
         root = last.cv if is_root else top.cv

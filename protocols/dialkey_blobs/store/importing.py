@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -125,15 +127,15 @@ def hash_file(
         builder = OutboardBuilder(size, lambda offset, pairs: place(pairs, offset))
     try:
         offset = 0
-        # One byte more is asked for at the end: a file that has grown must not pass.
-        while data := read_at(source, min(SLICE_BYTES, size - offset) or 1, offset, path):
-            offset += len(data)
-            if offset > size:
-                break
-            if copy_to is not None and not is_hole(source, offset - len(data), len(data)):
-                copy_to.write(data, offset - len(data))
-            builder.update(data)
-            yield offset
+        with closing(_read_ahead(source, path, size)) as slices:
+            for data in slices:
+                offset += len(data)
+                if offset > size:
+                    break
+                if copy_to is not None and not is_hole(source, offset - len(data), len(data)):
+                    copy_to.write(data, offset - len(data))
+                builder.update(data)
+                yield offset
         if offset != size:
             raise changed_during_import(path)
         if copy_to is not None:
@@ -144,6 +146,40 @@ def hash_file(
             outboard.discard()
         raise
     return Hashed(built, outboard)
+
+
+def _read_ahead(source: int, path: Path, size: int) -> Generator[bytes, None, None]:
+    """Yield the content of a file; each next slice is read while the last one is hashed.
+
+    One byte more is asked for at the end: a file that has grown must not pass. Close the generator
+    before the file: that waits for the read that is under way.
+
+    Raises:
+        FileFailed: reading failed.
+    """
+
+    def read(offset: int) -> bytes:
+        return read_at(source, min(SLICE_BYTES, size - offset) or 1, offset, path)
+
+    data = read(0)
+    offset = len(data)
+    if size <= SLICE_BYTES:
+        # Not worth a thread.
+        while data and offset <= size:
+            yield data
+            data = read(offset)
+            offset += len(data)
+        if data:
+            yield data
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="dialkey-blobs-read") as reader:
+        while data and offset <= size:
+            coming = reader.submit(read, offset)
+            yield data
+            data = coming.result()
+            offset += len(data)
+    if data:
+        yield data
 
 
 def hash_only(source: int, path: Path, size: int) -> Steps[Hash]:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dialkey import native
 from dialkey.errors import InvalidInput
 from dialkey_blobs import compress
 from dialkey_blobs.hashing import (
     group_cvs,
     parent_cv,
     parent_cvs,
+    parent_rows,
     subtree_cv,
     subtree_cvs,
     subtree_levels,
 )
 from dialkey_blobs.outboard import OutboardBuilder, outboard, outboards
 from dialkey_blobs.tree import left_length, outboard_size
+
+pytestmark = pytest.mark.usefixtures("each_hashing")
 
 
 def counting(size: int) -> bytes:
@@ -246,6 +251,15 @@ def test_many_parents(count: int) -> None:
     ]
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 50, 5000])
+def test_rows_of_parents(count: int) -> None:
+    joined = noise(64 * count, count)
+    pairs = [joined[i : i + 64] for i in range(0, len(joined), 64)]
+    rows = parent_rows(joined)
+    assert rows.shape == (count, 32)
+    assert [row.tobytes() for row in rows] == parent_cvs(pairs, [False] * count)
+
+
 def test_batches_larger_than_the_lanes() -> None:
     data = noise((5 << 20) + 3333)
     whole = [row.tobytes() for row in group_cvs(data, 32)]
@@ -263,10 +277,12 @@ def test_pieces_above_a_group_are_refused() -> None:
         subtree_cvs([(bytes(16385), 0)])
 
 
-def test_views_and_bytearrays_are_taken() -> None:
-    data = noise(20000)
+@pytest.mark.parametrize("size", [20000, (3 << 20) + 5])
+def test_views_and_bytearrays_are_taken(size: int) -> None:
+    data = noise(size)
     shifted = memoryview(b"x" + data)[1:]
     assert group_cvs(bytearray(data)).tolist() == group_cvs(shifted).tolist()
+    assert group_cvs(data).tolist() == group_cvs(shifted).tolist()
     assert len(group_cvs(b"")) == 0
 
 
@@ -282,6 +298,49 @@ def test_levels_hold_every_node(size: int) -> None:
         ]
         assert level == b"".join(expected)
     assert len(levels) == max(0, (-(-size // 1024) - 1).bit_length())
+
+
+# --- the native part against both ------------------------------------------------------------------
+
+
+def without_native(work: Callable[[], object]) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "part", lambda: None)
+        return work()
+
+
+# A few of them are above what the native part counts to, and many no place of a subtree.
+starts = st.sampled_from([0, 1, 16, 48, 2**32, 2**54 - 32, 2**54 - 16, 2**54]) | st.integers(
+    0, 2**54
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(piece_sizes | st.integers(0, 16384), starts), max_size=12),
+    st.integers(0, 2**32),
+)
+def test_it_makes_the_same_of_any_pieces(shapes: list[tuple[int, int]], seed: int) -> None:
+    pieces = [(noise(size, seed + i), start) for i, (size, start) in enumerate(shapes)]
+    assert subtree_cvs(pieces) == without_native(lambda: subtree_cvs(pieces))
+    assert subtree_levels(pieces) == without_native(lambda: subtree_levels(pieces))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40 * 16384), starts, st.integers(0, 2**32))
+def test_it_makes_the_same_of_any_groups(size: int, start: int, seed: int) -> None:
+    data, start = noise(size, seed), start // 16 * 16
+    made = without_native(lambda: group_cvs(data, start).tolist())
+    assert group_cvs(data, start).tolist() == made
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.binary(min_size=64, max_size=64), st.booleans()), max_size=30))
+def test_it_makes_the_same_of_any_pairs(given_pairs: list[tuple[bytes, bool]]) -> None:
+    pairs, roots = [pair for pair, _ in given_pairs], [root for _, root in given_pairs]
+    assert parent_cvs(pairs, roots) == without_native(lambda: parent_cvs(pairs, roots))
+    for pair, root in given_pairs:
+        assert parent_cv(pair[:32], pair[32:], root) == compress.parent_cv(pair, root)
 
 
 # --- outboards -------------------------------------------------------------------------------------

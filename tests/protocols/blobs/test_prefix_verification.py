@@ -16,6 +16,8 @@ from dialkey_blobs.ranges import ChunkRanges
 
 GROUP = 16_384
 
+pytestmark = pytest.mark.usefixtures("each_hashing")
+
 
 def encoded(data: bytes) -> tuple[object, bytes]:
     made = outboard(data)
