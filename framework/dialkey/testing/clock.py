@@ -28,8 +28,8 @@ class VirtualClock(asyncio.SelectorEventLoop):
     `time()` begins at 0 and stands still while there is something to do; then it jumps to the next
     timer. When there is no timer either, `Deadlock` is raised out of the loop and names the tasks that
     wait. Sockets work, but their data arrives at no virtual time in particular; use
-    `dialkey.testing.MemoryNetwork`. Work in threads (`run_in_executor`, `asyncio.to_thread`) is waited
-    for in real time, during which the clock stands still.
+    `dialkey.testing.MemoryNetwork`. Work in threads (`run_in_executor`, `asyncio.to_thread`, and what
+    `wait_for_thread` was told of) is waited for in real time, during which the clock stands still.
 
     Args:
         limit_s: virtual time at which a run is ended as endless, with `Deadlock`.
@@ -49,9 +49,17 @@ class VirtualClock(asyncio.SelectorEventLoop):
         self, executor: Executor | None, func: Callable[[Unpack[_Ts]], _T], *args: *_Ts
     ) -> asyncio.Future[_T]:
         future = super().run_in_executor(executor, func, *args)
+        self.wait_for_thread(future)
+        return future
+
+    def wait_for_thread(self, future: asyncio.Future[Any]) -> None:
+        """Let the clock stand still until `future` is done: a thread of somebody's own will see to that.
+
+        A library with such a thread looks whether the running loop has a method of this name, and so
+        needs to know nothing of virtual time.
+        """
         self._threads += 1
         future.add_done_callback(self._thread_done)
-        return future
 
     def _thread_done(self, future: asyncio.Future[Any]) -> None:
         self._threads -= 1

@@ -62,6 +62,10 @@ class _Job(Generic[T]):
         self.loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = self.loop.create_future()
         self.future = future
+        # In virtual time (dialkey.testing) the clock has to stand still while our thread works.
+        wait_for_thread = getattr(self.loop, "wait_for_thread", None)
+        if wait_for_thread is not None:
+            wait_for_thread(future)
         return future
 
     def fail(self, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -104,3 +105,43 @@ def test_exceptions_and_results_come_through() -> None:
         run(fail())
     assert run(later(1, 7)) == 7
     assert run(later(1, 8)) == 8
+
+
+def test_a_thread_of_somebodys_own_is_waited_for() -> None:
+    """As the store of blobs has one: time passed while it worked, and what waited timed out."""
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualClock)
+        future: asyncio.Future[None] = loop.create_future()
+        may_end = threading.Event()
+        loop.wait_for_thread(future)
+
+        def work() -> None:
+            may_end.wait()
+            loop.call_soon_threadsafe(future.set_result, None)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        loop.call_soon(loop.call_soon, may_end.set)
+        async with asyncio.timeout(1):
+            await future
+        thread.join()
+        return loop.time()
+
+    assert run(main()) == 0
+
+
+def test_without_a_thread_to_wait_for_time_goes_on() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualClock)
+        future: asyncio.Future[None] = loop.create_future()
+        loop.wait_for_thread(future)
+        future.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await future
+        await asyncio.sleep(10)
+        assert loop.time() == pytest.approx(10)
+
+    run(main())
