@@ -594,12 +594,13 @@ class Connection(StreamTable):
                 handshake.close(reason.error_code, text, is_application=reason.is_application)
             for remote, datagram, room in handshake.last_words(now):
                 self.closing.farewell.add(remote, datagram, room)
-        path = self.selected_path
-        if happening is not Happening.LOST and self.protection is not None and path is not None:
+        if happening is not Happening.LOST and self.protection is not None:
             # Entering the draining state answers once, so that the peer need not ask again.
             answer = reason if happening is Happening.CLOSED_HERE else CloseReason("local")
-            packet = builder.build_close(self, path, answer)
-            self.closing.farewell.add(path.remote, packet, None if path.validated else path.room)
+            for path in self._ways_of_the_close():
+                packet = builder.build_close(self, path, answer)
+                room = None if path.validated else path.room
+                self.closing.farewell.add(path.remote, packet, room)
         self.events.append(events.Closed(reason))
         self.release_memory()
         self._drop_handshake()
@@ -610,6 +611,19 @@ class Connection(StreamTable):
             # A path that was never answered knows no round trip, only a cautious guess at one.
             ptos = (path.recovery.pto for path in self.paths.values() if path.validated)
             self.closing.linger(now, max(ptos, default=0.0) or 3 * self.config.initial_rtt_s)
+
+    def _ways_of_the_close(self) -> list[Path]:
+        """Return the selected path, and all others that have been proven.
+
+        The one that carried data may have died a moment ago, and nothing is repeated by itself.
+        """
+        selected = self.selected_path
+        return [
+            path
+            for path in self.paths.values()
+            if path is selected
+            or (path.validated and not path.abandoned and path.cids.peer.active is not None)
+        ]
 
     def _say_farewell(self, send: Send) -> None:
         """Send the close, at first and again for packets that still arrive."""

@@ -399,6 +399,21 @@ def test_no_path_is_left_and_none_is_opened() -> None:
         assert (reason.cause, reason.error_code) == ("no path", codes.NO_VIABLE_PATH)
 
 
+@pytest.mark.parametrize("closing", ["client", "server"])
+def test_the_close_arrives_though_the_path_in_use_has_just_died(closing: str) -> None:
+    pair = PathPair(FAST, FAST).with_paths()
+    transfer((pair.client, 10 * KIB), (pair.server, 10 * KIB))
+    one, other = (pair.client, pair.server) if closing == "client" else (pair.server, pair.client)
+    way = pair.way_of(one.c.selected_path)
+    assert way is not None
+    way.cut()
+    one.c.close(5, b"done", pair.now)
+    pair.run(lambda: other.c.close_reason is not None, seconds=1)
+    reason = other.c.close_reason
+    assert reason is not None
+    assert (reason.error_code, reason.reason, reason.cause) == (5, b"done", "peer")
+
+
 def test_only_the_client_opens_paths_and_only_after_the_handshake() -> None:
     pair = PathPair(FAST, FAST)
     assert pair.open_path(pair.ways[1]) is None
