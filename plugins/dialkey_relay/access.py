@@ -143,7 +143,7 @@ class DenyList:
 
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
         """Look the client up again."""
-        return "on the deny list now" if endpoint_id in self.endpoint_ids else None
+        return "now on the deny list" if endpoint_id in self.endpoint_ids else None
 
 
 def _digest(token: str) -> bytes:
@@ -167,7 +167,7 @@ class SharedTokens:
     async def check(self, request: AdmitRequest) -> Admission | Denial:
         """Compare the token."""
         if request.token is None:
-            return Denial("this relay wants a token")
+            return Denial("this relay requires a token")
         digest = _digest(request.token)
         return Admission(token_digest=digest) if digest in self._digests else Denial()
 
@@ -175,7 +175,7 @@ class SharedTokens:
         """Compare the token that it showed."""
         if admission.token_digest in self._digests:
             return None
-        return "its token counts no more"
+        return "its token is no longer valid"
 
 
 class GrantRule:
@@ -193,7 +193,7 @@ class GrantRule:
     async def check(self, request: AdmitRequest) -> Admission | Denial:
         """Judge the grant."""
         if request.token is None:
-            return Denial("this relay wants a grant")
+            return Denial("this relay requires a grant")
         now = self._clock()
         try:
             grant = self.verifier.check(request.token, request.endpoint_id, now)
@@ -204,7 +204,7 @@ class GrantRule:
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
         """Judge the grant that it showed, by what is known now."""
         if admission.grant is None:
-            return "this relay wants a grant now"
+            return "this relay now requires a grant"
         return self.verifier.problem(admission.grant, self._clock())
 
 

@@ -235,7 +235,7 @@ class ClientHandshake:
             raise RelayDenied(
                 f"the relay refused this endpoint: “{printable(reason)}”",
                 reason=reason,
-                hint="it may want a token (--relay-token), or our endpoint id on its access list",
+                hint="it may require a token (--relay-token), or our endpoint id on its access list",
             )
         raise RelayViolation(
             f"the relay sent frame type {frame_type} while we were {self._state.value}"

@@ -381,7 +381,7 @@ def check_upgrade(request: Request) -> Upgrade | Response:
         )
     keys = request.values("sec-websocket-key")
     if len(keys) != 1 or not _is_key(keys[0]):
-        return _bad("The header Sec-WebSocket-Key has to be there once, 16 bytes in base64.\n")
+        return _bad("The header Sec-WebSocket-Key must be there once: 16 bytes in base64.\n")
     if request.values("sec-websocket-version") != ["13"]:
         return _bad(
             "The header Sec-WebSocket-Version must be 13.\n", ("sec-websocket-version", "13")
@@ -390,7 +390,7 @@ def check_upgrade(request: Request) -> Upgrade | Response:
     known = [SUBPROTOCOLS[name] for name in offered if name in SUBPROTOCOLS]
     if not known:
         return _bad(
-            "The header Sec-WebSocket-Protocol has to offer one of these: "
+            "The header Sec-WebSocket-Protocol must offer one of these: "
             f"{', '.join(SUBPROTOCOLS)}.\n"
         )
     return Upgrade(max(known), keys[0])
@@ -492,7 +492,7 @@ def check_upgrade_response(response: ResponseHead, key: str) -> RelayVersion:
     if response.status != 101:
         hint = None
         if response.status in (401, 403):
-            hint = "the relay, or something before it, wants other credentials"
+            hint = "the relay, or something before it, requires other credentials"
         elif response.status == 404:
             hint = "is this the URL of a relay?"
         raise RelayUpgradeError(

@@ -150,7 +150,8 @@ class Blobs:
         """
         if self._endpoint is None:
             raise LocalError(
-                "these blobs belong to no endpoint yet", hint="router.add(blobs), or blobs.attach"
+                "these blobs do not belong to an endpoint yet",
+                hint="router.add(blobs), or blobs.attach",
             )
         return self._endpoint
 
@@ -292,7 +293,7 @@ class Blobs:
         if connection is not None and not addrs:
             addrs.append(EndpointAddr(connection.remote_id))
         if not addrs:
-            raise InvalidInput("nobody is named who could have this content")
+            raise InvalidInput("no provider is named for this content")
         return Download(
             self.endpoint,
             self.store,

@@ -208,7 +208,7 @@ class Download:
         self.content = content
         others = [addr for addr in providers if addr.id != endpoint.id]
         if not others:
-            raise InvalidInput("nobody else is named who could have this content")
+            raise InvalidInput("no other provider is named for this content")
         self._candidates = deque(_Candidate(addr) for addr in others)
         self._given = connection
         self._open: Connection | None = None

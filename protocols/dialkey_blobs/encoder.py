@@ -306,7 +306,7 @@ def verified_pieces(pieces: Iterable[bytes], hash: Hash, ranges: ChunkRanges) ->
             decoder.flush()
         except RemoteError as error:
             raise StorageError(
-                f"the content of blob {hash.short()} is not what it was: {error.message}",
+                f"the content of blob {hash.short()} has changed: {error.message}",
                 hint="a file that was added by reference was changed; add it again",
             ) from error
         yield piece

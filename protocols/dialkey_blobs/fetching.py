@@ -220,7 +220,7 @@ async def _keeping(output: Output, target: Target, ticket: BlobTicket) -> AsyncI
             size = f"{format_bytes(kept.held_bytes)} of it" if kept.held_bytes else "what has come"
             output.result("kept", None, path=str(kept.folder), held_bytes=kept.held_bytes)
             output.remark(
-                f"Kept {size} in {kept.folder}: run the same command again to go on from there."
+                f"Kept {size} in {kept.folder}: run the same command again to continue from there."
             )
 
 

@@ -150,7 +150,7 @@ async def push(
         stopped = await send.stopped()
         if stopped is not None:
             raise StreamStopped(
-                "the other side takes no push"
+                "the other side does not accept pushes"
                 if stopped == StreamCode.PERMISSION
                 else f"the other side stopped the push (code {stopped})",
                 error_code=stopped,

@@ -34,7 +34,9 @@ class HashSeq:
 
     def __attrs_post_init__(self) -> None:
         if len(self.data) % 32:
-            raise WireError(f"{len(self.data)} bytes cannot be a hash sequence: no multiple of 32")
+            raise WireError(
+                f"{len(self.data)} bytes cannot be a hash sequence: not a multiple of 32"
+            )
         if len(self.data) > MAX_HASH_SEQ_BYTES:
             raise WireError(
                 f"a hash sequence of {len(self.data)} bytes is larger than {MAX_HASH_SEQ_BYTES}"

@@ -156,7 +156,7 @@ class _Inbox:
         except TimeoutError:
             self._error = ConnectionLost(
                 f"the sender sent nothing for {self._stall_timeout_s:g} s",
-                hint="what came is stored; try again to go on",
+                hint="what arrived is stored; try again to continue",
             )
         except DialkeyError as error:
             self._error = error

@@ -187,7 +187,7 @@ class Gossip:
     def _check_open(self) -> None:
         if self._endpoint is None:
             raise LocalError(
-                "this Gossip serves no endpoint yet", hint="add it with router.add(gossip)"
+                "this Gossip does not serve an endpoint yet", hint="add it with router.add(gossip)"
             )
         if self._shutting_down is not None:
             raise EndpointClosed("gossip was shut down")

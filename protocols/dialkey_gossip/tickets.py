@@ -82,7 +82,7 @@ class TopicTicket:
             count = reader.count(MAX_GOSSIP_TICKET_PEERS)
             peers = [EndpointAddr.read(reader) for _ in range(count)]
         if not reader.finished:
-            raise InvalidTicket("the ticket has something after its end", hint="copy it again")
+            raise InvalidTicket("the ticket has data after its end", hint="copy it again")
         return cls(topic, peers)
 
     def to_bytes(self) -> bytes:

@@ -170,7 +170,7 @@ class MethodCodec:
             values[name] = value
         for name in self._required:
             if name not in values:
-                raise TypeError(f"{self.spec.attribute}() misses the argument {name!r}")
+                raise TypeError(f"{self.spec.attribute}() is missing the argument {name!r}")
         upload = self.spec.upload
         return values, (None if upload is None else values.pop(upload.name))
 

@@ -103,7 +103,7 @@ def _read_request(data: bytes) -> tuple[bytes, frozenset[bytes]]:
     plain = _unpacked(data)
     room, known = plain.get("room"), plain.get("known")
     if not isinstance(room, bytes) or len(room) != 32:
-        raise ProtocolViolation("the question names no room")
+        raise ProtocolViolation("the question does not name a room")
     return room, frozenset(_byte_strings(known, MAX_KNOWN, ID_BYTES))
 
 
@@ -116,7 +116,7 @@ def _byte_strings(value: object, max_count: int, max_bytes: int) -> list[bytes]:
         raise ProtocolViolation(f"this is not a list of at most {max_count}")
     for each in value:
         if not isinstance(each, bytes) or len(each) > max_bytes:
-            raise ProtocolViolation(f"the list holds something else than up to {max_bytes} bytes")
+            raise ProtocolViolation(f"the list holds something other than up to {max_bytes} bytes")
     return value
 
 

@@ -195,7 +195,7 @@ def _body(author: EndpointId, fields: _Fields) -> str | File:
                 raise WireError(f"the offer: {error.message}") from None
             # Nobody makes us dial somebody else.
             if ticket.addr.id != author:
-                raise WireError("the offer is of somebody else")
+                raise WireError("the offer comes from somebody else")
             name = clean_text(fields.text("file", MAX_FILE_CHARS * 4), MAX_FILE_CHARS) or "file"
             ticket = attrs.evolve(ticket, addr=few_addrs(ticket.addr))
             return File(name, fields.number("size", MAX_FILE_BYTES), ticket)
@@ -248,7 +248,7 @@ def unpack(topic: TopicId, author: EndpointId, data: bytes) -> Message:
         case "letter":
             letter = open_letter(topic, fields.raw("letter", MAX_LETTER_BYTES))
             if letter.author != author:
-                raise WireError("the letter is of somebody else", endpoint_id=author)
+                raise WireError("the letter comes from somebody else", endpoint_id=author)
             return letter
         case "hello":
             try:
@@ -256,7 +256,7 @@ def unpack(topic: TopicId, author: EndpointId, data: bytes) -> Message:
             except InvalidTicket as error:
                 raise WireError(f"the address: {error.message}", endpoint_id=author) from None
             if addr.id != author:
-                raise WireError("the address is of somebody else", endpoint_id=author)
+                raise WireError("the address belongs to somebody else", endpoint_id=author)
             addr = few_addrs(addr)
             name = clean_name(fields.text("name", MAX_NAME_BYTES))
             return Hello(name, addr, fields.seconds("lifetime"), fields.number("at", MAX_AT_MS))
@@ -285,7 +285,7 @@ class _Fields:
             raise WireError("this is not a map")
         self._plain = plain
         if self.number("v", 1 << 16) != VERSION:
-            raise WireError("this is of a version that is not known")
+            raise WireError("this version is not known")
 
     def text(self, key: str, max_bytes: int) -> str:
         value = self._plain.get(key)

@@ -349,7 +349,7 @@ class Chat:
         try:
             await self._topic.joined(PATIENCE_S)
         except NoNeighbors:
-            self.remark("nobody of those in the ticket answers yet; trying goes on")
+            self.remark("nobody in the ticket answers yet; still trying")
 
     async def _expire(self) -> None:
         step_s = min(1.0, self._settings.heartbeat_s / 2)
@@ -397,7 +397,9 @@ class Chat:
             async with asyncio.timeout(self._settings.history_patience_s):
                 letters = await ask_history(self._endpoint, addr, self.room, limits)
         except (DialkeyError, TimeoutError) as error:
-            logger.info("%s tells no history: %s", peer.short(), error or "no answer in time")
+            logger.info(
+                "%s does not give us the history: %s", peer.short(), error or "no answer in time"
+            )
             return False
         self.notices.put(self.room.merge(letters, _wall_ms()))
         return True

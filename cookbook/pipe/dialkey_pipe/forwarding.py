@@ -109,9 +109,9 @@ class Dialer:
             line.is_silent = True
             self._leave(line)
             raise ConnectionLost(
-                "the other side does not take the connection",
+                "the other side does not accept the connection",
                 endpoint_id=self._remote.id,
-                hint="it has as many as it takes, or it hangs",
+                hint="it may have reached its limit, or hang",
             ) from error
         except BaseException as error:
             line.is_silent |= isinstance(error, DialkeyError)
@@ -135,7 +135,7 @@ class Dialer:
         if len(self._lines) >= MAX_CONNECTIONS:
             raise LocalError(
                 f"{sum(each.pipes for each in self._lines)} connections are forwarded already, "
-                "which is as many as there may be",
+                "which is the limit",
                 hint="close some that are idle",
             )
         line = _Line(await self._endpoint.connect(self._remote, ALPN))

@@ -140,7 +140,7 @@ def decode(author: EndpointId, content: bytes) -> Message:
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise WireError(f"the announcement is malformed: {error!r}", endpoint_id=author) from error
     if isinstance(message, Here) and message.id != author:
-        raise WireError("the announcement speaks of somebody else", endpoint_id=author)
+        raise WireError("the announcement is about somebody else", endpoint_id=author)
     return message
 
 

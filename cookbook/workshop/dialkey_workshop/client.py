@@ -241,7 +241,7 @@ class _Client:
             f"nobody takes our jobs; {what}",
             hint="is a worker running that does this job, and takes inputs of this size?"
             if board.workers
-            else "is anybody there? 'dialkey workshop workers' tells",
+            else "is anybody there? 'dialkey workshop workers' shows",
         )
 
     # --- one attempt ----------------------------------------------------------------------------

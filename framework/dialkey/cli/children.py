@@ -68,7 +68,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
                 pass
             await process.wait()
     except TimeoutError:
-        logger.warning("process %d does not end; it is killed", process.pid)
+        logger.warning("process %d does not end and is killed", process.pid)
     finally:
         if process.returncode is None:
             process.kill()

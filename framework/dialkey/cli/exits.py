@@ -35,7 +35,7 @@ class ExitCode(enum.IntEnum):
         return member
 
     SUCCESS = 0, "everything was done"
-    UNEXPECTED = 1, "an error that nobody foresaw; DIALKEY_DEBUG=1 shows where"
+    UNEXPECTED = 1, "an unexpected error; DIALKEY_DEBUG=1 shows where"
     USAGE = 2, "the command line is wrong, or a ticket, key or address in it"
     LOCAL = 3, "this machine: a file is missing or exists already, a disk is full, no socket"
     UNREACHABLE = 4, "the other endpoint could not be reached"

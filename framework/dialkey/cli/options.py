@@ -207,7 +207,7 @@ class Options:
         try:
             await endpoint.online(ONLINE_TIMEOUT_S)
         except Offline as error:
-            output.remark(f"{error.message}; going on without.")
+            output.remark(f"{error.message}; continuing without it.")
 
 
 _SHARED: Final[dict[str, tuple[object, object]]] = {

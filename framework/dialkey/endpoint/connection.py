@@ -141,7 +141,7 @@ class Connection(AsyncOnly):
         self._driver.check_open()
         largest = self.max_datagram_size
         if largest is None:
-            raise LocalError("the peer takes no datagrams", endpoint_id=self.remote_id)
+            raise LocalError("the peer does not accept datagrams", endpoint_id=self.remote_id)
         if len(data) > largest:
             raise LocalError(
                 f"a datagram of {len(data)} bytes does not fit; {largest} do now",

@@ -239,7 +239,7 @@ class Dial:
                 return connection
         except TimeoutError:
             if self._was_refused:
-                message = f"the peer had no place for us within {timeout_s:g} s"
+                message = f"the peer had no room for us within {timeout_s:g} s"
                 hint = "it is overloaded; try again later"
             else:
                 message = f"nobody answered within {timeout_s:g} s"
@@ -388,7 +388,7 @@ class Dial:
                 continue
             found = self._driver.path_addresses(self._id, addr)
             if not found:
-                note = f"{addr}: no transport of this endpoint leads there"
+                note = f"{addr}: no transport of this endpoint can reach it"
                 if isinstance(addr, RelayAddr):
                     note = f"{addr}: bind with relays=() to dial through the relays of others"
                 if note not in self.target.notes and len(self.target.notes) < _MAX_NOTES:

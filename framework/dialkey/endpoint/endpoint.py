@@ -387,7 +387,7 @@ class Endpoint(AsyncOnly):
                     reasons = [reason for way in ways for reason in way.offline_reasons()]
                     raise Offline(
                         f"no relay let us in within {timeout:g} s: {'; '.join(reasons)}",
-                        hint="the endpoint goes on trying",
+                        hint="the endpoint keeps trying",
                     )
                 if any(each.exception() is None for each in done):
                     return self.addr()
@@ -584,7 +584,7 @@ def _alpn_text(alpn: str | bytes) -> str:
         text = alpn if isinstance(alpn, str) else alpn.decode("ascii")
         encoded = text.encode("ascii")
     except (UnicodeDecodeError, UnicodeEncodeError):
-        raise InvalidInput(f"an ALPN is ASCII, {alpn!r} is not") from None
+        raise InvalidInput(f"an ALPN is ASCII; {alpn!r} is not") from None
     if not 1 <= len(encoded) <= 255:
         raise InvalidInput(f"an ALPN has 1 to 255 bytes, not {len(encoded)}")
     return text

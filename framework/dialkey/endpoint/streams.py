@@ -69,7 +69,7 @@ class SendStream:
             )
         if half.reset_code is not None or half.fin:
             what = "reset" if half.reset_code is not None else "finished"
-            raise StreamClosed(f"this stream was {what} here; it takes no more data")
+            raise StreamClosed(f"this stream was {what} here and takes no more data")
         self._driver.check_open()
 
     def _check_taking(self) -> None:

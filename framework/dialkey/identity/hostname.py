@@ -97,7 +97,7 @@ def _parse_ipv4(domain: str) -> ipaddress.IPv4Address:
     numbers = [_ipv4_number(part) for part in parts]
     *leading, final = numbers
     if len(parts) > 4 or any(n > 255 for n in leading) or final >= 256 ** (5 - len(parts)):
-        raise InvalidAddress("the host of a relay URL ends in a number but is no IPv4 address")
+        raise InvalidAddress("the host of a relay URL ends in a number but is not an IPv4 address")
     value = final
     for index, number in enumerate(leading):
         value += number * 256 ** (3 - index)
@@ -117,7 +117,7 @@ def _ipv4_number(part: str) -> int:
             return int(digits) if len(digits) <= 10 else too_large
         if not set(digits) & {"8", "9"}:
             return int(digits, 8) if len(digits) <= 11 else too_large
-    raise InvalidAddress("the host of a relay URL ends in a number but is no IPv4 address")
+    raise InvalidAddress("the host of a relay URL ends in a number but is not an IPv4 address")
 
 
 def _to_ascii(domain: str) -> str:

@@ -197,7 +197,7 @@ class EndpointId:
     def __attrs_post_init__(self) -> None:
         if not _is_point(self._raw):
             raise InvalidKey(
-                "these 32 bytes are not a public key: they name no point of the curve",
+                "these 32 bytes are not a public key: they are not a point on the curve",
                 hint="check for a typing mistake; about half of all 32-byte strings are not keys",
             )
 
@@ -288,7 +288,7 @@ class EndpointId:
         try:
             Ed25519PublicKey.from_public_bytes(self._raw).verify(raw, bytes(message))
         except (_BackendInvalidSignature, ValueError):
-            raise InvalidSignature("the signature does not fit key and message") from None
+            raise InvalidSignature("the signature does not match key and message") from None
 
     def verifies(self, signature: Signature | bytes, message: bytes) -> bool:
         """Tell whether `verify` would pass."""

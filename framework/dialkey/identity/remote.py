@@ -71,6 +71,6 @@ def _parse_text(text: str) -> EndpointAddr:
             hint="a character is missing or doubled",
         )
     raise InvalidTicket(
-        "this text names no endpoint",
+        "this text does not name an endpoint",
         hint=f"give a ticket (it begins with {EndpointTicket.KIND!r}) or an endpoint id",
     )

@@ -307,7 +307,7 @@ class ClientMachine:
         """
         if self._keepalive is None:
             if now >= self._deadline:
-                raise RelayUnreachable(f"the relay let us wait while {self.state.value}")
+                raise RelayUnreachable(f"the relay kept us waiting while {self.state.value}")
             return
         payload = self._keepalive.on_timer(now)
         if self._keepalive.timed_out:

@@ -241,7 +241,7 @@ def parse(
     folder = folder if folder is not None else Path()
     root.take("key_cache_capacity", int)  # ours keeps no such cache
     if root.take("enable_relay", bool) is False:
-        raise root.error("enable_relay", "a relay that does not relay is not offered")
+        raise root.error("enable_relay", "a relay that does not relay is not supported")
     rules, files = _access(root, folder, environment)
     tls = _tls(root, folder)
     http = root.address("http_bind_addr", ("127.0.0.1", DEV_PORT) if dev else ("::", 80))
@@ -315,7 +315,7 @@ def _tls(root: _Table, folder: Path) -> _Tls | None:
     reload_s = table.positive("reload_every_s") or RELOAD_CHECK_S
     for unused in ("hostname", "contact", "prod_tls"):
         if unused in table:
-            raise table.error(unused, "only matters for LetsEncrypt, which is not offered here")
+            raise table.error(unused, "only matters for LetsEncrypt, which is not supported here")
     table.done()
     files = TlsFiles(
         folder / chain if chain is not None else directory / "default.crt",

@@ -80,7 +80,7 @@ class RunningRelay:
             if self.config.qad is not None:
                 if not all(isinstance(rule, Everyone) for rule in self.config.rules):
                     logger.warning(
-                        "address discovery answers everybody: clients name no key there, "
+                        "address discovery answers everybody: clients do not show a key there, "
                         "so [access] holds for the relay alone"
                     )
                 self.qad = QadServer(

@@ -85,7 +85,7 @@ class RelayOptions:
         if (self.https is None) != (self.tls is None):
             raise RelayConfigError("a TLS listener needs an address and a certificate")
         if self.http is None and self.https is None:
-            raise RelayConfigError("a relay that listens nowhere is none")
+            raise RelayConfigError("a relay needs an address to listen on")
 
 
 def bind(address: Address, *, reuse_port: bool = False) -> socket.socket:
@@ -298,7 +298,7 @@ class RelayServer:
             async with asyncio.timeout(grace_s):
                 await self._all_gone()
         except TimeoutError:
-            logger.info("%d clients did not take leave in time", len(self._connections))
+            logger.info("%d clients did not leave in time", len(self._connections))
         await self.close()
 
     # --- where ----------------------------------------------------------------------------------

@@ -344,7 +344,7 @@ async def _stop(processes: list[BaseProcess]) -> None:
         left = max(0.0, deadline - loop.time())
         await loop.run_in_executor(None, process.join, left)
         if process.is_alive():
-            logger.error("%s does not end; it is killed", process.name)
+            logger.error("%s does not end and is killed", process.name)
             process.kill()
             process.join()
 

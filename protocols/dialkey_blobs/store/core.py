@@ -95,7 +95,7 @@ class OpenBlob(ABC):
             InvalidInput: offset or length is negative.
         """
         if offset < 0 or length < 0:
-            raise InvalidInput("an offset and a length are not negative")
+            raise InvalidInput("an offset and a length must not be negative")
         end = offset + length
         first, last = offset // CHUNK_BYTES, -(-end // CHUNK_BYTES)
         if end > self.size or not self.bitfield.ranges.covers(first, last):

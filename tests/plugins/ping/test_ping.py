@@ -169,7 +169,7 @@ def test_command_pings_and_ctrl_c_ends_the_listener(
     [
         (["ping"], 2, "give a ticket or an endpoint id"),
         (["ping", "x", "--listen"], 2, "give a ticket or an endpoint id"),
-        (["ping", "nonsense"], 2, "dialkey: this text names no endpoint"),
+        (["ping", "nonsense"], 2, "dialkey: this text does not name an endpoint"),
         (["ping", "endpointaaa"], 2, "dialkey: "),
         (["ping", UNKNOWN], 4, "dialkey: "),
         (["ping", "--listen", "--secret-key", "missing.key"], 3, "there is no key file"),

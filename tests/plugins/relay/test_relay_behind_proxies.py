@@ -237,6 +237,6 @@ async def test_a_refusal_comes_through_a_proxy(proxy: Proxy, tmp_path: Path) -> 
                 if status.error is not None:
                     break
         assert isinstance(status.error, RelayDenied)
-        assert status.error.reason == "this relay wants a token"
+        assert status.error.reason == "this relay requires a token"
         async with RelayClient(url, A, token="letmein", dialer=DIRECT) as friend:
             await friend.connected()

@@ -87,9 +87,9 @@ def grant(issuer, **options):
         (f'access.denylist = ["{A.id}"]', None, "not authorized"),
         ('access.shared_token = ["s", "t"]', "t", True),
         ('access.shared_token = ["s", "t"]', "u", "not authorized"),
-        ('access.shared_token = ["s", "t"]', None, "this relay wants a token"),
+        ('access.shared_token = ["s", "t"]', None, "this relay requires a token"),
         (f'access.grants.issuers = ["{OLD.id}"]', grant(OLD), True),
-        (f'access.grants.issuers = ["{OLD.id}"]', None, "this relay wants a grant"),
+        (f'access.grants.issuers = ["{OLD.id}"]', None, "this relay requires a grant"),
         (f'access.grants.issuers = ["{NEW.id}"]', grant(OLD), "not signed by"),
         (f'access.grants.issuers = ["{OLD.id}"]', grant(OLD, now=1e9), "expired"),
         # All that are written must agree.

@@ -271,7 +271,7 @@ def test_certificates_that_cannot_be_used(tmp_path, make_certificate) -> None:
         TlsFiles(first.key, first.key)
     with pytest.raises(RelayConfigError, match="needs an address"):
         RelayOptions(https=("127.0.0.1", 0))
-    with pytest.raises(RelayConfigError, match="listens nowhere"):
+    with pytest.raises(RelayConfigError, match="needs an address to listen on"):
         RelayOptions(http=None)
 
 

@@ -230,7 +230,7 @@ def test_a_relay_that_refuses_us_is_left_at_once(make, is_late) -> None:
         async with make(0.01, 0.02) as (transport, (near, far)):
             if is_late:
                 assert await transport.online() == near.url
-            near.refusal = "its token counts no more"
+            near.refusal = "its token is no longer valid"
             for line in near.lines:
                 line.end(near.refusal)
             assert await moved(transport, near) <= 1

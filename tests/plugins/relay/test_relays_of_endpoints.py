@@ -147,7 +147,7 @@ async def test_who_is_kept_out_is_told_why() -> None:
         async for home in relay_of(endpoint).watch_home():
             if home.status.error is not None:
                 break
-        with pytest.raises(Offline, match="wants a token"):
+        with pytest.raises(Offline, match="requires a token"):
             await endpoint.online(0)
 
 
@@ -205,7 +205,7 @@ async def test_one_token_for_all_relays_that_are_named() -> None:
             async with asyncio.timeout(10):
                 event = await listener.events.get()
             assert isinstance(event, RelayDisconnected)
-            assert "this relay wants a token" in str(event.error)
+            assert "this relay requires a token" in str(event.error)
 
 
 async def test_an_authority_of_its_own(certificate) -> None:
@@ -259,7 +259,7 @@ async def test_a_dial_ends_with_the_sentence_of_the_relay(is_direct_known: bool)
                 # The second time while the relay's answer to the first dial is known.
                 error, took = await dial_in_vain(client, addr)
                 assert took < 30
-                assert "this relay wants a token" in error.message
+                assert "this relay requires a token" in error.message
                 assert "--relay-token" in error.message
 
 

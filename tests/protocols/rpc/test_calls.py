@@ -233,7 +233,7 @@ async def test_errors(in_memory: InMemory, caplog: pytest.LogCaptureFixture) -> 
         assert "expected int, got str" in caplog.text
         with pytest.raises(rpc.CannotSend, match=r"a cannot be sent.*expected int, got str"):
             await studio.add("1", 2)  # type: ignore[arg-type]
-        with pytest.raises(TypeError, match="misses the argument 'a'"):
+        with pytest.raises(TypeError, match="is missing the argument 'a'"):
             await studio.add()  # type: ignore[call-arg]
         with pytest.raises(rpc.CannotSend, match="64 bits"):
             await studio.add(2**64)

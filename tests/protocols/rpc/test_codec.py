@@ -88,7 +88,7 @@ def test_arguments_are_bound_as_python_binds_them() -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((), {}, "misses the argument 'item'"),
+        ((), {}, "is missing the argument 'item'"),
         ((1, 2, 3), {}, "takes 2 positional arguments but 3"),
         ((1,), {"item": 2}, "multiple values for 'item'"),
         ((1,), {"nothing": 2}, "unexpected argument 'nothing'"),
