@@ -148,7 +148,7 @@ async def test_a_far_side_that_takes_nothing_is_said_to() -> None:
     loop = asyncio.get_running_loop()
     async with far(network, Silent()) as remote, near(network, remote) as dialer:
         began = loop.time()
-        with pytest.raises(ConnectionLost, match="does not take the connection"):
+        with pytest.raises(ConnectionLost, match="does not accept the connection"):
             async with dialer.pipe():
                 pass
         assert loop.time() - began < forwarding.FRESH_PATIENCE_S + 1

@@ -121,7 +121,7 @@ class Says:
 @virtual
 async def test_a_peer_that_is_busy_to_the_end() -> None:
     async with two(network(), bob={"plugins": [Says(b"busy")]}) as (alice, bob):
-        with pytest.raises(DialTimeout, match="had no place for us within 10 s") as caught:
+        with pytest.raises(DialTimeout, match="had no room for us within 10 s") as caught:
             await alice.connect(bob.addr(), ALPN, timeout=10)
         assert seconds() == pytest.approx(10)
         assert any("refused the connection: busy" in each for each in caught.value.attempts)

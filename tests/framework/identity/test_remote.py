@@ -43,7 +43,7 @@ def test_tickets_have_an_addr():
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
-        ("", InvalidTicket, "no endpoint"),
+        ("", InvalidTicket, "does not name an endpoint"),
         ("alice", InvalidTicket, "begins with 'endpoint'"),
         (str(ID)[:-1], InvalidKey, "missing or doubled"),
         (str(ID) + "0", InvalidKey, "missing or doubled"),
@@ -54,7 +54,7 @@ def test_tickets_have_an_addr():
         (str(TICKET)[:64], InvalidTicket, "cut off"),
         ("blobaa" + "a" * 100, InvalidTicket, "'blob'"),
         ("docaaa", InvalidTicket, "'doc'"),
-        ("127.0.0.1:1234", InvalidTicket, "no endpoint"),
+        ("127.0.0.1:1234", InvalidTicket, "does not name an endpoint"),
     ],
 )
 def test_texts_that_name_none(text, error, says):

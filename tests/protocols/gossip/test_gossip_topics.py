@@ -83,9 +83,9 @@ async def test_what_is_no_topic() -> None:
 
 async def test_gossip_without_an_endpoint() -> None:
     gossip = Gossip()
-    with pytest.raises(LocalError, match="serves no endpoint"):
+    with pytest.raises(LocalError, match="does not serve an endpoint"):
         await gossip.join(TOPIC)
-    with pytest.raises(LocalError, match="serves no endpoint"):
+    with pytest.raises(LocalError, match="does not serve an endpoint"):
         gossip.stats()
     await gossip.shutdown()
 
