@@ -233,7 +233,7 @@ async def test_a_ticket_that_leads_nowhere(tmp_path: Path, monkeypatch: pytest.M
     nobody = EndpointAddr(SecretKey(bytes(32)).id, [IpAddr.parse("127.0.0.1:1")])
     place = attrs.evolve(new_room(), peers=(nobody,))
     async with member("alice", tmp_path, place) as alice:
-        await alice.is_told("nobody of those in the ticket answers yet")
+        await alice.is_told("nobody in the ticket answers yet")
 
 
 async def test_what_a_killed_chat_has_left_is_removed(tmp_path: Path) -> None:

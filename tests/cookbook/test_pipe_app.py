@@ -327,7 +327,7 @@ def test_only_those_on_the_list(start: Start) -> None:
     ("arguments", "says"),
     [
         (["listen", "--json"], "stdout is the pipe"),
-        (["listen", "--tcp", "nowhere"], "no address and port"),
+        (["listen", "--tcp", "nowhere"], "not an address and a port"),
     ],
 )
 def test_wrong_use(start: Start, arguments: list[str], says: str) -> None:

@@ -49,7 +49,7 @@ def test_tickets_have_an_addr():
         (str(ID) + "0", InvalidKey, "missing or doubled"),
         (str(ID).upper(), InvalidKey, "lower case"),
         (ID.to_z32(), InvalidKey, "z-base-32"),
-        ("02" + "00" * 31, InvalidKey, "no point"),
+        ("02" + "00" * 31, InvalidKey, "not a point"),
         (str(TICKET)[:-1], InvalidTicket, "cut off"),
         (str(TICKET)[:64], InvalidTicket, "cut off"),
         ("blobaa" + "a" * 100, InvalidTicket, "'blob'"),

@@ -183,7 +183,7 @@ async def test_a_file_that_is_none_cannot_be_added(store: Store, tmp_path: Path)
     with pytest.raises(FileFailed, match="regular file"):
         await store.add_path(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(FileFailed, match="no regular file"):
+    with pytest.raises(FileFailed, match="not a regular file"):
         await store.add_path(tmp_path / "fifo")
     with pytest.raises(FileFailed, match="cannot open") as caught:
         await store.add_path(tmp_path / "absent")
