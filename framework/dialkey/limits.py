@@ -37,6 +37,19 @@ MAX_LOOKUP_ANSWERS: Final = 16
 MAX_USER_DATA_BYTES: Final = 245
 """One TXT string of 255 bytes holds "user-data=" before it; the same limit as iroh's."""
 
+# --- paths --------------------------------------------------------------------------------------
+
+MAX_PATH_ADDRESSES: Final = 32
+"""Direct addresses of a peer to which one connection opens paths; iroh keeps 30 of a remote."""
+
+MAX_PATH_RELAYS: Final = 4
+"""Relays of a peer over which it does so: an endpoint has one home, and changes it now and then."""
+
+MAX_PATH_ATTEMPTS: Final = 8
+"""To open a path to one IP address that never answered, whatever the port: 24 datagrams within eleven
+minutes, at intervals that double. Whoever signs an address record need not be there, and whoever is there
+has not asked for them."""
+
 # --- handshakes ---------------------------------------------------------------------------------
 
 MAX_HALF_OPEN_HANDSHAKES: Final = 256

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 import attrs
 
 from dialkey.errors import (
+    Busy,
     ConnectionClosed,
     ConnectionClosedByPeer,
     ConnectionLost,
@@ -335,10 +336,10 @@ class Router(AsyncOnly):
 
         Raises:
             PluginError: a plugin that was added failed to start.
-            LocalError: `serve` runs already.
+            Busy: `serve` runs already.
         """
         if self._serving:
-            raise LocalError("this router serves already")
+            raise Busy("this router serves already")
         asked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def ask(number: Signals) -> None:

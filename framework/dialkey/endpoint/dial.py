@@ -178,12 +178,9 @@ class AllAddresses:
         return others or self.lookups_pending > 0
 
     def worth_keeping(self, answered: PathAddress) -> list[PathAddress]:
-        """Return the addresses to open paths to later: all but hearsay that did not answer."""
-        return [
-            each.address
-            for each in self.candidates.values()
-            if each.max_datagrams is None or each.address == answered
-        ]
+        """Return the addresses to open paths to later, first the one that answered; no other hearsay."""
+        known = [each.address for each in self.candidates.values() if each.max_datagrams is None]
+        return list(dict.fromkeys([answered, *known]))
 
     def attempts(self, explain: Callable[[PathAddress], str | None]) -> list[str]:
         """Return one line for each address; `explain` knows what keeps datagrams from one."""

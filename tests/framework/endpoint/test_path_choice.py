@@ -11,7 +11,7 @@ from endpoints import ALPN, connect, virtual
 from two_ways import HERE, THERE, ViaRelay, World
 
 from dialkey import Connection, hookimpl
-from dialkey.endpoint import path_manager
+from dialkey.endpoint import path_manager, path_policy
 from dialkey.endpoint.paths import (
     MAX_PENDING_PATH_EVENTS,
     PathClosed,
@@ -243,7 +243,7 @@ async def test_a_flapping_path_is_kept_away_for_twice_as_long_each_time() -> Non
         await changes.aclose()  # type: ignore[attr-defined]
         talking.cancel()
         for number, seconds in enumerate(away):
-            pause = path_manager.QUARANTINE_FIRST_S * 2**number
+            pause = path_policy.QUARANTINE_FIRST_S * 2**number
             assert pause <= seconds + 0.1 < pause + 3, away
 
 
@@ -258,7 +258,7 @@ async def test_the_quarantine_is_forgotten_after_good_behaviour() -> None:
             world.first.up()
             await talk(here, 15)
         assert selected(here) == THERE
-        await asyncio.sleep(path_manager.QUARANTINE_FORGET_S)
+        await asyncio.sleep(path_policy.QUARANTINE_FORGET_S)
         world.first.down()
         await talk(here, 2)
         world.first.up()
@@ -571,7 +571,7 @@ async def test_a_client_that_moves_without_end_leaves_no_trace() -> None:
                 await asyncio.sleep(0.1)
         manager = there._driver.path_manager
         assert manager is not None
-        assert len(manager._records) <= path_manager.MAX_RECORDS + 8
+        assert len(manager._policy._records) <= path_policy.MAX_RECORDS + 8
         demux = there.endpoint._driver.demux
         await asyncio.sleep(5)
         assert len(demux._reset_tokens) <= 10
