@@ -9,7 +9,7 @@ from typing import Final
 from dialkey.errors import DialkeyError
 from dialkey_relay.client.machine import ClientMachine, Confirmed, Event
 from dialkey_relay.errors import RelayLost
-from dialkey_relay.sockets import limit_unsent
+from dialkey_relay.sockets import prepare
 
 __all__ = ["Link"]
 
@@ -76,7 +76,7 @@ class Link(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(HIGH_WATER_BYTES)
-        limit_unsent(transport.get_extra_info("socket"), UNSENT_BYTES)
+        prepare(transport.get_extra_info("socket"), UNSENT_BYTES)
         self.machine = self._make_machine(transport)
         self.flush()
         self._set_timer()

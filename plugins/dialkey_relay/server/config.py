@@ -37,7 +37,6 @@ from dialkey_relay.server.callout import HttpCallout
 from dialkey_relay.server.server import (
     ACCEPT_RATE,
     ACCEPT_RATE_PER_ADDRESS,
-    CLIENT_RATE,
     RELOAD_CHECK_S,
     Address,
     RelayOptions,
@@ -338,7 +337,7 @@ class _Limits:
 
 def _limits(table: _Table) -> _Limits:
     client = table.table("client")
-    rate: Rate | None = CLIENT_RATE
+    rate = None
     if client is not None:
         rate = _client_rate(client)
         client.done()
@@ -362,7 +361,7 @@ def _client_rate(client: _Table) -> Rate | None:
         return None
     rx = client.table("rx")
     if rx is None:
-        return CLIENT_RATE
+        return None
     rate, burst = rx.positive("bytes_per_second"), rx.positive("max_burst_bytes")
     rx.done()
     if rate is None:

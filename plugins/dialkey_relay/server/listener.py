@@ -12,7 +12,7 @@ from dialkey.printable import printable
 from dialkey_relay.access import AdmitRequest
 from dialkey_relay.server.tls import TlsError, TlsPipe
 from dialkey_relay.session import Session, State
-from dialkey_relay.sockets import limit_unsent
+from dialkey_relay.sockets import prepare
 
 if TYPE_CHECKING:
     from dialkey_relay.server.server import Listener
@@ -88,7 +88,7 @@ class ClientConnection(asyncio.BufferedProtocol):
             transport.abort()
             return
         transport.set_write_buffer_limits(HIGH_WATER_BYTES, LOW_WATER_BYTES)
-        limit_unsent(transport.get_extra_info("socket"), UNSENT_BYTES)
+        prepare(transport.get_extra_info("socket"), UNSENT_BYTES)
         if self._listener.tls is not None:
             self._tls = TlsPipe(self._listener.tls)
         self.session = Session(

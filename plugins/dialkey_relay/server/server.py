@@ -38,9 +38,6 @@ RELOAD_CHECK_S: Final = 60.0
 RESTART_GRACE_S: Final = 2.0
 BACKLOG: Final = 1024
 
-CLIENT_RATE: Final = Rate(12_500_000, 2_500_000)
-"""100 Mbit/s: a relay carries what cannot go directly; it is not a download server."""
-
 ACCEPT_RATE: Final = Rate(500, 2000)
 """After a restart a fleet of 60,000 is back within two minutes."""
 
@@ -59,7 +56,8 @@ class RelayOptions:
             live beside it. None for not at all.
         https: where to listen with TLS; needs `tls`.
         tls: the certificate.
-        client_rate: bytes that one client may send, where its grant says nothing; None for any.
+        client_rate: bytes that one client may send, where its grant says nothing; None for as many as
+            get through.
         accept_rate: new TCP connections; None for any.
         accept_rate_per_address: the same, from one address; None for any.
         max_unauthenticated: connections whose key is not proven yet. When they are as many, the network
@@ -73,7 +71,7 @@ class RelayOptions:
     http: Address | None = ("127.0.0.1", 0)
     https: Address | None = None
     tls: TlsFiles | None = None
-    client_rate: Rate | None = CLIENT_RATE
+    client_rate: Rate | None = None
     accept_rate: Rate | None = ACCEPT_RATE
     accept_rate_per_address: Rate | None = ACCEPT_RATE_PER_ADDRESS
     max_unauthenticated: int = MAX_RELAY_UNAUTHENTICATED

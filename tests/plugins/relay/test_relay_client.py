@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import logging
+import socket
 import sys
 import time
 
@@ -73,6 +75,29 @@ async def test_two_clients_exchange_batches() -> None:
     assert a.status.state is ClientState.STOPPED
     with pytest.raises(LocalError):
         await a.connected()
+
+
+async def test_both_ends_send_small_frames_at_once() -> None:
+    async with RelayServer([Everyone()], OPEN) as relay, client(relay) as a:
+        await a.connected()
+        port = int(relay.url.rstrip("/").rpartition(":")[2])
+        ends = {
+            name: each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for each in gc.get_objects()
+            if isinstance(each, socket.socket) and each.fileno() >= 0
+            for name in ends_of(each)
+            if port in name
+        }
+        assert len(ends) == 2
+        assert all(ends.values())
+
+
+def ends_of(sock):
+    """Return the two ports of a TCP connection, or nothing for any other socket."""
+    try:
+        return [(sock.getsockname()[1], sock.getpeername()[1])]
+    except (OSError, IndexError):
+        return []
 
 
 async def test_callbacks_replace_the_queue() -> None:

@@ -48,7 +48,7 @@ def test_the_defaults() -> None:
     assert isinstance(config.rules[0], Everyone)
     assert config.options.http == ("::", 80)
     assert config.options.https is None
-    assert config.options.client_rate == Rate(12_500_000, 2_500_000)
+    assert config.options.client_rate is None
     assert config.metrics == ("127.0.0.1", 9090)
     assert config.qad is None
     assert config.workers == 1
