@@ -378,7 +378,11 @@ class Driver:
         connection.timer_fired()
         now = self.now()
         at = connection.core.timer()
-        if at is not None and at <= now:
+        if at is not None and at > now:
+            # What it was set for is no longer due: only the clock has to go on.
+            connection.set_timer(at, self._on_timer)
+            return
+        if at is not None:
             try:
                 connection.core.on_timer(now)
             except Exception:

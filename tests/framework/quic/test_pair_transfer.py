@@ -10,6 +10,7 @@ import pytest
 from quic_pair import START, Datagram, Pair, Transfer, stream_frame, transfer
 
 from dialkey.quic import events
+from dialkey.quic.packets import builder
 from dialkey.quic.paths.congestion import Cubic
 from dialkey.testing import Conditions
 
@@ -416,3 +417,18 @@ def test_ack_only_packets_are_not_acknowledged() -> None:
     pair.settle(0.5)
     after: list[Datagram] = pair.sent[before:]
     assert [each.sender for each in after] == ["client", "server"]
+
+
+def test_a_flush_with_nothing_to_send_does_next_to_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair().connect()
+    pair.settle()
+    built = []
+    build = builder._send_lone
+    monkeypatch.setattr(builder, "_send_lone", lambda *args: built.append(args[1]) or build(*args))
+    for side in pair.sides:
+        side.c.flush(pair.now, lambda *_: pytest.fail("nothing was due"))
+    assert not built
+    stream = pair.client.must_open(uni=True)
+    pair.client.write(stream, b"x")
+    pair.settle()
+    assert built

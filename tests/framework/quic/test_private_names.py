@@ -55,6 +55,7 @@ ATTRIBUTES = {
         "_close_at",
         "_close_event",
         "_crypto_buffers",
+        "_configuration",
         "_cryptos",
         "_handshake_complete",
         "_handshake_confirmed",

@@ -113,9 +113,13 @@ class Machine(QuicConnection):
         cipher_suite: tls.CipherSuite,
         secret: bytes,
     ) -> None:
-        super()._update_traffic_key(direction, epoch, cipher_suite, secret)
-        if epoch == tls.Epoch.ONE_RTT:
-            self.secrets[direction] = TrafficSecret(cipher_suite, secret)
+        if epoch != tls.Epoch.ONE_RTT:
+            super()._update_traffic_key(direction, epoch, cipher_suite, secret)
+            return
+        self.secrets[direction] = TrafficSecret(cipher_suite, secret)
+        if self._configuration.secrets_log_file is not None:
+            # It writes the log, and derives keys that nobody needs.
+            super()._update_traffic_key(direction, epoch, cipher_suite, secret)
             # Leave nothing here that could encrypt: the 1-RTT space has another owner.
             self._cryptos[tls.Epoch.ONE_RTT] = CryptoPair()
 

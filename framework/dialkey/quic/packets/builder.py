@@ -95,6 +95,11 @@ def flush_path(c: Connection, path: Path, carries_data: bool, now: float, send: 
     if path.challenge is not None and now >= path.challenge.next_at:
         _send_challenge(c, path, cid, now, send)
     recovery = path.recovery
+    if not _has_work(c, path, carries_data, now):
+        if recovery.cc.available >= path.mtu.current:
+            recovery.limited_by_app()
+        _send_mtu_probe(c, path, cid, now, send)
+        return
     rate = recovery.cc.pacing_rate(recovery.srtt)
     allowance = recovery.pacer.allowance(now, rate)
     while True:
@@ -131,6 +136,15 @@ def flush_path(c: Connection, path: Path, carries_data: bool, now: float, send: 
             recovery.limited_by_app()
             break
     _send_mtu_probe(c, path, cid, now, send)
+
+
+def _has_work(c: Connection, path: Path, carries_data: bool, now: float) -> bool:
+    """Whether a packet could be built now, congestion and pacing aside."""
+    if path.ping_pending or path.probes_pending:
+        return True
+    if carries_data and (c.ready or _has_frames(c)):
+        return True
+    return bool(_acks_due(c, path, carries_data, now))
 
 
 def _has_frames(c: Connection) -> bool:
