@@ -78,6 +78,15 @@ class HookSpecs:
         """
 
     @hookspec
+    def dialkey_discovery(self, endpoint: Endpoint, service: object) -> object:
+        """Make address lookups of what a preset says of discovery.
+
+        Called while an endpoint binds, for each member of its preset's ``discovery``: a
+        `presets.DiscoveryServer`, a `presets.LocalDiscovery`, or what else the plugin itself takes.
+        Return an address lookup or an iterable of them, or None for a service that is not yours.
+        """
+
+    @hookspec
     def dialkey_protocols(self, endpoint: Endpoint) -> Mapping[str | bytes, ProtocolHandler] | None:
         """Serve protocols: return a mapping from ALPN to handler.
 
@@ -173,6 +182,7 @@ BIND_ONLY: Final = frozenset(
         "dialkey_transports",
         "dialkey_relays",
         "dialkey_address_lookups",
+        "dialkey_discovery",
         "dialkey_path_selector",
     }
 )

@@ -11,16 +11,29 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dialkey_pkarr.dns_client import NameServer
     from dialkey_pkarr.errors import InvalidPacket, RecordTooLarge, ServerFailed
+    from dialkey_pkarr.lookups import DnsLookup, PkarrLookup
     from dialkey_pkarr.packets import SignedPacket, Timestamps
 
 _HOMES = {
     "dialkey_pkarr.errors": ("InvalidPacket", "RecordTooLarge", "ServerFailed"),
+    "dialkey_pkarr.dns_client": ("NameServer",),
+    "dialkey_pkarr.lookups": ("DnsLookup", "PkarrLookup"),
     "dialkey_pkarr.packets": ("SignedPacket", "Timestamps"),
 }
 _WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["InvalidPacket", "RecordTooLarge", "ServerFailed", "SignedPacket", "Timestamps"]
+__all__ = [
+    "DnsLookup",
+    "InvalidPacket",
+    "NameServer",
+    "PkarrLookup",
+    "RecordTooLarge",
+    "ServerFailed",
+    "SignedPacket",
+    "Timestamps",
+]
 
 
 def __getattr__(name: str) -> object:

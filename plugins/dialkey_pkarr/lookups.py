@@ -93,6 +93,11 @@ class PkarrLookup:
         """Why the last attempt to publish failed; empty where it did not."""
         return self._publisher.trouble if self._publisher is not None else ""
 
+    @property
+    def is_published(self) -> bool:
+        """Whether the server has what was published last, and that says where we are."""
+        return self._publisher is not None and self._publisher.is_published
+
     async def published(self) -> None:
         """Wait until the server has what was published last. For ever, if it never takes it."""
         if self._publisher is not None:
@@ -140,6 +145,10 @@ class _Publisher:
         self._news.set()
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="dialkey-pkarr-publish")
+
+    @property
+    def is_published(self) -> bool:
+        return self._done.is_set() and self._info is not None and bool(self._info.addr.addrs)
 
     async def published(self) -> None:
         await self._done.wait()

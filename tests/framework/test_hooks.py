@@ -24,6 +24,7 @@ def test_every_hook_of_the_design_is_specified_and_says_its_contract() -> None:
     assert names == {
         "dialkey_transports",
         "dialkey_address_lookups",
+        "dialkey_discovery",
         "dialkey_protocols",
         "dialkey_path_selector",
         "dialkey_relays",

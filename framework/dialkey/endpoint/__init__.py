@@ -12,6 +12,7 @@ from dialkey.endpoint.lookup import (
     LookupAnswer,
     MemoryDirectory,
     MemoryLookup,
+    ReportingLookup,
     StaticLookup,
     WatchingLookup,
 )
@@ -59,6 +60,7 @@ __all__ = [
     "PathSelector",
     "PathsLagged",
     "RecvStream",
+    "ReportingLookup",
     "SendStream",
     "StaticLookup",
     "WatchingLookup",

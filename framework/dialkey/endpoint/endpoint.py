@@ -37,7 +37,7 @@ from dialkey.identity import (
 from dialkey.network.transport import RendezvousTransport, Transport
 from dialkey.network.udp import UdpTransport
 from dialkey.opening import AsyncOnly, Opening
-from dialkey.presets import Preset, minimal
+from dialkey.presets import LocalDiscovery, Preset, minimal
 from dialkey.printable import printable_bytes
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.qlog import Qlog
@@ -167,7 +167,9 @@ class Endpoint(AsyncOnly):
         self._plugins = Plugins()
         self._udp: UdpTransport | None = None
         self._carriers: list[Transport]
-        if options.transports is None:
+        if options.transports is None and not options.preset.udp:
+            self._carriers = []
+        elif options.transports is None:
             self._udp = UdpTransport(_parse_bind(options.bind))
             self._carriers = [self._udp]
         else:
@@ -180,6 +182,7 @@ class Endpoint(AsyncOnly):
         )
         self._known = StaticLookup()
         self._lookups: list[AddressLookup] = [self._known, *options.address_lookups]
+        self._discovery = options.preset.discovery
         self._user_data = options.user_data
         self._publishing = Publishing()
         self._alpns = [_alpn_text(alpn) for alpn in options.alpns]
@@ -227,6 +230,8 @@ class Endpoint(AsyncOnly):
             for answer in await plugins.collect("dialkey_address_lookups", endpoint=self):
                 _check_has(answer, "an address lookup", ("resolve", "publish", "close"))
                 self._lookups.append(cast("AddressLookup", answer.value))
+            for service in self._discovery:
+                self._lookups += await self._lookups_for(service)
             for answer in await plugins.call(
                 "dialkey_path_selector", must_succeed=True, endpoint=self
             ):
@@ -263,6 +268,17 @@ class Endpoint(AsyncOnly):
             "relays were given, but no plugin carries datagrams through relays",
             hint="leave entry_points=True, or pass plugins=[…] with such a plugin",
         )
+
+    async def _lookups_for(self, service: object) -> list[AddressLookup]:
+        answers = await self._plugins.collect("dialkey_discovery", endpoint=self, service=service)
+        for answer in answers:
+            _check_has(answer, "an address lookup", ("resolve", "publish", "close"))
+        if not answers and not isinstance(service, LocalDiscovery):
+            raise LocalError(
+                f"the preset wants discovery, and no plugin provides it: {service}",
+                hint="leave entry_points=True, or pass plugins=[…] with such a plugin",
+            )
+        return [cast("AddressLookup", answer.value) for answer in answers]
 
     async def __aenter__(self) -> Endpoint:
         return self
@@ -399,9 +415,13 @@ class Endpoint(AsyncOnly):
             for each in waits:
                 each.cancel()
 
-    def ticket(self) -> EndpointTicket:
-        """Return a text that contains `addr()`: give it to those who shall dial us."""
-        return EndpointTicket(self.addr())
+    def ticket(self, *, short: bool = False) -> EndpointTicket:
+        """Return a text that contains `addr()`: give it to those who shall dial us.
+
+        Args:
+            short: name only our id; whoever dials needs a lookup that finds us, see `is_published`.
+        """
+        return EndpointTicket(EndpointAddr(self._id) if short else self.addr())
 
     def bound_addrs(self) -> list[IpAddr]:
         """Return the addresses to which our UDP sockets are bound."""
@@ -433,6 +453,11 @@ class Endpoint(AsyncOnly):
     def _publish(self) -> None:
         if self._state == "open":
             self._publishing.update(self.info())
+
+    @property
+    def is_published(self) -> bool:
+        """Whether a lookup has told others where we are now, so that our id alone is enough."""
+        return self._publishing.is_done
 
     def lookup_troubles(self) -> dict[str, str]:
         """Say for each lookup that failed to publish us what was wrong, by the lookup's name."""

@@ -25,6 +25,7 @@ __all__ = [
     "LookupAnswer",
     "MemoryDirectory",
     "MemoryLookup",
+    "ReportingLookup",
     "StaticLookup",
     "WatchingLookup",
 ]
@@ -114,6 +115,21 @@ class WatchingLookup(Protocol):
 
     def watch(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
         """Yield what is known of an endpoint, then each change, until it is closed."""
+
+
+@runtime_checkable
+class ReportingLookup(Protocol):
+    """A lookup that publishes in its own time, and says how that goes."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether others find what was handed to `publish` last, its filter applied."""
+        ...
+
+    @property
+    def publish_trouble(self) -> str:
+        """Why the last attempt failed; empty where it did not."""
+        ...
 
 
 class _Book:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterable
 
-from dialkey.endpoint.lookup import AddressLookup, EndpointInfo
+from dialkey.endpoint.lookup import AddressLookup, EndpointInfo, ReportingLookup
 
 __all__ = ["Publishing"]
 
@@ -41,7 +41,13 @@ class Publishing:
 
     def troubles(self) -> dict[str, str]:
         """Say for each lookup that failed to publish what was wrong the last time."""
-        return {each.name: each.trouble for each in self._workers if each.trouble}
+        troubles = {each.name: each.trouble_now for each in self._workers}
+        return {name: trouble for name, trouble in troubles.items() if trouble}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether some lookup says that others find what it was told."""
+        return any(each.is_published for each in self._workers)
 
     async def close(self) -> None:
         """Stop telling. Idempotent."""
@@ -60,6 +66,16 @@ class _Worker:
     @property
     def name(self) -> str:
         return self._lookup.name
+
+    @property
+    def trouble_now(self) -> str:
+        lookup = self._lookup
+        own = lookup.publish_trouble if isinstance(lookup, ReportingLookup) else ""
+        return self.trouble or own
+
+    @property
+    def is_published(self) -> bool:
+        return isinstance(self._lookup, ReportingLookup) and self._lookup.is_published
 
     def tell(self, info: EndpointInfo) -> None:
         self._news = info

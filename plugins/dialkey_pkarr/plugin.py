@@ -1,0 +1,37 @@
+"""The entry point: lookups for presets that name a discovery server. Imports nothing heavy.
+
+It gives no endpoint a lookup unasked: a preset says which server, and what is published there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dialkey import hookimpl
+from dialkey.presets import DiscoveryServer
+
+if TYPE_CHECKING:
+    from dialkey import AddressLookup, Endpoint
+
+
+@hookimpl
+def dialkey_discovery(endpoint: Endpoint, service: object) -> list[AddressLookup] | None:
+    """Publish on a discovery server and look up there, over HTTP and DNS, side by side.
+
+    Raises:
+        InvalidInput: its URL or its domain is not one.
+    """
+    if not isinstance(service, DiscoveryServer):
+        return None
+    from dialkey_pkarr.filters import everything, public_and_relay, relay_only
+    from dialkey_pkarr.lookups import DnsLookup, PkarrLookup
+
+    filters = {"relay": relay_only, "public": public_and_relay, "all": everything}
+    keep = filters.get(service.publishes)
+    lookups: list[AddressLookup] = []
+    if service.url is not None:
+        key = endpoint.secret_key if keep is not None else None
+        lookups.append(PkarrLookup(service.url, key=key, publish=keep or relay_only))
+    if service.dns_origin is not None:
+        lookups.append(DnsLookup(service.dns_origin))
+    return lookups
