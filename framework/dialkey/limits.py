@@ -106,6 +106,16 @@ MAX_EARLY_SHORT_BYTES: Final = 24_576
 MAX_POST_HANDSHAKE_CRYPTO_BYTES: Final = 16_384
 """TLS messages after the handshake: session tickets of some hundred bytes each, which we ignore."""
 
+MAX_CONNECTIONS: Final = 4096
+"""Connections that others made to one endpoint, at a time. An idle one costs up to 100 KiB. When all
+places are taken, the youngest of the address that has most makes room."""
+
+MAX_CONNECTIONS_PER_ADDRESS: Final = 1024
+"""Of those, from one IPv4 address, IPv6 /64, or endpoint id behind a relay: a campus behind one NAT."""
+
+MAX_CONNECTIONS_PER_ID: Final = 512
+"""Of those, from one endpoint id, which can have many streams on each."""
+
 MAX_PENDING_ACCEPTS: Final = 1024
 """Connections that nobody has accepted yet; beyond it new ones are closed as refused."""
 
@@ -131,7 +141,8 @@ MAX_CONNECTION_RECEIVE_WINDOW_BYTES: Final = (
 """The same for a connection: one such stream, and what the others had before."""
 
 MAX_RECEIVE_WINDOWS_PER_ID_BYTES: Final = 134_000_000
-"""All windows of one endpoint id: one connection at full speed and some beside it, or 100 small ones."""
+"""All windows of one endpoint id, and what it may have unread: one connection at full speed and some
+beside it, or a hundred of which nobody reads. Only with more than that can one of them be closed."""
 
 MAX_UNREAD_BYTES: Final = 512 << 20
 """Received bytes that nobody has read, of all connections of an endpoint; when half of it is used no

@@ -173,6 +173,12 @@ class ConnectionDriver:
         self.process_events()
         self.flush_soon()
 
+    def give_way(self) -> None:
+        """Close, because what is held unread is more than there is room for."""
+        self.core.give_way(self._loop.time())
+        self.process_events()
+        self.flush_soon()
+
     def discard(self) -> None:
         """Forget the connection at once; whoever waits on it is woken."""
         self.core.discard()

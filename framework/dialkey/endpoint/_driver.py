@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, TextIO
 from dialkey import limits
 from dialkey.endpoint._connection_driver import ConnectionDriver
 from dialkey.endpoint._waiting import Turns
+from dialkey.endpoint.capacity import Capacity
 from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.paths import NetworkChanged
@@ -62,6 +63,7 @@ class Driver:
         config: of each connection to come.
         path_selector: says which path carries data.
         alpns: the protocols to accept.
+        capacity: counts connections and what they hold.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Driver:
         self._accepted: deque[Connection] = deque()
         self._accepting = Turns()
         self._handshakes: set[asyncio.Task[None]] = set()
+        self.capacity = Capacity()
 
     def now(self) -> float:
         """Return the time of the loop, in seconds; that of every machine here."""
@@ -255,6 +258,9 @@ class Driver:
     def on_handshake(self, connection: ConnectionDriver) -> None:
         """Let a connection whose handshake is complete in."""
         self.demux.handshake_over(connection, failed=False)
+        if not self.capacity.enter(connection):
+            self.demux.counts["refused_too_many"] += 1
+            return
         if connection.core.is_client:
             return
         if self.plugins.has("dialkey_after_handshake"):
@@ -294,6 +300,7 @@ class Driver:
     def on_closed(self, connection: ConnectionDriver) -> None:
         """Note that a connection is over; it lingers in the routes until it is drained."""
         self.demux.handshake_over(connection, failed=True)
+        self.capacity.leave(connection)
 
     # --- datagrams in, flushes and timers out ---------------------------------------------------
 

@@ -602,7 +602,7 @@ class Connection(StreamTable):
                 room = None if path.validated else path.room
                 self.closing.farewell.add(path.remote, packet, room)
         self.events.append(events.Closed(reason))
-        self.release_memory()
+        self.end_of_data()
         self._drop_handshake()
         if happening is Happening.LOST:
             self._be_gone(happening)

@@ -42,7 +42,8 @@ class ReceiveMemory:
         per_source: int = limits.MAX_UNREAD_BYTES_PER_ADDRESS,
         windows_per_id: int = limits.MAX_RECEIVE_WINDOWS_PER_ID_BYTES,
     ) -> None:
-        self._by_id: FairShares[EndpointId] = FairShares(total)
+        # More than its windows an id can only hold with very many connections.
+        self._by_id: FairShares[EndpointId] = FairShares(total, windows_per_id)
         # No total: who gives way is decided by id.
         self._by_source: FairShares[Hashable] = FairShares(sys.maxsize, per_source)
         self._windows: Counter[EndpointId] = Counter()
@@ -71,7 +72,8 @@ class ReceiveMemory:
             id: the peer.
             source: what its address counts as.
             window: what its window is at first.
-            give_way: called when the connection has to end because others need the memory.
+            give_way: called when the connection has to end because others need the memory. It must
+                not keep the connection alive.
         """
         return MemoryClaim(self, id, source, window, give_way)
 
@@ -124,6 +126,10 @@ class MemoryClaim:
             return False
         self._charged += more
         return True
+
+    def __del__(self) -> None:
+        # Also when somebody drops a closed connection without reading what it still holds.
+        self.release()
 
     def release(self) -> None:
         """Give everything back. Idempotent."""

@@ -164,6 +164,7 @@ class StreamTable:
         self.data_received = 0
         self.held = 0
         self._memory: MemoryClaim | None = None
+        self._is_over = False
         self.max_data_pending = False
         self.limit_updates: list[RecvHalf] = []
         self._data_blocked_at = -1
@@ -267,9 +268,16 @@ class StreamTable:
         self.held -= length
         if self._memory is not None:
             self._memory.holds(self.held)
+            if self._is_over and not self.held:
+                self.release_memory()
+
+    def end_of_data(self) -> None:
+        """Note that nothing more will arrive; what is held counts until it is read or dropped."""
+        self._is_over = True
+        self.let_go(0)
 
     def release_memory(self) -> None:
-        """Note that nothing is held any more. Idempotent."""
+        """Count what is held no longer. Idempotent."""
         if self._memory is not None:
             self._memory.release()
             self._memory = None
