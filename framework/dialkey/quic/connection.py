@@ -550,7 +550,8 @@ class Connection(StreamTable):
         self._end(Happening.CLOSED_HERE, reason, now)
 
     def give_way(self, now: float) -> None:
-        """Close because what is held unread here is more than there is room for."""
+        """Close because what is held unread here is more than there is room for, and drop it."""
+        self.drop_unread()
         reason = CloseReason("overfull", codes.INTERNAL_ERROR, b"too much unread data")
         self._end(Happening.CLOSED_HERE, reason, now)
 

@@ -418,6 +418,10 @@ class RecvHalf(ReceiveWindow):
     def _all_arrived(self) -> bool:
         return self.final_size is not None and self.next_offset == self.final_size
 
+    def drop_unread(self) -> None:
+        """Let go of what was received and not read: nobody will get it."""
+        self._drop()
+
     def _drop(self) -> None:
         self._pieces.clear()
         self._segments.clear()

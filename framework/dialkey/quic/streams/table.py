@@ -276,6 +276,12 @@ class StreamTable:
         self._is_over = True
         self.let_go(0)
 
+    def drop_unread(self) -> None:
+        """Let go of what was received and not read, of all streams."""
+        for half in self.recv_halves.values():
+            half.drop_unread()
+        self.let_go(self.held)
+
     def release_memory(self) -> None:
         """Count what is held no longer. Idempotent."""
         if self._memory is not None:
