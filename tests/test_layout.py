@@ -18,7 +18,17 @@ import pytest
 ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
-    ("errors", "extras", "limits", "native", "opening", "printable", "shares", "signals"),
+    (
+        "errors",
+        "event_queue",
+        "extras",
+        "limits",
+        "native",
+        "opening",
+        "printable",
+        "shares",
+        "signals",
+    ),
     ("identity", "hooks", "hookspecs", "presets"),
     ("quic",),
     ("network",),
@@ -37,6 +47,7 @@ PUBLIC: Final = frozenset(
         "dialkey.cli",
         "dialkey.endpoint",
         "dialkey.errors",
+        "dialkey.event_queue",
         "dialkey.extras",
         "dialkey.hooks",
         "dialkey.identity",

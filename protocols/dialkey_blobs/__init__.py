@@ -55,7 +55,6 @@ if TYPE_CHECKING:
         BlobServed,
         ProviderEvent,
         ProviderEvents,
-        ProviderEventsLagged,
         RequestEnded,
         RequestStarted,
     )
@@ -102,7 +101,6 @@ __all__ = [
     "Progress",
     "ProviderEvent",
     "ProviderEvents",
-    "ProviderEventsLagged",
     "ProviderFailed",
     "ProviderLimits",
     "PushRequest",
@@ -161,7 +159,6 @@ _HOMES = {
         "BlobServed",
         "ProviderEvent",
         "ProviderEvents",
-        "ProviderEventsLagged",
         "RequestEnded",
         "RequestStarted",
     ),

@@ -58,7 +58,6 @@ from dialkey_blobs.provider_events import (
     BlobServed,
     ProviderEvent,
     ProviderEvents,
-    ProviderEventsLagged,
     RequestEnded,
     RequestStarted,
 )
@@ -75,7 +74,6 @@ __all__ = [
     "Provider",
     "ProviderEvent",
     "ProviderEvents",
-    "ProviderEventsLagged",
     "ProviderLimits",
     "RequestEnded",
     "RequestStarted",

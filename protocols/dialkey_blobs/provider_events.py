@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Final
 
 import attrs
 
+from dialkey.event_queue import EventQueue, Lagged
 from dialkey.identity import EndpointId
 from dialkey_blobs.hash import Hash
 from dialkey_blobs.protocol import Request
@@ -17,7 +16,6 @@ __all__ = [
     "BlobServed",
     "ProviderEvent",
     "ProviderEvents",
-    "ProviderEventsLagged",
     "RequestEnded",
     "RequestStarted",
 ]
@@ -77,50 +75,18 @@ class RequestEnded:
     error: str | None
 
 
-@attrs.frozen
-class ProviderEventsLagged:
-    """The reader was too slow, and events before the next one were dropped."""
-
-    count: int
+ProviderEvent = RequestStarted | BlobServed | RequestEnded | Lagged
 
 
-ProviderEvent = RequestStarted | BlobServed | RequestEnded | ProviderEventsLagged
-
-
-class ProviderEvents:
+class ProviderEvents(EventQueue[ProviderEvent]):
     """One reader of what a provider does: ``async for event in events``; ends with `close`."""
 
     def __init__(self, detach: Callable[[ProviderEvents], None]) -> None:
+        super().__init__(MAX_PENDING_EVENTS)
         self._detach = detach
-        self._queue: deque[ProviderEvent] = deque()
-        self._dropped = 0
-        self._news = asyncio.Event()
-        self._closed = False
-
-    def put(self, event: ProviderEvent) -> None:
-        """Queue an event; drop the oldest if the reader is too far behind."""
-        if len(self._queue) >= MAX_PENDING_EVENTS:
-            self._queue.popleft()
-            self._dropped += 1
-        self._queue.append(event)
-        self._news.set()
 
     def close(self) -> None:
         """Stop listening; the iteration ends. Idempotent."""
-        self._closed = True
         self._detach(self)
-        self._news.set()
-
-    def __aiter__(self) -> AsyncIterator[ProviderEvent]:
-        return self
-
-    async def __anext__(self) -> ProviderEvent:
-        while not self._closed:
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                return ProviderEventsLagged(count)
-            if self._queue:
-                return self._queue.popleft()
-            self._news.clear()
-            await self._news.wait()
-        raise StopAsyncIteration
+        self.clear()
+        self.end()

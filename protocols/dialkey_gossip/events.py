@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import attrs
 
+from dialkey.event_queue import Lagged
 from dialkey.identity import EndpointId
 
 __all__ = ["Event", "Joined", "Lagged", "NeighborDown", "NeighborUp", "Received"]
@@ -52,17 +53,6 @@ class NeighborDown:
 @attrs.frozen
 class Joined:
     """There is a neighbour where there was none: broadcasts reach somebody from now on."""
-
-
-@attrs.frozen
-class Lagged:
-    """Events were dropped because they were not fetched in time.
-
-    Attributes:
-        missed: how many. `Topic.neighbors` is right in spite of it.
-    """
-
-    missed: int
 
 
 Event: TypeAlias = Received | NeighborUp | NeighborDown | Joined | Lagged

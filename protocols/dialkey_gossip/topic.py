@@ -10,11 +10,11 @@ from typing import Protocol, Self
 import attrs
 
 from dialkey.errors import InvalidInput
+from dialkey.event_queue import EventQueue
 from dialkey.identity import EndpointAddr, EndpointId, Remote, compact_ticket
 from dialkey_gossip.errors import MessageTooLarge, NoNeighbors, TopicLeft
 from dialkey_gossip.events import Event
 from dialkey_gossip.ids import TopicId
-from dialkey_gossip.inbox import Inbox
 from dialkey_gossip.plumtree import BroadcastStats
 from dialkey_gossip.tickets import TopicTicket
 
@@ -68,7 +68,7 @@ class Topic:
         self._id = id
         self._host = host
         self._terms = terms
-        self.inbox = Inbox(capacity)
+        self.inbox: EventQueue[Event] = EventQueue(capacity)
         self._is_left = False
         self._arrived = asyncio.Event()
 
@@ -241,7 +241,7 @@ class Topic:
     def end(self) -> None:
         """End this handle; for the gossip that made it."""
         self._is_left = True
-        self.inbox.close()
+        self.inbox.end()
         self._arrived.set()
 
     def deliver(self, event: Event) -> None:

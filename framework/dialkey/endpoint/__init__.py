@@ -27,12 +27,12 @@ from dialkey.endpoint.paths import (
     PathOpened,
     PathReport,
     PathSelected,
-    PathsLagged,
 )
 from dialkey.endpoint.searching import LookupReport
 from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.endpoint.streams import RecvStream, SendStream
 from dialkey.errors import EndOfStream
+from dialkey.event_queue import Lagged
 
 __all__ = [
     "AddressLookup",
@@ -44,6 +44,7 @@ __all__ = [
     "Endpoint",
     "EndpointInfo",
     "Incoming",
+    "Lagged",
     "LookupAnswer",
     "LookupReport",
     "MemoryDirectory",
@@ -58,7 +59,6 @@ __all__ = [
     "PathReport",
     "PathSelected",
     "PathSelector",
-    "PathsLagged",
     "RecvStream",
     "ReportingLookup",
     "SendStream",

@@ -20,7 +20,6 @@ from dialkey.endpoint.paths import (
     PathClosed,
     PathDemoted,
     PathEvent,
-    PathEvents,
     PathInfo,
     PathMoved,
     PathOpened,
@@ -30,6 +29,7 @@ from dialkey.endpoint.paths import (
     kind_of,
 )
 from dialkey.errors import Busy, DialkeyError
+from dialkey.event_queue import EventQueue
 from dialkey.identity import EndpointId
 from dialkey.network.transport import PathAddress
 from dialkey.quic import connection as quic
@@ -82,7 +82,7 @@ class ConnectionDriver:
         self._datagrams: deque[bytes] = deque()
         self._datagram_bytes = 0
         self._datagram_waiter: asyncio.Future[None] | None = None
-        self._path_readers: list[PathEvents] = []
+        self._path_readers: list[EventQueue[PathEvent]] = []
         self._announced: tuple[int, PathAddress] | None = None
         self.connection = driver.make_connection(self)
 
@@ -401,13 +401,13 @@ class ConnectionDriver:
             congestion_window_bytes=recovery.cc.window,
         )
 
-    def add_path_reader(self, reader: PathEvents) -> None:
+    def add_path_reader(self, reader: EventQueue[PathEvent]) -> None:
         """Give a reader what happens from now on."""
         if self._error is not None:
             reader.end()
         self._path_readers.append(reader)
 
-    def remove_path_reader(self, reader: PathEvents) -> None:
+    def remove_path_reader(self, reader: EventQueue[PathEvent]) -> None:
         """Give it nothing more."""
         self._path_readers.remove(reader)
 

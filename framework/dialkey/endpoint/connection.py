@@ -7,9 +7,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from dialkey import limits
-from dialkey.endpoint.paths import ConnectionStats, PathEvent, PathEvents, PathInfo, PathOpened
+from dialkey.endpoint.paths import (
+    MAX_PENDING_PATH_EVENTS,
+    ConnectionStats,
+    PathEvent,
+    PathInfo,
+    PathOpened,
+)
 from dialkey.endpoint.streams import Data, RecvStream, SendStream
 from dialkey.errors import DialkeyError, LocalError
+from dialkey.event_queue import EventQueue
 from dialkey.identity import EndpointId
 from dialkey.opening import AsyncOnly
 
@@ -174,10 +181,10 @@ class Connection(AsyncOnly):
     async def path_events(self) -> AsyncGenerator[PathEvent, None]:
         """Yield what happens to the paths, beginning with those that are there.
 
-        A reader that falls behind gets `PathsLagged`. Ends with the connection; who leaves earlier
+        A reader that falls behind gets `Lagged`. Ends with the connection; who leaves earlier
         closes it (`contextlib.aclosing`).
         """
-        reader = PathEvents()
+        reader: EventQueue[PathEvent] = EventQueue(MAX_PENDING_PATH_EVENTS)
         for path in self.paths():
             if path.state != "validating":
                 reader.put(PathOpened(path))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import AsyncIterator
 from typing import Final, Literal
 
 import attrs
 
+from dialkey.event_queue import Lagged
 from dialkey.identity import EndpointId, IpAddr
 from dialkey.network.transport import PathAddress
 
 MAX_PENDING_PATH_EVENTS: Final = 64
-"""Path events kept for one slow reader; older ones are dropped and reported as `PathsLagged`."""
+"""Path events kept for one slow reader; older ones are dropped and reported as `Lagged`."""
 
 
 PathKind = Literal["direct", "relay", "custom"]
@@ -119,14 +117,7 @@ class PathDemoted:
     path: PathInfo
 
 
-@attrs.frozen
-class PathsLagged:
-    """The reader was too slow: this many events were dropped before the next one."""
-
-    count: int
-
-
-PathEvent = PathOpened | PathSelected | PathMoved | PathDemoted | PathClosed | PathsLagged
+PathEvent = PathOpened | PathSelected | PathMoved | PathDemoted | PathClosed | Lagged
 
 
 @attrs.frozen
@@ -142,49 +133,6 @@ class PathReport:
     remote_id: EndpointId
     alpn: bytes
     event: PathEvent
-
-
-class PathEvents:
-    """One reader's queue of path events."""
-
-    def __init__(self) -> None:
-        self._queue: deque[PathEvent] = deque()
-        self._dropped = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._ended = False
-
-    def put(self, event: PathEvent) -> None:
-        """Queue an event; drop the oldest if the reader is too far behind."""
-        if len(self._queue) >= MAX_PENDING_PATH_EVENTS:
-            self._queue.popleft()
-            self._dropped += 1
-        self._queue.append(event)
-        self._wake()
-
-    def end(self) -> None:
-        """Let the reader finish after what is queued."""
-        self._ended = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def __aiter__(self) -> AsyncIterator[PathEvent]:
-        while True:
-            if self._dropped:
-                count, self._dropped = self._dropped, 0
-                yield PathsLagged(count)
-            elif self._queue:
-                yield self._queue.popleft()
-            elif self._ended:
-                return
-            else:
-                self._waiter = asyncio.get_running_loop().create_future()
-                try:
-                    await self._waiter
-                finally:
-                    self._waiter = None
 
 
 def kind_of(remote: PathAddress) -> PathKind:

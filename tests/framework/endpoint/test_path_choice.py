@@ -17,13 +17,12 @@ from dialkey.endpoint.paths import (
     PathClosed,
     PathDemoted,
     PathEvent,
-    PathEvents,
     PathInfo,
     PathOpened,
     PathSelected,
-    PathsLagged,
 )
 from dialkey.endpoint.selection import DirectFirst
+from dialkey.event_queue import EventQueue, Lagged
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes
@@ -505,9 +504,7 @@ async def test_path_events_in_their_order() -> None:
         await talk(here, 30)
         here.close()
         await following
-        told = [
-            (type(event), event.path.kind) for event in seen if not isinstance(event, PathsLagged)
-        ]
+        told = [(type(event), event.path.kind) for event in seen if not isinstance(event, Lagged)]
         assert told == [
             (PathOpened, "direct"),
             (PathOpened, "relay"),
@@ -522,11 +519,11 @@ async def test_path_events_in_their_order() -> None:
 
 @virtual
 async def test_a_reader_that_lags_is_told_how_much_it_missed() -> None:
-    reader = PathEvents()
+    reader = EventQueue[PathEvent](MAX_PENDING_PATH_EVENTS)
     for number in range(MAX_PENDING_PATH_EVENTS + 10):
         reader.put(PathOpened(info(rtt_ms=number)))
     events = aiter(reader)
-    assert await anext(events) == PathsLagged(10)
+    assert await anext(events) == Lagged(10)
     first = await anext(events)
     assert isinstance(first, PathOpened)
     assert first.path.rtt_s == 0.010
@@ -546,10 +543,10 @@ async def test_a_lagging_reader_of_a_connection_holds_little() -> None:
         for number in range(500):
             here._driver._emit_path(PathOpened(info(rtt_ms=number)))
         (reader,) = here._driver._path_readers
-        assert len(reader._queue) == MAX_PENDING_PATH_EVENTS
+        assert len(reader._events) == MAX_PENDING_PATH_EVENTS
         event = await anext(events)
-        assert isinstance(event, PathsLagged)
-        assert event.count >= 500 - MAX_PENDING_PATH_EVENTS
+        assert isinstance(event, Lagged)
+        assert event.missed >= 500 - MAX_PENDING_PATH_EVENTS
         await events.aclose()  # type: ignore[attr-defined]
 
 

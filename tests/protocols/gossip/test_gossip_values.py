@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 from blake3 import blake3
 
@@ -12,14 +10,11 @@ from dialkey.identity import EndpointAddr, EndpointId, IpAddr, SecretKey
 from dialkey_gossip import (
     BroadcastConfig,
     GossipConfig,
-    Lagged,
     MembershipConfig,
-    NeighborUp,
     TopicId,
     TopicTicket,
 )
 from dialkey_gossip.address_book import MAX_PEERS, RETENTION_S, AddressBook
-from dialkey_gossip.inbox import Inbox
 from dialkey_gossip.relay_rules import RelayRules
 from dialkey_gossip.topic import parse_topic
 
@@ -134,43 +129,6 @@ def test_hearsay_is_bounded() -> None:
         book.hear(EndpointAddr(peer(n), [IpAddr.parse("192.0.2.1:1")]), 100.0)
     assert not book.get(peer(0), 100.0, RULES).addrs
     assert book.get(peer(MAX_PEERS + 4), 100.0, RULES).addrs
-
-
-async def test_an_inbox_says_what_it_dropped() -> None:
-    inbox = Inbox(3)
-    for n in range(5):
-        inbox.put(NeighborUp(peer(n)))
-    assert await inbox.get() == Lagged(2)
-    assert [await inbox.get() for _ in range(3)] == [NeighborUp(peer(n)) for n in (2, 3, 4)]
-    inbox.put(NeighborUp(peer(9)))
-    inbox.close()
-    inbox.put(NeighborUp(peer(8)))
-    assert await inbox.get() == NeighborUp(peer(9))
-    assert await inbox.get() is None
-    assert await inbox.get() is None
-
-
-async def test_an_inbox_wakes_one_reader_for_each_event() -> None:
-    inbox = Inbox(10)
-    readers = [asyncio.create_task(inbox.get()) for _ in range(3)]
-    await asyncio.sleep(0)
-    readers[0].cancel()
-    inbox.put(NeighborUp(peer(1)))
-    assert await readers[1] == NeighborUp(peer(1))
-    assert not readers[2].done()
-    inbox.close()
-    assert await readers[2] is None
-
-
-async def test_a_cancelled_reader_passes_its_event_on() -> None:
-    inbox = Inbox(10)
-    first, second = (asyncio.create_task(inbox.get()) for _ in range(2))
-    await asyncio.sleep(0)
-    inbox.put(NeighborUp(peer(1)))
-    first.cancel()
-    assert await second == NeighborUp(peer(1))
-    with pytest.raises(ValueError, match="at least one"):
-        Inbox(0)
 
 
 def test_generated_topics_differ() -> None:

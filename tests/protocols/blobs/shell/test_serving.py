@@ -14,6 +14,7 @@ from blob_peers import Pair, bind, p, pair, serving
 
 from dialkey import Connection, Endpoint, Refusal
 from dialkey.errors import ConnectionClosedByPeer, DialkeyError, StreamReset, StreamStopped
+from dialkey.event_queue import Lagged
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_LARGE_BLOB_REQUESTS_PER_PEER
 from dialkey_blobs import (
@@ -29,7 +30,6 @@ from dialkey_blobs import (
     HashAndFormat,
     HashSeq,
     ObserveRequest,
-    ProviderEventsLagged,
     ProviderFailed,
     ProviderLimits,
     PushRequest,
@@ -520,7 +520,7 @@ async def test_a_reader_of_events_that_is_too_slow_learns_how_many_it_missed(
     events = peers.sharing.provider_events()
     for number in range(MAX_PENDING_EVENTS + 5):
         peers.sharing._provider._tell(BlobServed(number, 0, UNKNOWN, 0))
-    assert await anext(events) == ProviderEventsLagged(5)
+    assert await anext(events) == Lagged(5)
     assert await anext(events) == BlobServed(5, 0, UNKNOWN, 0)
 
 
