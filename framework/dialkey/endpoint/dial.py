@@ -354,6 +354,8 @@ class Dial:
             raise self._nobody_answered()
         handshake.result()
         if connection.path_manager is not None:
+            if not self._limited.is_limited:
+                connection.path_manager.follow(self._ways)
             connection.path_manager.add_addresses(self.target.worth_keeping(core.remote))
         return connection
 

@@ -62,6 +62,11 @@ class LimitedAddresses:
         self._count = 0
         self._ips: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether strangers have named addresses: then no others are looked for later."""
+        return self._limits is not None
+
     async def admit(self, addr: TransportAddr) -> tuple[bool, int | None]:
         """Say whether an address may be tried, and how many datagrams it may get; None: any number."""
         limits = self._limits

@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from dialkey.endpoint.following import Follower
+from dialkey.endpoint.lookup import AddressLookup
 from dialkey.endpoint.path_policy import PathPolicy, PathView
 from dialkey.endpoint.paths import PathInfo, kind_of
 from dialkey.endpoint.selection import DirectFirst
+from dialkey.identity import TransportAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes
 from dialkey.quic.connection import State
@@ -32,6 +35,21 @@ class PathManager:
         self._policy = PathPolicy(is_client=connection.core.is_client)
         self._fallback = DirectFirst()
         self._timer: asyncio.TimerHandle | None = None
+        self._follower: Follower | None = None
+
+    def follow(self, lookups: Iterable[AddressLookup]) -> None:
+        """Ask these where the peer went, whenever no path works; for the side that opens paths."""
+        self._follower = Follower(self._connection.remote_id, lookups, self._on_found)
+
+    def _on_found(self, addrs: Iterable[TransportAddr]) -> None:
+        peer = self._connection.remote_id
+        addresses = [each for addr in addrs for each in self._driver.path_addresses(peer, addr)]
+        news = [
+            self._policy.learn(each, is_relayed=kind_of(each) == "relay", is_newest=True)
+            for each in addresses
+        ]
+        if any(news):
+            self.update()
 
     def add_addresses(self, addresses: Iterable[PathAddress]) -> None:
         """Learn of addresses of the peer."""
@@ -41,6 +59,11 @@ class PathManager:
 
     def close(self) -> None:
         """Look no more."""
+        self._cancel_timer()
+        if self._follower is not None:
+            self._follower.close()
+
+    def _cancel_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -78,6 +101,8 @@ class PathManager:
         if core.is_client and core.confirmed:
             self._leave(now)
             self._open(now)
+            if self._follower is not None:
+                self._follower.update(is_stranded=self._policy.is_stranded(self._views()))
         self._connection.flush_soon()
         self._schedule(now)
 
@@ -137,6 +162,6 @@ class PathManager:
         at = self._policy.next_look(self._views(), now)
         if at is None:
             return
-        self.close()
+        self._cancel_timer()
         delay = max(_SOONEST_LOOK_S, at - now)
         self._timer = asyncio.get_running_loop().call_later(delay, self.update)

@@ -126,10 +126,11 @@ class PathPolicy:
 
     # --- what is learned ------------------------------------------------------------------------
 
-    def learn(self, address: PathAddress, *, is_relayed: bool) -> bool:
+    def learn(self, address: PathAddress, *, is_relayed: bool, is_newest: bool = False) -> bool:
         """Learn of an address of the peer; False if it is known, or there are too many.
 
-        Of too many, one that never answered and has had all its attempts gives way.
+        Of too many, one that never answered and has had all its attempts gives way; for one that a
+        lookup says is the newest, the one that is out of use and was learned first.
         """
         if address in self._known:
             return False
@@ -137,6 +138,8 @@ class PathPolicy:
         alike = [each for each, relayed in self._known.items() if relayed == is_relayed]
         if len(alike) >= most:
             spent = next((each for each in alike if self._is_spent(each)), None)
+            if spent is None and is_newest:
+                spent = next((each for each in alike if each not in self._in_use), None)
             if spent is None:
                 return False
             del self._known[spent]
@@ -167,6 +170,11 @@ class PathPolicy:
         for record in self._records.values():
             record.attempts = 0
             record.next_try = 0.0
+
+    @staticmethod
+    def is_stranded(paths: Iterable[PathView]) -> bool:
+        """Say whether no path works."""
+        return _is_stranded(paths)
 
     # --- choosing -------------------------------------------------------------------------------
 
