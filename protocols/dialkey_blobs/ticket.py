@@ -5,7 +5,7 @@ Source: docs/wire/blobs.md 7.1, docs/wire/discovery.md 4.3.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import attrs
 
@@ -14,14 +14,12 @@ from dialkey.identity import (
     EndpointAddr,
     EndpointId,
     RelayAddr,
+    Ticket,
     TransportAddr,
-    decode_ticket,
-    encode_ticket,
     postcard,
     read_relay_url,
     read_socket_addr,
     read_ticket_version,
-    reading_ticket,
     write_relay_url,
     write_socket_addr,
 )
@@ -32,11 +30,12 @@ __all__ = ["BlobTicket"]
 
 
 @attrs.frozen
-class BlobTicket:
+class BlobTicket(Ticket):
     """A ticket that names an endpoint and a blob, or a hash sequence with its children.
 
     The text carries the first relay and the socket addresses of the endpoint; further relays and
     custom addresses, which the format has no place for, are dropped when the ticket is made.
+    Bytes after the payload are ignored, as in iroh.
 
     Args:
         addr: the endpoint that offers it.
@@ -52,7 +51,6 @@ class BlobTicket:
     addr: EndpointAddr
     hash: Hash
     format: BlobFormat = BlobFormat.RAW
-    _text: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if len(self.addr.ip_addrs) > MAX_TICKET_ADDRESSES:
@@ -60,7 +58,7 @@ class BlobTicket:
         relays = tuple(RelayAddr(url) for url in self.addr.relay_urls[:1])
         kept = EndpointAddr(self.addr.id, (*relays, *self.addr.ip_addrs))
         object.__setattr__(self, "addr", kept)
-        object.__setattr__(self, "_text", encode_ticket(self.KIND, self.to_bytes()))
+        super().__attrs_post_init__()
 
     @property
     def content(self) -> HashAndFormat:
@@ -68,27 +66,9 @@ class BlobTicket:
         return HashAndFormat(self.hash, self.format)
 
     @classmethod
-    def parse(cls, text: str) -> BlobTicket:
-        """Parse the text of a ticket, in capitals or lower case and wrapped or not.
-
-        Raises:
-            InvalidTicket: the text is something else; message and hint say where it looks wrong.
-        """
-        return cls.from_bytes(decode_ticket(cls.KIND, text))
-
-    @classmethod
-    def from_bytes(cls, payload: bytes) -> BlobTicket:
-        """Decode the payload of a ticket; bytes after it are ignored, as in iroh.
-
-        Raises:
-            InvalidTicket: the payload is something else.
-        """
-        with reading_ticket(payload) as reader:
-            read_ticket_version(reader)
-            return cls._read(reader)
-
-    @classmethod
-    def _read(cls, reader: postcard.Reader) -> BlobTicket:
+    def read(cls, reader: postcard.Reader) -> Self:
+        """Read the payload."""
+        read_ticket_version(reader)
         endpoint_id = EndpointId.read(reader)
         addrs: list[TransportAddr] = []
         if reader.option():
@@ -112,6 +92,3 @@ class BlobTicket:
         for addr in self.addr.ip_addrs:
             write_socket_addr(writer, addr)
         return bytes(writer.varint(self.format).raw(self.hash.digest))
-
-    def __str__(self) -> str:
-        return self._text

@@ -10,19 +10,13 @@ endpoint addresses as in endpoint tickets.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import attrs
 
 from dialkey.errors import InvalidTicket
-from dialkey.identity import (
-    EndpointAddr,
-    decode_ticket,
-    encode_ticket,
-    read_ticket_version,
-    reading_ticket,
-)
-from dialkey.identity.postcard import Writer
+from dialkey.identity import EndpointAddr, Ticket, read_ticket_version
+from dialkey.identity.postcard import Reader, Writer
 from dialkey.limits import MAX_GOSSIP_TICKET_PEERS
 from dialkey_gossip.ids import TopicId
 
@@ -38,7 +32,7 @@ def _distinct(peers: Iterable[EndpointAddr]) -> tuple[EndpointAddr, ...]:
 
 
 @attrs.frozen
-class TopicTicket:
+class TopicTicket(Ticket):
     """A ticket that names a topic and peers to join it through.
 
     Args:
@@ -53,34 +47,19 @@ class TopicTicket:
 
     topic: TopicId
     peers: tuple[EndpointAddr, ...] = attrs.field(default=(), converter=_distinct)
-    _text: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if len(self.peers) > MAX_GOSSIP_TICKET_PEERS:
             raise InvalidTicket(f"a topic ticket names at most {MAX_GOSSIP_TICKET_PEERS} peers")
-        object.__setattr__(self, "_text", encode_ticket(self.KIND, self.to_bytes()))
+        super().__attrs_post_init__()
 
     @classmethod
-    def parse(cls, text: str) -> TopicTicket:
-        """Parse the text of a ticket; white space around it is removed first.
-
-        Raises:
-            InvalidTicket: the text is something else; message and hint say where it looks wrong.
-        """
-        return cls.from_bytes(decode_ticket(cls.KIND, text))
-
-    @classmethod
-    def from_bytes(cls, payload: bytes) -> TopicTicket:
-        """Decode the payload of a ticket.
-
-        Raises:
-            InvalidTicket: the payload is something else.
-        """
-        with reading_ticket(payload) as reader:
-            read_ticket_version(reader)
-            topic = TopicId(reader.take(32))
-            count = reader.count(MAX_GOSSIP_TICKET_PEERS)
-            peers = [EndpointAddr.read(reader) for _ in range(count)]
+    def read(cls, reader: Reader) -> Self:
+        """Read the payload, to its end."""
+        read_ticket_version(reader)
+        topic = TopicId(reader.take(32))
+        count = reader.count(MAX_GOSSIP_TICKET_PEERS)
+        peers = [EndpointAddr.read(reader) for _ in range(count)]
         if not reader.finished:
             raise InvalidTicket("the ticket has data after its end", hint="copy it again")
         return cls(topic, peers)
@@ -91,6 +70,3 @@ class TopicTicket:
         for peer in self.peers:
             peer.write(writer)
         return bytes(writer)
-
-    def __str__(self) -> str:
-        return self._text

@@ -11,8 +11,8 @@ from typing import ClassVar, Final, Self
 import attrs
 
 from dialkey import EndpointAddr
-from dialkey.identity import decode_ticket, encode_ticket, reading_ticket
-from dialkey.identity.postcard import Writer
+from dialkey.identity import Ticket
+from dialkey.identity.postcard import Reader, Writer
 from dialkey_chat.text import clean_text
 from dialkey_gossip import TopicId, TopicTicket
 
@@ -26,7 +26,7 @@ def _clean(name: str) -> str:
 
 
 @attrs.frozen
-class RoomTicket:
+class RoomTicket(Ticket):
     """A room and some of its members.
 
     Attributes:
@@ -47,16 +47,10 @@ class RoomTicket:
         return cls(name, TopicId.generate())
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """Parse the text of a ticket; white space around it is removed first.
-
-        Raises:
-            InvalidTicket: it is something else; message and hint say where it looks wrong.
-        """
-        with reading_ticket(decode_ticket(cls.KIND, text)) as reader:
-            name = reader.string(MAX_ROOM_NAME_CHARS * 4)
-            rest = reader.take(reader.remaining)
-        members = TopicTicket.from_bytes(rest)
+    def read(cls, reader: Reader) -> Self:
+        """Read the payload."""
+        name = reader.string(MAX_ROOM_NAME_CHARS * 4)
+        members = TopicTicket.from_bytes(reader.take(reader.remaining))
         return cls(name, members.topic, members.peers)
 
     @property
@@ -64,6 +58,6 @@ class RoomTicket:
         """The ticket to the topic."""
         return TopicTicket(self.topic, self.peers)
 
-    def __str__(self) -> str:
-        writer = Writer().string(self.name).raw(self.members.to_bytes())
-        return encode_ticket(self.KIND, bytes(writer))
+    def to_bytes(self) -> bytes:
+        """Encode the payload."""
+        return bytes(Writer().string(self.name).raw(self.members.to_bytes()))

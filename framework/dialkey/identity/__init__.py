@@ -27,6 +27,7 @@ from dialkey.identity.relay_url import RelayUrl
 from dialkey.identity.remote import HasAddr, Remote, parse_remote
 from dialkey.identity.tickets import (
     EndpointTicket,
+    Ticket,
     compact_ticket,
     decode_ticket,
     encode_ticket,
@@ -49,6 +50,7 @@ __all__ = [
     "Remote",
     "SecretKey",
     "Signature",
+    "Ticket",
     "TransportAddr",
     "base32",
     "compact_ticket",

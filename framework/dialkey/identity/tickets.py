@@ -2,7 +2,7 @@
 
 A ticket is a kind in lower case followed directly by base32 of the payload. `encode_ticket` and
 `decode_ticket` do that for any kind, and `reading_ticket` and `read_ticket_version` help with the
-payload, so that protocols can make tickets of their own;
+payload; a protocol derives its kind from `Ticket`.
 `EndpointTicket` is the kind that names an endpoint and nothing more.
 
 Source: docs/wire/discovery.md 4.
@@ -10,10 +10,11 @@ Source: docs/wire/discovery.md 4.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import re
 from collections.abc import Iterator
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import attrs
 
@@ -25,6 +26,7 @@ from dialkey.limits import MAX_PASTED_TICKET_CHARS, MAX_TICKET_ADDRESSES, MAX_TI
 
 __all__ = [
     "EndpointTicket",
+    "Ticket",
     "compact_ticket",
     "decode_ticket",
     "encode_ticket",
@@ -183,8 +185,65 @@ def read_ticket_version(reader: Reader) -> None:
 
 
 @attrs.frozen
-class EndpointTicket:
+class Ticket(abc.ABC):
+    """A ticket of any kind; a protocol derives its own from it.
+
+    A derived class is a frozen attrs class that sets `KIND` and defines `to_bytes` and `read`. The text
+    is made at once, so that a ticket that cannot be written down is never there.
+
+    Raises:
+        InvalidTicket: the text would be too long.
+    """
+
+    KIND: ClassVar[str]
+    """What the text begins with: lower-case ASCII letters."""
+
+    _text: str = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_text", encode_ticket(self.KIND, self.to_bytes()))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse the text of a ticket, in capitals or lower case and wrapped or not.
+
+        Raises:
+            InvalidTicket: the text is something else; message and hint say where it looks wrong.
+        """
+        return cls.from_bytes(decode_ticket(cls.KIND, text))
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Self:
+        """Decode the payload of a ticket.
+
+        Raises:
+            InvalidTicket: the payload is something else.
+        """
+        with reading_ticket(payload) as reader:
+            return cls.read(reader)
+
+    @classmethod
+    @abc.abstractmethod
+    def read(cls, reader: Reader) -> Self:
+        """Read the payload.
+
+        Raises:
+            InvalidTicket, WireError: it is something else.
+        """
+
+    @abc.abstractmethod
+    def to_bytes(self) -> bytes:
+        """Encode the payload."""
+
+    def __str__(self) -> str:
+        return self._text
+
+
+@attrs.frozen
+class EndpointTicket(Ticket):
     """A ticket that names an endpoint and where it may be reached.
+
+    Bytes after the payload are ignored, as in iroh.
 
     Args:
         addr: the endpoint. Scope ids of its IPv6 addresses are not carried by the text.
@@ -196,38 +255,20 @@ class EndpointTicket:
     KIND: ClassVar[str] = "endpoint"
 
     addr: EndpointAddr
-    _text: str = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if len(self.addr.addrs) > MAX_TICKET_ADDRESSES:
             raise InvalidTicket(f"a ticket has at most {MAX_TICKET_ADDRESSES} addresses")
-        object.__setattr__(self, "_text", encode_ticket(self.KIND, self.to_bytes()))
+        super().__attrs_post_init__()
 
     @classmethod
-    def parse(cls, text: str) -> EndpointTicket:
-        """Parse the text of a ticket, in capitals or lower case and wrapped or not.
-
-        Raises:
-            InvalidTicket: the text is something else; message and hint say where it looks wrong.
-        """
-        return cls.from_bytes(decode_ticket(cls.KIND, text))
-
-    @classmethod
-    def from_bytes(cls, payload: bytes) -> EndpointTicket:
-        """Decode the payload of a ticket; bytes after it are ignored, as in iroh.
-
-        Raises:
-            InvalidTicket: the payload is something else.
-        """
-        with reading_ticket(payload) as reader:
-            read_ticket_version(reader)
-            return cls(EndpointAddr.read(reader))
+    def read(cls, reader: Reader) -> Self:
+        """Read the payload."""
+        read_ticket_version(reader)
+        return cls(EndpointAddr.read(reader))
 
     def to_bytes(self) -> bytes:
         """Encode the payload."""
         writer = Writer().varint(0)
         self.addr.write(writer)
         return bytes(writer)
-
-    def __str__(self) -> str:
-        return self._text
