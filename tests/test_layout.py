@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -317,3 +318,96 @@ def test_no_path_is_expanded() -> None:
         text = path.read_text(encoding="utf-8")
         assert "expanduser" not in text, path
         assert "expandvars" not in text, path
+
+
+# --- citations ------------------------------------------------------------------------------------
+
+CITING: Final = (
+    "benchmarks",
+    "cookbook",
+    "framework",
+    "native/src",
+    "plugins",
+    "protocols",
+    "tests",
+)
+"""Comments and docstrings cite pages below docs/ by path and the numbers of sections, such as
+"docs/wire/quic.md 3.4 and 3.13", or by titles in quotation marks."""
+
+NUMBER: Final = r"\d+(?:\.\d+)*"
+CITATION: Final = re.compile(
+    rf"docs/(?P<page>[\w/-]+\.md)"
+    rf"(?: (?P<numbers>{NUMBER}(?:(?:,? (?:and|to) |, ){NUMBER}(?![\w.]*/))*)"
+    rf'|, (?P<titles>"[^"]+"(?:(?:,? and |, )"[^"]+")*))?'
+)
+WRAPPED: Final = re.compile(r"\n[ \t]*(?:#|//[/!]?)?[ \t]*")
+HEADING: Final = re.compile(rf"^#+ (?:(?P<number>{NUMBER})\.? )?(?P<title>.*)$", re.MULTILINE)
+ELSEWHERE: Final = re.compile(
+    r"wire " + r"reference|(?<!docs/)\bwire/(?:quic|relay|discovery|blobs|gossip)\.md"
+)
+
+
+def sources_without_wrapping() -> Iterator[tuple[Path, str]]:
+    for folder in CITING:
+        for suffix in ("py", "rs"):
+            for file in sorted((ROOT / folder).rglob(f"*.{suffix}")):
+                if file != Path(__file__):  # this one shows what is wrong
+                    yield file, WRAPPED.sub(" ", file.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def headings_of(page: Path) -> tuple[frozenset[str], frozenset[str]]:
+    """Return the numbers and the titles of a page's sections."""
+    headings = list(HEADING.finditer(page.read_text(encoding="utf-8")))
+    return (
+        frozenset(heading["number"] for heading in headings),
+        frozenset(heading["title"] for heading in headings),
+    )
+
+
+def unresolved(text: str) -> list[str]:
+    """Return what of a text's citations names nothing."""
+    found = []
+    for citation in CITATION.finditer(text):
+        page = ROOT / "docs" / citation["page"]
+        if not page.is_file():
+            found.append(citation[0])
+            continue
+        numbers, titles = headings_of(page)
+        missing = [n for n in re.findall(NUMBER, citation["numbers"] or "") if n not in numbers]
+        missing += [t for t in re.findall('"([^"]+)"', citation["titles"] or "") if t not in titles]
+        found += [f"docs/{citation['page']}: {what}" for what in missing]
+    return found
+
+
+def test_what_the_code_cites_is_there() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}: {what}"
+        for file, text in sources_without_wrapping()
+        for what in unresolved(text)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_references_are_cited_by_the_name_of_a_page() -> None:
+    found = [
+        f"{file.relative_to(ROOT)}: {match[0]}"
+        for file, text in sources_without_wrapping()
+        for match in ELSEWHERE.finditer(text)
+    ]
+    assert not found, "cite docs/wire/NAME.md and a section\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("docs/wire/quic.md 3.4 and 3.13.", []),
+        ("docs/wire/quic.md 3.4, 99.1; RFC 9000", ["docs/wire/quic.md: 99.1"]),
+        ("docs/wire/blobs.md 1.1 to 1.99", ["docs/wire/blobs.md: 1.99"]),
+        ("docs/wire/nothing.md 1", ["docs/wire/nothing.md 1"]),
+        ('docs/rpc-wire.md, "Calls" and "Nothing"', ["docs/rpc-wire.md: Nothing"]),
+        ("docs/wire/quic.md, RFC 9002", []),
+    ],
+)
+def test_a_citation_of_nothing_is_found(text: str, missing: list[str]) -> None:
+    assert unresolved(text) == missing

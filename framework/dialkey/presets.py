@@ -86,7 +86,7 @@ class Preset:
 _RELAYS: Final = tuple(
     f"https://{region}.relay.n0.iroh.link./" for region in ("use1-1", "usw1-1", "euc1-1", "aps1-1")
 )
-"""Source: discovery wire reference 2.3. The final dot is part of the name."""
+"""Source: docs/wire/discovery.md 2.3. The final dot is part of the name."""
 
 public = Preset(
     "public",
