@@ -90,8 +90,12 @@ def test_three_chat_drop_a_file_and_one_is_killed(rooms: Rooms) -> None:
         chat.expect("saved .*holiday map.pdf")
         got = (chat.folder / "chat-downloads" / "holiday map.pdf").read_bytes()
         assert hashlib.sha256(got).digest() == hashlib.sha256(data).digest()
-    bob.type(f"/get {number_of(offer)}")
+    taken = bob.folder / "taken place" / "holiday map.pdf"
+    taken.parent.mkdir()
+    taken.write_bytes(b"another map")
+    bob.type(f"/get {number_of(offer)} 'taken place'")
     bob.expect("exists already; /get 1 FOLDER puts it elsewhere")
+    assert taken.read_bytes() == b"another map"
     bob.type(f"/get {number_of(offer)} 'other place'")
     bob.expect("saved .*other place")
     assert (bob.folder / "other place" / "holiday map.pdf").read_bytes() == data

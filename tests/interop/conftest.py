@@ -92,19 +92,21 @@ def islands() -> Iterator[Islands]:
         _ip("netns", "add", names[0])
     except subprocess.CalledProcessError as error:
         pytest.skip(f"this kernel gives no network namespaces: {error.stderr.decode().strip()}")
-    gateway = "10.213.0.1"
+    # Whoever runs the tests beside us, in this checkout or another, has other addresses.
+    place = f"10.{208 + os.getpid() // 256 % 8}.{os.getpid() % 256}"
+    gateway = f"{place}.1"
     try:
         _ip("netns", "add", names[1])
         _ip("address", "add", f"{gateway}/32", "dev", "lo")
         for number, name in enumerate(names, 1):
             inside, outside = f"{tag}i{number}", f"{tag}o{number}"
             _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "netns", name)
-            _ip("address", "add", f"10.213.{number}.1/30", "dev", outside)
+            _ip("address", "add", f"{place}.{4 * number + 1}/30", "dev", outside)
             _ip("link", "set", outside, "up")
-            _ip("-n", name, "address", "add", f"10.213.{number}.2/30", "dev", inside)
+            _ip("-n", name, "address", "add", f"{place}.{4 * number + 2}/30", "dev", inside)
             _ip("-n", name, "link", "set", inside, "up")
             _ip("-n", name, "link", "set", "lo", "up")
-            _ip("-n", name, "route", "add", f"{gateway}/32", "via", f"10.213.{number}.1")
+            _ip("-n", name, "route", "add", f"{gateway}/32", "via", f"{place}.{4 * number + 1}")
         yield Islands(gateway, names)
     finally:
         subprocess.run(["ip", "address", "del", f"{gateway}/32", "dev", "lo"], check=False)
