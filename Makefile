@@ -18,12 +18,20 @@ JOBS ?= 2
 # Extra arguments: make test ARGS="-k router", make demo ARGS="--size 500"
 ARGS ?=
 
-.PHONY: help demo test bench native test-native lint types check clean
+# Temporary files go to /tmp, or beside the environment where /tmp is read-only or has less than 1 GiB left.
+ifeq ($(TMPDIR),)
+ifneq ($(shell test -w /tmp && df -kP /tmp | awk 'END { print ($$4 >= 1048576) }'),1)
+export TMPDIR := $(CURDIR)/$(VENV)-tmp
+$(shell mkdir -p '$(TMPDIR)')
+endif
+endif
+
+.PHONY: help setup demo test bench native test-native lint types check clean
 
 help:
 	@echo "make demo    set up and send a real file from one key to another on this machine"
 	@echo "make test    set up and run all tests"
-	@echo "make check   make test, then ruff and mypy --strict"
+	@echo "make check   what continuous integration runs: linters, all tests on two Pythons, the native part"
 	@echo "make bench   set up and measure dialkey beside its peers, some minutes"
 	@echo "make native  build the optional native part; needs cargo (Rust 1.83 or newer)"
 	@echo "make lint    ruff alone        make types   mypy alone        make clean   remove .venv"
@@ -56,10 +64,13 @@ lint: $(DEVELOPMENT)
 types: $(DEVELOPMENT)
 	$(BIN)/mypy
 
-check: test lint types
+setup: $(DEVELOPMENT)
+
+check:
+	@.ci/run --as-is
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-*
 
 $(BIN)/python:
 ifeq ($(PYTHON),)
