@@ -26,6 +26,9 @@ $(shell mkdir -p '$(TMPDIR)')
 endif
 endif
 
+# What stands beside dialkey with its native part: whatever the targets name.
+NATIVE_STACKS := dialkey,dialkey-relayed,aioquic,qh3,tls,blobs-files
+
 .PHONY: help setup demo test bench native test-native lint types check clean
 
 help:
@@ -42,8 +45,14 @@ demo: $(RUNTIME)
 test: $(DEVELOPMENT)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
+# Once in pure Python, and once with the native part where `make native` has built it.
 bench: $(DEVELOPMENT)
-	@$(BIN)/python benchmarks/transport.py $(ARGS)
+	@DIALKEY_NATIVE=0 $(BIN)/python benchmarks/transport.py $(ARGS)
+	@! $(BIN)/python -c 'import sys; from dialkey import native; sys.exit(not native.part())' || \
+		$(BIN)/python benchmarks/transport.py --stacks $(NATIVE_STACKS) $(ARGS)
+	@DIALKEY_NATIVE=0 $(BIN)/python benchmarks/whole_files.py
+	@! $(BIN)/python -c 'import sys; from dialkey import native; sys.exit(not native.part())' || \
+		$(BIN)/python benchmarks/whole_files.py
 	@$(BIN)/python benchmarks/blob_import.py
 
 native: $(RUNTIME)
@@ -52,10 +61,14 @@ native: $(RUNTIME)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps ./native
 	@$(BIN)/python -c 'from dialkey import native; print("native part:", native.describe())'
 
+NATIVE_TESTS := tests/native tests/framework/quic tests/framework/endpoint \
+	tests/protocols/blobs/test_hash.py tests/protocols/blobs/test_hashing.py \
+	tests/protocols/blobs/test_tree.py tests/protocols/blobs/test_prefix_verification.py
+
 # What the native part takes a hand in, with it; `make test` after this uses it, too, unless DIALKEY_NATIVE=0.
 test-native: $(DEVELOPMENT)
 	$(BIN)/python -c 'from dialkey import native; assert native.part(), native.describe()'
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile tests/native $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(NATIVE_TESTS) $(ARGS)
 
 lint: $(DEVELOPMENT)
 	$(BIN)/ruff check .

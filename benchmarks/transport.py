@@ -23,17 +23,30 @@ import stacks
 from measuring.pair import Pair, Process, WorkerError
 from measuring.report import Measurement, Series, Spread, Target, machine, table
 
+from dialkey import native
+
 MB = 1_000_000
 BLOCK = 1 << 18
 IN_FLIGHT = (1, 16, 100)
 STOCK = "aioquic-1452"
+LOADS = {
+    "uploads": ("dialkey", "aioquic", "qh3", "tls"),
+    "streams": ("dialkey", "aioquic", "qh3"),
+    "connections": ("dialkey", "aioquic", "qh3"),
+    "messages": ("dialkey", "aioquic"),
+    "datagrams": ("dialkey",),
+}
+"""What else is measured, and for which stacks."""
+BULK_ONLY = ("qh3",)
+"""It raises where others wait until the peer allows more streams: no thousands of requests."""
 BLOBS = ("blobs-files", "blobs-memory")
 """They fetch named content and know no other requests."""
 NOTES = """\
 CPU is that of both processes together. The certificate and key are Ed25519 everywhere; aioquic and tls
-prove the server's key only, dialkey and iroh both. Requests: 64 bytes each way, a new bidirectional
-stream for each; tls has one stream, requests follow each other on the open connection. iroh is its
-Python binding, minimal preset, no relay: the binding's speed, not iroh's."""
+prove the server's key only (qh3 one on P-256), dialkey and iroh both. Requests: 64 bytes each way, a
+new bidirectional stream for each; tls has one stream, requests follow each other on the open connection.
+iroh is its Python binding, minimal preset, no relay: the binding's speed, not iroh's. dialkey-relayed:
+the relay is a third process, whose CPU is not counted."""
 
 
 @attrs.frozen
@@ -94,6 +107,8 @@ class Run:
         if self._size.idle_streams:
             # Stock aioquic is left out: to open 1,000 streams takes it longer than 30 seconds.
             await self._beside_idle_streams([name for name in plain if name == "dialkey"])
+            if "dialkey" in plain:
+                await self._beside_idle_connections()
         if self._size.idle_connections:
             everyone = self._size.seconds >= FULL.seconds
             await self._memory(plain if everyone else [n for n in plain if n == "dialkey"])
@@ -116,10 +131,11 @@ class Run:
                     "fetch", offer=await pair.server.offer(trial * BLOCK, 8)
                 )
             else:
-                await client.do("check", size=size.check_bytes, seed=7, count=64)
+                count = 16 if name in BULK_ONLY else 64
+                await client.do("check", size=size.check_bytes, seed=7, count=count)
                 await client.do("download", size=trial * BLOCK)
                 took_bulk = await client.do("download", size=trial * BLOCK)
-                for in_flight in IN_FLIGHT:
+                for in_flight in IN_FLIGHT if name not in BULK_ONLY else ():
                     await client.do("requests", count=2 * in_flight, in_flight=in_flight)
                     took = await client.do("requests", count=tries, in_flight=in_flight)
                     counts[in_flight] = max(
@@ -141,7 +157,8 @@ class Run:
             for n in IN_FLIGHT
         }
         dials = Measurement("handshakes", "Handshakes, up to 8 at once", "1/s", "handshake")
-        self.measurements += [bulk, *requests.values(), dials]
+        loads = self._loads()
+        self.measurements += [bulk, *requests.values(), dials, *(each for each, _ in loads)]
         for number in range(self._size.rounds):
             self._progress(f"round {number + 1} of {self._size.rounds}")
             # Who comes first changes, so that nobody always follows the same neighbour.
@@ -151,11 +168,15 @@ class Run:
                 await self._one(bulk, name, self._blob if name in BLOBS else self._bulk)
             for in_flight, measurement in requests.items():
                 for name in names:
-                    if name in plain:
+                    if name in plain and name not in BULK_ONLY:
                         await self._one(measurement, name, partial(self._requests, in_flight))
             for name in names:
                 if name in plain:
                     await self._one(dials, name, self._handshakes)
+            for measurement, measure in loads:
+                for name in names:
+                    if name in LOADS[measurement.key]:
+                        await self._one(measurement, name, measure)
         for measurement in self.measurements:
             measurement.series = {
                 name: measurement.series[name] for name in self._names if name in measurement.series
@@ -215,6 +236,49 @@ class Run:
         await client.do("hang_up")
         return found
 
+    def _loads(self) -> list[tuple[Measurement, Callable[[str], Awaitable[tuple[float, float]]]]]:
+        """Return what else is measured, and how."""
+        return [
+            (
+                Measurement("uploads", "Bulk, one stream, client to server", "MB/s", "MB"),
+                partial(self._load, 1, "upload", "size"),
+            ),
+            (
+                Measurement("streams", "Bulk, 8 streams of one connection", "MB/s", "MB"),
+                partial(self._load, 1, "downloads", "size"),
+            ),
+            (
+                Measurement("connections", "Bulk, 4 connections, 8 streams", "MB/s", "MB"),
+                partial(self._load, 4, "downloads", "size"),
+            ),
+            (
+                Measurement(
+                    "messages", "Messages of 100 bytes, each written alone", "1/s", "message"
+                ),
+                partial(self._load, 1, "messages", "count"),
+            ),
+            (
+                Measurement(
+                    "datagrams", "Datagrams of 1,000 bytes, there and back", "1/s", "datagram"
+                ),
+                partial(self._load, 1, "datagrams", "count"),
+            ),
+        ]
+
+    async def _load(
+        self, connections: int, command: str, amount: str, name: str
+    ) -> tuple[float, float]:
+        client = self._pairs[name].client
+        amounts = self._amounts[name]
+        total = amounts.bulk_bytes if amount == "size" else 2 * amounts.requests[16]
+        streams: dict[str, object] = {"streams": 8} if command == "downloads" else {}
+        await client.do("dial", address=self._pairs[name].address, count=connections)
+        await client.do(command, **{amount: max(total // 4, 16)}, **streams)
+        units = total / MB if amount == "size" else total
+        found = await self._timed(name, units, command, **{amount: total}, **streams)
+        await client.do("hang_up")
+        return found
+
     async def _handshakes(self, name: str) -> tuple[float, float]:
         client = self._pairs[name].client
         count = self._size.handshakes
@@ -248,15 +312,41 @@ class Run:
 
     async def _bulk_beside(self, pair: Pair, idle: int) -> float:
         """Return the processor time of both sides for a transfer beside idle streams."""
-        size = self._amounts[pair.stack].bulk_bytes
         await pair.client.do("dial", address=pair.address, count=1)
         await pair.client.do("open_idle", count=idle)
         await pair.client.do("download", size=BLOCK)
-        before = (await pair.server.do("cpu"))["cpu_s"]
-        took = await pair.client.do("download", size=size)
-        cpu = (await pair.server.do("cpu"))["cpu_s"] - before + took["cpu_s"]
+        cpu = await self._download_cpu(pair)
         await pair.client.do("hang_up")
         return cpu
+
+    async def _download_cpu(self, pair: Pair) -> float:
+        size = self._amounts[pair.stack].bulk_bytes
+        before = (await pair.server.do("cpu"))["cpu_s"]
+        took = await pair.client.do("download", size=size)
+        return (await pair.server.do("cpu"))["cpu_s"] - before + took["cpu_s"]
+
+    async def _beside_idle_connections(self) -> None:
+        count = self._size.idle_streams
+        found = Measurement(
+            "idle-connections",
+            f"Bulk beside idle connections of the same endpoints: CPU with {count} over that with 1",
+            "x",
+            smaller_is_better=True,
+        )
+        self.measurements.append(found)
+        series = found.series.setdefault("dialkey", Series())
+        for number in range(self._size.rounds):
+            self._progress(f"idle connections, round {number + 1} of {self._size.rounds}")
+            try:
+                async with Pair("dialkey") as pair:
+                    costs = []
+                    for idle in (1, count):
+                        await pair.client.do("dial", address=pair.address, count=idle)
+                        await pair.client.do("download", size=BLOCK)
+                        costs.append(await self._download_cpu(pair))
+                    series.add(costs[1] / costs[0], None)
+            except WorkerError as exc:
+                series.fail(str(exc))
 
     async def _memory(self, names: list[str]) -> None:
         count = self._size.idle_connections
@@ -309,20 +399,38 @@ class Run:
             spread = Spread.of(found.series["dialkey"].values)
             return spread.median if spread else None
 
+        is_native = native.part() is not None
+
+        def wanted(pure: float, with_native: float) -> float:
+            return with_native if is_native else pure
+
         return [
-            Target("bulk over stock aioquic", ratio("bulk", "dialkey", "aioquic"), 2.0),
-            Target(f"bulk over {STOCK}", ratio("bulk", "dialkey", STOCK), 2.0),
+            Target("bulk over stock aioquic", ratio("bulk", "dialkey", "aioquic"), wanted(10, 15)),
+            Target("bulk over qh3", ratio("bulk", "dialkey", "qh3"), wanted(2, 3)),
+            Target("bulk over asyncio TLS", ratio("bulk", "dialkey", "tls"), wanted(0.4, 0.8)),
             Target(
                 "requests, one in flight, over stock aioquic",
                 ratio("requests-1", "dialkey", "aioquic"),
-                1.3,
+                1.5,
+            ),
+            Target(
+                "handshakes over stock aioquic, rate",
+                ratio("handshakes", "dialkey", "aioquic"),
+                1.0,
             ),
             Target(
                 "blob download with hash check, over our own bulk stream",
                 ratio("bulk", "blobs-files", "dialkey"),
-                0.7,
+                wanted(0.7, 0.8),
             ),
-            Target("bulk CPU beside 1000 idle streams", value("idle-streams"), 1.5, at_most=True),
+            Target("relayed over direct bulk", ratio("bulk", "dialkey-relayed", "dialkey"), 0.5),
+            Target("bulk CPU beside 1000 idle streams", value("idle-streams"), 1.1, at_most=True),
+            Target(
+                "bulk CPU beside 1000 idle connections",
+                value("idle-connections"),
+                1.2,
+                at_most=True,
+            ),
             *(
                 Target(
                     f"memory per idle connection, {side}",
@@ -372,6 +480,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         found = {
             "machine": about,
+            "native": native.describe(),
             "size": attrs.asdict(size),
             "failed": run.failed,
             "measurements": [each.as_json() for each in run.measurements],
@@ -386,7 +495,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(table(measurement), end="\n\n")
     for name, why in run.failed.items():
         print(f"{name} was not measured: {why}")
-    print("Targets")
+    print(f"Targets, native part: {native.describe()}")
     for target in run.targets():
         print(f"  {target}")
     print(f"\n{NOTES}")

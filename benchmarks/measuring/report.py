@@ -12,7 +12,7 @@ from statistics import median
 
 import attrs
 
-PACKAGES = ("aioquic", "cryptography", "iroh", "blake3")
+PACKAGES = ("aioquic", "qh3", "dialkey-native", "cryptography", "iroh", "blake3")
 
 
 @attrs.define

@@ -108,6 +108,27 @@ class Worker:
     async def download(self, size: int) -> Result:
         return await _timed(lambda: base.download(self._sessions[0], size))
 
+    async def downloads(self, size: int, streams: int) -> Result:
+        """Download on several streams at once, spread over all connections; `size` in all."""
+
+        async def work() -> None:
+            async with asyncio.TaskGroup() as group:
+                for i in range(streams):
+                    session = self._sessions[i % len(self._sessions)]
+                    group.create_task(base.download(session, size // streams))
+
+        return await _timed(work)
+
+    async def upload(self, size: int) -> Result:
+        return await _timed(lambda: base.upload(self._sessions[0], size))
+
+    async def messages(self, count: int) -> Result:
+        return await _timed(lambda: base.messages(self._sessions[0], count))
+
+    async def datagrams(self, count: int) -> Result:
+        """Send datagrams of a kilobyte and take them back, some at a time."""
+        return await _timed(lambda: self._sessions[0].datagrams(count))
+
     async def requests(self, count: int, in_flight: int) -> Result:
         return await _timed(lambda: base.requests(self._sessions[0], count, in_flight))
 

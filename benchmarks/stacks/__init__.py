@@ -10,8 +10,10 @@ HOMES = {
     "dialkey": ("stacks.dialkey_endpoint", "DialkeyStack"),
     "aioquic": ("stacks.stock_aioquic", "AioquicStack"),
     "aioquic-1452": ("stacks.stock_aioquic", "Aioquic1452Stack"),
+    "qh3": ("stacks.native_qh3", "Qh3Stack"),
     "iroh": ("stacks.iroh_wheel", "IrohStack"),
     "tls": ("stacks.tls_over_tcp", "TlsStack"),
+    "dialkey-relayed": ("stacks.dialkey_endpoint", "DialkeyRelayedStack"),
     "blobs-files": ("stacks.blobs", "BlobsFilesStack"),
     "blobs-memory": ("stacks.blobs", "BlobsMemoryStack"),
 }

@@ -4,6 +4,8 @@ Every request has `HEAD_BYTES` bytes: what is wanted, a size, a seed, filling. T
 
 - ECHO: the same 64 bytes.
 - CONSTANT: `size` zero bytes. Timed passes use it, so that no time goes into making data.
+- MESSAGES: `size` times a hundred bytes, each written on its own.
+- UPLOAD: how many bytes came after the request; there should be `size`.
 - RANDOM: `size` bytes that only depend on the seed. The integrity pass uses it.
 """
 
@@ -21,8 +23,10 @@ HEAD_BYTES = 64
 BLOCK_BYTES = 1 << 18
 """How much is written, and asked for, in one call; large enough that no stack is call-bound."""
 
-ECHO, CONSTANT, RANDOM = 1, 2, 3
+ECHO, CONSTANT, RANDOM, UPLOAD, MESSAGES = 1, 2, 3, 4, 5
+MESSAGE = bytes(100)
 
+_COUNT = struct.Struct("!Q")
 _HEAD = struct.Struct("!BQQ")
 
 
@@ -62,6 +66,10 @@ class Session(ABC):
     @abstractmethod
     async def open(self) -> Stream:
         """Return a stream for one request; where streams do not end, always the same."""
+
+    async def datagrams(self, count: int) -> None:
+        """Send `count` datagrams and take as many that come back."""
+        raise NotImplementedError("not measured on this stack")
 
     @abstractmethod
     async def close(self) -> None:
@@ -117,9 +125,19 @@ async def answer(stream: Stream) -> bool:
         head += more
     if not head:
         return False
+    kind, size, seed = _HEAD.unpack_from(head)
+    if kind == UPLOAD:
+        got = 0
+        while got < size and (data := await stream.read(BLOCK_BYTES)):
+            got += len(data)
+        await stream.write(_COUNT.pack(got), finish=True)
+        return True
     if stream.ends and await stream.read(1):
         raise Mismatch("more than a request")
-    kind, size, seed = _HEAD.unpack_from(head)
+    if kind == MESSAGES:
+        for left in range(size - 1, -1, -1):
+            await stream.write(MESSAGE, finish=not left)
+        return True
     if kind == ECHO:
         await stream.write(head, finish=True)
         return True
@@ -168,6 +186,25 @@ async def _take(session: Session, request: bytes, size: int, sink: Callable[[byt
 async def download(session: Session, size: int) -> None:
     """Take `size` bytes and check that so many came."""
     await _take(session, head(CONSTANT, size), size, lambda data: None)
+
+
+async def messages(session: Session, count: int) -> None:
+    """Take `count` messages of a hundred bytes that the other side writes one by one."""
+    size = count * len(MESSAGE)
+    await _take(session, head(MESSAGES, count), size, lambda data: None)
+
+
+async def upload(session: Session, size: int) -> None:
+    """Send `size` bytes and wait until the other side has counted them."""
+    stream = await session.open()
+    await stream.write(head(UPLOAD, size))
+    for block, is_last in _constant_blocks(size):
+        await stream.write(block, finish=is_last)
+    reply = b""
+    while len(reply) < _COUNT.size and (data := await stream.read(_COUNT.size)):
+        reply += data
+    if reply != _COUNT.pack(size):
+        raise Mismatch("not every byte that was sent has arrived")
 
 
 async def check_download(session: Session, size: int, seed: int) -> None:

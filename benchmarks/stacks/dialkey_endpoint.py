@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from pathlib import Path
 
 import attrs
 
@@ -11,6 +13,9 @@ from dialkey.errors import DialkeyError
 from stacks.base import Answer, Session, Stack, Stream
 
 ALPN = "benchmark/1"
+DATAGRAM_BYTES = 1000
+DATAGRAMS_AT_ONCE = 16
+"""So few that none is dropped for want of room."""
 MAX_STREAMS = 2000
 """More than the default, for the measurement with 1,000 idle streams."""
 
@@ -31,6 +36,16 @@ class _Session(Session):
     async def open(self) -> Stream:
         return _Stream(*await self._connection.open_bi())
 
+    async def datagrams(self, count: int) -> None:
+        connection = self._connection
+        data = bytes(DATAGRAM_BYTES)
+        for at in range(0, count, DATAGRAMS_AT_ONCE):
+            together = min(DATAGRAMS_AT_ONCE, count - at)
+            for _ in range(together):
+                connection.send_datagram(data)
+            for _ in range(together):
+                await connection.read_datagram()
+
     async def close(self) -> None:
         self._connection.close()
 
@@ -41,12 +56,20 @@ class _Handler:
 
     async def accept(self, connection: Connection) -> None:
         tasks: set[asyncio.Task[None]] = set()
+        tasks.add(asyncio.ensure_future(self._return_datagrams(connection)))
         try:
             while True:
                 send, recv = await connection.accept_bi()
                 task = asyncio.ensure_future(self._one(_Stream(send, recv)))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+        except DialkeyError:
+            return
+
+    async def _return_datagrams(self, connection: Connection) -> None:
+        try:
+            while True:
+                connection.send_datagram(await connection.read_datagram())
         except DialkeyError:
             return
 
@@ -65,10 +88,13 @@ class DialkeyStack(Stack):
 
     async def _bind(self) -> Endpoint:
         if self._endpoint is None:
-            self._endpoint = await Endpoint.bind(bind="127.0.0.1:0", entry_points=False)
+            self._endpoint = await self._open()
             driver = self._endpoint._driver
             driver.config = attrs.evolve(driver.config, max_streams=MAX_STREAMS)
         return self._endpoint
+
+    async def _open(self) -> Endpoint:
+        return await Endpoint.bind(bind="127.0.0.1:0", entry_points=False)
 
     async def serve(self, answer: Answer) -> str:
         endpoint = await self._bind()
@@ -88,3 +114,37 @@ class DialkeyStack(Stack):
             await self._router.__aexit__(None, None, None)
         if self._endpoint is not None:
             await self._endpoint.close()
+
+
+class DialkeyRelayedStack(DialkeyStack):
+    """Both endpoints reach each other through a relay alone; it is a third process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._relay: asyncio.subprocess.Process | None = None
+        self._url = ""
+
+    async def _open(self) -> Endpoint:
+        endpoint = await Endpoint.bind(relays=[self._url], transports=())
+        await endpoint.online()
+        return endpoint
+
+    async def serve(self, answer: Answer) -> str:
+        pipe = asyncio.subprocess.PIPE
+        script = Path(__file__).parents[1] / "measuring" / "relay_process.py"
+        self._relay = await asyncio.create_subprocess_exec(
+            sys.executable, str(script), stdin=pipe, stdout=pipe
+        )
+        assert self._relay.stdout is not None
+        self._url = (await self._relay.stdout.readline()).decode().strip()
+        return f"{self._url} {await super().serve(answer)}"
+
+    async def dial(self, address: str) -> Session:
+        self._url, ticket = address.split()
+        return await super().dial(ticket)
+
+    async def close(self) -> None:
+        await super().close()
+        if self._relay is not None and self._relay.stdin is not None:
+            self._relay.stdin.close()
+            await self._relay.wait()
