@@ -50,9 +50,9 @@ bench: $(DEVELOPMENT)
 	@DIALKEY_NATIVE=0 $(BIN)/python benchmarks/transport.py $(ARGS)
 	@! $(BIN)/python -c 'import sys; from dialkey import native; sys.exit(not native.part())' || \
 		$(BIN)/python benchmarks/transport.py --stacks $(NATIVE_STACKS) $(ARGS)
-	@DIALKEY_NATIVE=0 $(BIN)/python benchmarks/whole_files.py
+	@DIALKEY_NATIVE=0 $(BIN)/python benchmarks/whole_files.py $(filter --quick --smoke,$(ARGS))
 	@! $(BIN)/python -c 'import sys; from dialkey import native; sys.exit(not native.part())' || \
-		$(BIN)/python benchmarks/whole_files.py
+		$(BIN)/python benchmarks/whole_files.py $(filter --quick --smoke,$(ARGS))
 	@$(BIN)/python benchmarks/blob_import.py
 
 native: $(RUNTIME)

@@ -108,8 +108,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=300, metavar="MB", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--smoke", action="store_true", help="only see whether everything runs")
+    parser.add_argument("--quick", action="store_true", help="a small file, once")
     options = parser.parse_args(arguments)
-    size, rounds = (1, 1) if options.smoke else (options.size, options.rounds)
+    size, rounds = options.size, options.rounds
+    if options.smoke or options.quick:
+        size, rounds = (1 if options.smoke else 40), 1
     tools = ["dialkey"]
     if shutil.which("sendme"):
         tools.append("sendme")
