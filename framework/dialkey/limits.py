@@ -28,7 +28,7 @@ is stale beside what a ticket says. Of more, those that had their chance give wa
 # --- address lookups ----------------------------------------------------------------------------
 
 LOOKUP_TIMEOUT_S: Final = 10.0
-"""A dial that knows no address waits so long for lookups: a lost datagram and a slow server are made up
+"""A dial that knows no address waits this long for lookups: a lost datagram and a slow server are made up
 for by then, and a lookup that never answers must not keep anyone waiting."""
 
 MAX_LOOKUP_ANSWERS: Final = 16
@@ -83,7 +83,7 @@ repetition."""
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
 """From a client's first datagram on; a handshake that has not completed by then is dropped, whatever
-has been said in between, and whoever is still thinking about it."""
+has been exchanged in between, and whoever is still deciding about it."""
 
 MAX_TLS_MESSAGE_BYTES: Final = 4096
 """One TLS message, as its head announces it. A ClientHello of iroh has some 300 bytes, one with a
@@ -185,7 +185,7 @@ MAX_BLOB_OBSERVERS: Final = 1024
 """Answers to Observe that are open; each costs two tasks and otherwise nothing."""
 
 MAX_BLOB_OBSERVERS_SHARE: Final = 4
-"""One endpoint may have one part in so many of them, so that it takes from nobody else the places."""
+"""One endpoint may have a quarter of them, so that it cannot take everybody else's places."""
 
 MIN_BLOB_OBSERVERS_PER_PEER: Final = 16
 """What it may have at least, as long as nobody else wants to observe."""
@@ -360,7 +360,7 @@ MAX_RPC_ENVELOPE_BYTES: Final = 1 << 20
 beside it."""
 
 MAX_RPC_MESSAGE_BYTES: Final = 16 << 20
-"""One message, envelope and parts; whoever has more streams it."""
+"""One message, envelope and parts; stream whatever is larger."""
 
 MAX_RPC_BUFFERED_BYTES: Final = 64 << 20
 """Messages that one endpoint may have in our memory at once: four of the largest. Counted as they

@@ -73,7 +73,7 @@ MAX_REQUEST_BOUNDARIES: Final = 1 << 16
 MAX_REQUEST_ENTRIES: Final = 1 << 15
 """Of what is missing, so much is asked for at once: well within the 1 MiB of a request."""
 SIZES_FIRST_CHILDREN: Final = 1024
-"""Up to so many children, their sizes are asked for before the content."""
+"""For up to this many children, sizes are asked for before the content."""
 
 
 @attrs.frozen

@@ -31,7 +31,7 @@ PARTING_S: Final = 10.0
 100 KB/s lose nothing."""
 
 TURN_S: Final = 2.0
-"""After so long a place passes to somebody who waits and has none, if it can: one turn each."""
+"""After this long a place passes, if it can, to somebody who waits and has none: one turn each."""
 
 LOOK_S: Final = 1.0
 """How often those who wait look for places whose holders have become slow."""

@@ -37,10 +37,10 @@ READ_AHEAD_BYTES: Final = BATCH_BYTES
 PIECE_BYTES: Final = 1 << 18
 PIECE_WAIT_S: Final = 0.03
 """Going to a thread and back for each packet would cost more than the work there. So a piece waits
-until it has so many bytes or is so old, unless the stream has ended."""
+until it has this many bytes or is this old, unless the stream has ended."""
 FLUSH_AFTER_S: Final = 0.5
-"""On a slow link a batch takes long to fill: what came is verified and stored after so long, so that
-little is lost with this process."""
+"""On a slow link a batch takes long to fill. What has arrived is verified and stored after this long, so
+that little is lost with this process."""
 STALL_TIMEOUT_S: Final = 30.0
 """A sender that sends nothing for this long is given up; the connection itself may be alive."""
 END_TIMEOUT_S: Final = 1.0
@@ -122,7 +122,7 @@ class _Sorter:
 
 
 class _Inbox:
-    """Reads a stream ahead of whoever takes from it."""
+    """Reads a stream ahead of its consumer."""
 
     def __init__(self, recv: RecvStream, first: bytes, stall_timeout_s: float) -> None:
         self._recv = recv

@@ -79,7 +79,7 @@ class BroadcastConfig:
     Attributes:
         eager_limit: neighbours that are sent messages whole before a first message has shown which
             of them are needed. iroh takes all.
-        eager_floor: so many stay while several messages travel at once, because a tree that is good
+        eager_floor: how many stay while several messages travel at once, because a tree that is good
             for one publisher is a long way for another.
         concurrency_s: messages that arrive this close together travel at once.
         graft_timeout_s: how long an announced message may take to arrive before it is asked for.
@@ -89,8 +89,8 @@ class BroadcastConfig:
         dispatch_delay_s: how long announcements are collected.
         optimization_hops: hops that another way must save to become the way.
         optimization_lead_s: or time by which its announcement must come before the message.
-        recent_s: messages of this age are announced to a new neighbour, so that whoever was cut off
-            hears of them. iroh announces none.
+        recent_s: messages of this age are announced to a new neighbour, so that members that were cut
+            off hear of them. iroh announces none.
         payload_retention_s: how long a payload is kept for neighbours that ask.
         id_retention_s: how long an id is kept against duplicates.
     """

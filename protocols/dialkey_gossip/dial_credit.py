@@ -38,7 +38,7 @@ class DialCredit:
         self._add(peer, received_bytes * GOSSIP_DIAL_BYTES_PER_BYTE)
 
     def take(self, peer: PeerId, addresses: int) -> int:
-        """Pay for a dial to so many addresses; return how many there is credit for, perhaps 0."""
+        """Pay for a dial to this many addresses; return how many the credit covers, perhaps 0."""
         affordable = min(
             addresses, self._credit.get(peer, GOSSIP_DIAL_ALLOWANCE_BYTES) // ADDRESS_BYTES
         )

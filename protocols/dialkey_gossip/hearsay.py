@@ -21,7 +21,7 @@ def kept(data: bytes | None) -> bytes | None:
 
 
 class Hearsay:
-    """Data by peer. Who uses it drops what it needs no more.
+    """Data by peer. Its user drops what is no longer needed.
 
     Args:
         max_message_bytes: the limit on a message's encoding.

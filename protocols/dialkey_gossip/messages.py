@@ -87,7 +87,7 @@ class ForwardJoin:
 
 @attrs.frozen
 class Shuffle:
-    """Offer some known peers to whoever is at the end of a random walk of `ttl` further hops."""
+    """Offer some known peers to the node at the end of a random walk of `ttl` further hops."""
 
     origin: PeerId
     nodes: tuple[PeerInfo, ...]

@@ -100,7 +100,7 @@ _Method = Callable[..., Any]
 
 
 class Rpc:
-    """Serve an object to whoever dials the endpoint: ``router.add(Rpc(Calculator()))``.
+    """Serve an object to everybody who dials the endpoint: ``router.add(Rpc(Calculator()))``.
 
     Args:
         service: the object; its class says what can be called.

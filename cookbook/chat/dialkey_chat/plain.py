@@ -16,7 +16,7 @@ from dialkey_gossip import NoNeighbors
 __all__ = ["run_plain"]
 
 DELIVERY_S: Final = 10.0
-"""At the end of input, what was said gets so long to reach somebody."""
+"""At the end of the input, what was said gets this long to reach somebody."""
 
 STDIN: Final = 0
 MAX_LINE_BYTES: Final = 65_536

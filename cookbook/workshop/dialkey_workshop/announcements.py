@@ -33,7 +33,7 @@ MAX_MESSAGE_BYTES: Final = 2048
 MAX_JOBS: Final = 64
 MAX_SLOTS: Final = 1024
 MAX_WORKERS: Final = 512
-"""Workers that a client keeps in mind; whoever knows the topic can invent any number."""
+"""Workers that a client remembers; anybody who knows the topic can invent any number."""
 
 ANNOUNCE_INTERVAL_S: Final = 5.0
 EXPIRY_S: Final = 3.5 * ANNOUNCE_INTERVAL_S

@@ -139,7 +139,7 @@ async def run(
     overwrite: bool = False,
     limits: Limits | None = None,
 ) -> None:
-    """Have a job done for each of some files, by whoever is there.
+    """Have a job done for each of some files, by the workers that are there.
 
     The result for ``notes.txt`` is ``notes.txt.<job>`` in `folder`. When cancelled, workers are told
     to stop; results that were written stay.

@@ -20,7 +20,7 @@ from dialkey_workshop.announcements import Board, Here
 __all__ = ["MAX_ATTEMPTS", "Assignment", "Schedule", "Task"]
 
 MAX_ATTEMPTS: Final = 5
-"""A job at which so many workers broke is to blame itself."""
+"""A job at which this many workers failed is itself to blame."""
 
 FIRST_PAUSE_S: Final = 0.1
 MAX_PAUSE_S: Final = 10.0

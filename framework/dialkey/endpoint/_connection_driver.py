@@ -180,7 +180,7 @@ class ConnectionDriver:
         self.flush_soon()
 
     def discard(self) -> None:
-        """Forget the connection at once; whoever waits on it is woken."""
+        """Forget the connection at once, and wake everybody who waits on it."""
         self.core.discard()
         self.process_events()
         self.cancel_timer()
@@ -417,7 +417,7 @@ class ConnectionDriver:
         self.announce_selection()
 
     def announce_selection(self) -> None:
-        """Say so if data goes another way now, whoever decided it."""
+        """Announce it if data goes another way now, no matter who decided it."""
         path = self.core.selected_path
         if path is None:
             return
@@ -446,7 +446,7 @@ class ConnectionDriver:
     # --- what the machine says ------------------------------------------------------------------
 
     def process_events(self) -> None:
-        """Hand the machine's events to whoever waits for them."""
+        """Hand the machine's events to those who wait for them."""
         queue = self.core.events
         while queue:
             event = queue.popleft()

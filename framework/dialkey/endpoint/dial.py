@@ -319,7 +319,7 @@ class Dial:
         raise AssertionError("the loop has no end")
 
     async def _shake_hands(self, timeout_s: float) -> ConnectionDriver:
-        """Run one handshake with whoever answers first."""
+        """Run one handshake with the first address that answers."""
         driver = self._driver
         gave_up = self.target.gave_up = asyncio.get_running_loop().create_future()
         self._check_endpoint()

@@ -65,7 +65,7 @@ def sources_of(remote: PathAddress) -> Sources:
 
 
 class Allowance:
-    """How often something may happen: a burst at once, then so many a second."""
+    """How often something may happen: a burst at once, then a rate per second."""
 
     __slots__ = ("_at", "_burst", "_left", "_rate")
 

@@ -129,13 +129,13 @@ class Endpoint(AsyncOnly):
             max_datagram_bytes: upper end of path MTU discovery, UDP payload.
             qlog_dir: write a qlog file (.sqlog) of each connection into this directory, which must
                 exist: packets with their frames, and loss recovery. For analysis; it slows down.
-            key_log_file: write TLS secrets there (NSS format), to decrypt captures. Who reads it
-                reads everything.
+            key_log_file: write TLS secrets there (NSS format), to decrypt captures. Anybody who reads it
+                can read everything.
             user_data: a short text that lookups publish with our addresses, see `set_user_data`.
 
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
-            InvalidAddress: text among `relays` is no URL (raised by the call itself).
+            InvalidAddress: text among `relays` is not a URL (raised by the call itself).
             LocalError: `relays` was given, and no plugin for relays is there.
         """
         options = _Options(
@@ -570,7 +570,7 @@ class Endpoint(AsyncOnly):
         return list(self._driver.alpns)
 
     def set_alpns(self, alpns: Iterable[str | bytes]) -> None:
-        """Set the protocols to accept; with none, whoever dials is refused."""
+        """Set the protocols to accept; with none, every dial is refused."""
         self._driver.set_alpns([_alpn_text(alpn) for alpn in alpns])
 
     async def accept(self) -> Connection | None:

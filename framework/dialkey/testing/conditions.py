@@ -21,14 +21,14 @@ class Conditions:
 
     Attributes:
         delay_s: the time each datagram takes.
-        jitter_s: up to so much more, drawn for each; datagrams overtake each other by it.
+        jitter_s: up to this much more, drawn for each; datagrams overtake each other by it.
         in_order: with jitter, datagrams wait for those before them instead of overtaking them.
         loss: probability that a datagram vanishes.
         duplicate: probability that it arrives twice.
         reorder: probability that it is held back by `reorder_delay_s`, while others pass.
         reorder_delay_s: see `reorder`; twice `delay_s` if None.
         mtu_bytes: larger datagrams vanish; nobody is told.
-        rate_bytes_s: so many bytes get through in a second; unlimited if None.
+        rate_bytes_s: bytes that get through in a second; unlimited if None.
         queue_bytes: what may wait for the rate; what finds no room vanishes.
     """
 

@@ -29,8 +29,8 @@ def address_of(name: Name) -> TransportAddr:
 class MemoryNetwork:
     """Carries datagrams between its transports, within one event loop.
 
-    Deterministic: the same seed and the same calls give the same faults. Who sends to an address at
-    which no transport is attached hears nothing, unless `refuse` said otherwise.
+    Deterministic: the same seed and the same calls give the same faults. A sender to an address without
+    a transport hears nothing, unless `refuse` said otherwise.
 
     Args:
         seed: of all faults.

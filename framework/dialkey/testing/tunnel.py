@@ -199,7 +199,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("a", help="a network namespace, by name or path")
     parser.add_argument("b", help="another one")
     parser.add_argument("--delay", type=float, default=0, help="milliseconds each way")
-    parser.add_argument("--jitter", type=float, default=0, help="up to so many milliseconds more")
+    parser.add_argument("--jitter", type=float, default=0, help="up to this many milliseconds more")
     parser.add_argument("--in-order", action="store_true", help="jitter does not reorder")
     parser.add_argument("--loss", type=float, default=0, help="probability, 0 to 1")
     parser.add_argument("--duplicate", type=float, default=0, help="probability, 0 to 1")

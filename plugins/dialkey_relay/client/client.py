@@ -62,7 +62,7 @@ DRAIN_S: Final = 1.0
 MIN_REFRESH_S: Final = 1.0
 MAX_KEPT: Final = 32
 KEEP_S: Final = 3.0
-"""What is sent while a connection is being made waits for it so long: first packets of handshakes,
+"""What is sent while a connection is being made waits this long for it: first packets of handshakes,
 whose loss would cost a second. Iroh empties its queues at this interval."""
 
 MAX_QUEUED: Final = 512

@@ -25,7 +25,7 @@ PROBE_TIMEOUT_S: Final = 3.0
 REQUESTS: Final = 3
 MAX_BODY_BYTES: Final = 8192
 SETTLE_S: Final = 0.3
-"""After the first relay has answered the others get so long; the nearest is among the first."""
+"""After the first relay has answered, the others get this long; the nearest is among the first."""
 
 
 class _Pinger(asyncio.Protocol):

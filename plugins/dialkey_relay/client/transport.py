@@ -54,7 +54,7 @@ MAX_TRIALS: Final = 8
 """Relays that are dialled at once when the home is lost, the nearest."""
 
 IDLE_S: Final = 60.0
-"""A relay that is not home is left so long after the last datagram; iroh's own number."""
+"""A relay that is not home is left this long after the last datagram; iroh's own number."""
 
 HOUSEKEEPING_S: Final = 5.0
 MAX_RELAYS: Final = 32

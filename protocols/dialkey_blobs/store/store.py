@@ -374,7 +374,7 @@ class Store:
         return await self._worker.run(lambda core: already_there(files))
 
     async def check_space(self, needed: int) -> None:
-        """Fail if so many bytes cannot be added.
+        """Fail if this many bytes cannot be added.
 
         Raises:
             DiskFull: there is not enough space.

@@ -285,7 +285,7 @@ class Pacer:
     BURST_S = 0.004
     """Four times the granularity of an event loop's timer: late wake-ups do not cost throughput."""
     MIN_BURST_BYTES = 2 * 1200
-    """On a slow link a longer burst would be a queue of its own for whoever shares it."""
+    """On a slow link a longer burst would be a queue of its own for those who share it."""
     FIRST_BURST_BYTES = 16 * 1200
     """The first flight leaves at once, as RFC 9002 section 7.7 allows."""
 

@@ -355,7 +355,7 @@ def select(c: Connection, path_id: int) -> None:
 
 
 def use(c: Connection, path: Path) -> None:
-    """Note which path carries data from now on, whoever decided it."""
+    """Note which path carries data from now on, no matter who decided it."""
     state = c.multipath
     assert state is not None
     if state.in_use_id != path.id:

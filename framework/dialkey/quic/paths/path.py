@@ -40,11 +40,11 @@ MAX_OLD_TOKENS: Final = 8
 
 CHALLENGE_STEP_S: Final = 2.0
 SUSPECT_AFTER_S: Final = 0.5
-"""A path that answers nothing for three round trips, and at least so long, is left for another."""
+"""A path that answers nothing for three round trips, and at least this long, is left for another."""
 HUSH_S: Final = 0.5
 """Silence after stream data arrived that makes a client ask whether the path still works."""
 PATH_IDLE_TIMEOUT_S: Final = 15.0
-"""A silent path is abandoned after so long, while there are others: iroh's own number."""
+"""A silent path is abandoned after this long while there are others; iroh's own number."""
 
 
 @attrs.frozen
@@ -305,7 +305,7 @@ class Path:
         return self.next_number
 
     def tolerate_silence(self, period_s: float) -> None:
-        """Let the path be silent for so long while there are others."""
+        """Let the path be silent for this long while there are others."""
         self.idle_timeout_s = period_s
 
     def start_challenge(self, now: float, deadline: float | None = None) -> None:

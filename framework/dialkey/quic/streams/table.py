@@ -264,7 +264,7 @@ class StreamTable:
         return self._memory is None or self._memory.holds(self.held)
 
     def let_go(self, length: int) -> None:
-        """Note that so many bytes are not held any more."""
+        """Note that this many bytes are no longer held."""
         self.held -= length
         if self._memory is not None:
             self._memory.holds(self.held)
