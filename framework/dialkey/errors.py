@@ -139,7 +139,7 @@ class Base32Error(InvalidInput):
     """A text is not base-32 of the alphabet asked for.
 
     Attributes:
-        position: 0-based index of the offending character, or None where the length is what is
+        position: 0-based index of the offending character, or None where the length is
             wrong.
     """
 
@@ -181,7 +181,7 @@ class StreamClosed(LocalError):
 
 
 class Busy(LocalError):
-    """Another task of this program is using what only one can use at a time."""
+    """Another task of this program is using something that only one task can use at a time."""
 
     code = "local.busy"
 
@@ -201,7 +201,7 @@ class KeyFileMissing(StorageError):
 
 
 class KeyFileExists(StorageError):
-    """A file stands where a new key should be saved."""
+    """There is already a file where a new key should be saved."""
 
     code = "local.storage.key_exists"
 
@@ -239,7 +239,7 @@ class EndOfStream(WireError):
 
 
 class InvalidSignature(WireError):
-    """A signature does not fit key and message, or is of a form that proves nothing."""
+    """A signature does not match key and message, or has a form that proves nothing."""
 
     code = "remote.wire.signature"
 
@@ -252,7 +252,7 @@ class HandshakeError(RemoteError):
     """The handshake failed.
 
     Attributes:
-        close_code: the QUIC close code (0x100 + TLS alert where TLS said no), or None.
+        close_code: the QUIC close code (0x100 + TLS alert where TLS refused), or None.
     """
 
     code = "remote.handshake"

@@ -87,7 +87,7 @@ class ProtocolHandler(Protocol):
     """What speaks one protocol. It may also have ``async def shutdown(self) -> None``.
 
     `shutdown` is called once when the router shuts down, before tasks are cancelled: tell peers,
-    end loops, let go of connections that `accept` handed on.
+    end loops, close connections that `accept` handed on.
     """
 
     async def accept(self, connection: Connection, /) -> None:
@@ -96,12 +96,12 @@ class ProtocolHandler(Protocol):
 
 @attrs.frozen
 class RouterStats:
-    """What a router did since its start.
+    """What a router has done since it started.
 
     Attributes:
         active: handler tasks running now.
         accepted: connections given to a handler.
-        failed: handler tasks that raised for other reasons than that the peer went away.
+        failed: handler tasks that raised for any reason except that the peer went away.
         violations: of those, the ones in which the peer broke the rules.
     """
 
@@ -121,12 +121,12 @@ class Router(AsyncOnly):
     """Dispatch the incoming connections of an endpoint by ALPN.
 
     Use it as an async context manager: it serves from the moment it is entered, and leaving it
-    shuts down gracefully. `serve` is where a program waits that does nothing else. An endpoint has
+    shuts down gracefully. A program that does nothing else waits in `serve`. An endpoint has
     one router at a time. An ALPN is offered to peers from the moment it is added.
 
     Args:
         endpoint: the bound endpoint; the router does not close it.
-        grace_s: how long handlers may go on at shutdown before they are cancelled.
+        grace_s: how long handlers may continue at shutdown before they are cancelled.
     """
 
     def __init__(self, endpoint: Endpoint, *, grace_s: float = SHUTDOWN_GRACE_S) -> None:
@@ -451,7 +451,7 @@ class Router(AsyncOnly):
             shutting_down.result()
 
     async def close(self) -> None:
-        """Shut down; the name that everything else has for it."""
+        """Shut down; what `close` is for everything else."""
         await self.shutdown()
 
     async def _shut_down(self) -> None:

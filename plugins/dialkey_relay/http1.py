@@ -125,7 +125,7 @@ class Response:
     """A response to send.
 
     Attributes:
-        headers: in order, names as they shall appear; those that frame the body are added.
+        headers: in order, names as they are to appear; those that frame the body are added.
     """
 
     status: int

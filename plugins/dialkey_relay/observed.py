@@ -75,7 +75,7 @@ def decode_role(value: bytes) -> Role:
     """Decode the value of the transport parameter.
 
     Raises:
-        RelayWireError: it is none.
+        RelayWireError: it is not a collection.
     """
     number, end = _read_varint(value, 0)
     if end != len(value) or number > Role.BOTH:
@@ -141,7 +141,7 @@ class Observed:
         """Decode one whole frame.
 
         Raises:
-            RelayWireError: it is none.
+            RelayWireError: it is not a collection.
         """
         frame_type, at = _read_varint(frame, 0)
         if frame_type not in (FRAME_IPV4, FRAME_IPV6):

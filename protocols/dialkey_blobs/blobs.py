@@ -54,7 +54,7 @@ class Entry:
 class Blobs:
     """The blobs protocol as a plugin: ``blobs = router.add(Blobs.persistent("share"))``.
 
-    Everything in the store is offered to whoever connects and knows a hash, unless `authorize` says
+    Everything in the store is offered to anybody who connects and knows a hash, unless `authorize` says
     otherwise. Adding and downloading works as soon as the plugin is added; without a router, call
     `attach`.
 
@@ -89,7 +89,7 @@ class Blobs:
         allow_push: bool = False,
         limits: ProviderLimits | None = None,
     ) -> Blobs:
-        """Keep blobs in memory; they are gone with the process."""
+        """Keep blobs in memory; they are lost when the process ends."""
         return cls(
             MemoryStore(),
             authorize=authorize,
@@ -107,7 +107,7 @@ class Blobs:
         allow_push: bool = False,
         limits: ProviderLimits | None = None,
     ) -> Blobs:
-        """Keep blobs in a folder, which is made if it is not there; one process at a time can.
+        """Keep blobs in a folder, which is made if it is not there; one process at a time.
 
         It is opened with the endpoint, which fails then if the folder cannot be used.
         """
@@ -129,7 +129,7 @@ class Blobs:
 
     @hookimpl
     async def dialkey_endpoint_started(self, endpoint: Endpoint) -> None:
-        """Open the store, so that what is wrong with it is known at once."""
+        """Open the store, so that a problem with it shows at once."""
         await self.store.ready()
 
     @hookimpl
@@ -274,7 +274,7 @@ class Blobs:
             source: a ticket, or content together with `providers`.
             providers: further endpoints that may have it; they are tried in order.
             connection: an open connection to the first provider, with the ALPN of blobs.
-            stall_timeout_s: a provider that sends nothing for this long is left.
+            stall_timeout_s: a provider that sends nothing for this long is given up.
             patience_s: a provider that has delivered is asked again for this long without progress,
                 through lost connections and while it is busy, restarting or without the content.
 
@@ -320,7 +320,7 @@ class Blobs:
         """Return a collection that is in the store; its names may be anything.
 
         Raises:
-            WireError: it is none.
+            WireError: it is not a collection.
             BlobMissing, BlobIncomplete: its list is not held.
         """
         children: HashSeq = await self.store.run(lambda core: load_hash_seq(core, hash))
@@ -414,7 +414,7 @@ class Blobs:
     async def get(
         self, remote: Remote | Connection, request: GetRequest | GetManyRequest
     ) -> Received:
-        """Put what a single request brings into the store, whatever is held already.
+        """Make a single request and store what it brings, whatever is held already.
 
         For ranges of blobs, or many blobs at once; `download` is for everything else.
 

@@ -79,7 +79,7 @@ class Contacts:
         contact.forget_at = now + self._config.lost_retention_s
 
     def heard(self, peer: PeerId) -> None:
-        """Note that a peer spoke to us: it needs no more trying."""
+        """Note that a peer spoke to us: no more attempts are needed."""
         contact = self._contacts.get(peer)
         if contact is None:
             return

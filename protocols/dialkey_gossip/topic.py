@@ -52,14 +52,14 @@ class Terms:
 
 
 class Topic:
-    """A place in a topic: publish, and hear what others publish.
+    """A membership in a topic: publish, and hear what others publish.
 
     Made by `Gossip.join`. Leave it with `leave`, or use it as an asynchronous context manager. Events
     are fetched with ``async for event in topic``, which ends when the topic is left; several tasks
     may share the work, each event goes to one of them. Several handles of one topic hear everything
     each, and the topic is left with the last of them.
 
-    Gossip promises little: a message reaches, most probably and soon, those who are in the swarm when
+    Gossip promises little: a message most probably soon reaches those who are in the swarm when
     it is published. It keeps no order, tells nobody who received what, brings nothing to those who
     come later, and drops a content that is published again within 90 seconds.
     """
@@ -265,7 +265,7 @@ def parse_topic(
     """Read what names a topic, and the peers that a ticket names with it.
 
     Raises:
-        InvalidInput: it names no topic.
+        InvalidInput: it does not name a topic.
     """
     if isinstance(topic, TopicTicket):
         return topic.topic, topic.peers

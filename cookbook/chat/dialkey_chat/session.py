@@ -365,7 +365,7 @@ class Chat:
             self._asking.set()
 
     async def _ask(self) -> None:
-        """Ask each new neighbour for what we lack; there is no other way to hear of the past.
+        """Ask each new neighbour for what we are missing; there is no other way to learn of the past.
 
         A peer that fails, lies or hangs is left after a while, and others are asked.
         """

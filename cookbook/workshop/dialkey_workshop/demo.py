@@ -26,7 +26,7 @@ ROOM: Final = 4
 
 
 async def demo(output: Output, *, files: int, size_bytes: int) -> None:
-    """Give jobs to three workers, kill one in the midst of a job, and compare the results.
+    """Give jobs to three workers, kill one in the middle of a job, and compare the results.
 
     Raises:
         DialkeyError: a result is missing or wrong.

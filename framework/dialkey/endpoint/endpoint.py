@@ -296,7 +296,7 @@ class Endpoint(AsyncOnly):
 
         Waits first until peers have what was written (`Connection.delivered`, for all at the same
         time), then, at most some seconds, until they have confirmed. Leaving ``async with`` by an
-        exception does not wait for the former. When cancelled, the closing goes on.
+        exception does not wait for the former. When cancelled, closing continues in the background.
         """
         await self._end(deliver=True)
 
@@ -372,11 +372,11 @@ class Endpoint(AsyncOnly):
         """Wait until others reach us from anywhere: through a relay. Return our address then.
 
         Args:
-            timeout: seconds; by default this waits for as long as no relay lets us in. The endpoint
-                goes on trying in any case.
+            timeout: seconds; by default this waits until a relay lets us in. The endpoint
+                keeps trying in any case.
 
         Raises:
-            Offline: time is up; the message says what keeps us out of each relay.
+            Offline: the time is up; the message says for each relay why it did not let us in.
             LocalError: nothing that could make us reachable was configured.
             EndpointClosed: the endpoint was closed.
         """
@@ -416,10 +416,10 @@ class Endpoint(AsyncOnly):
                 each.cancel()
 
     def ticket(self, *, short: bool = False) -> EndpointTicket:
-        """Return a text that contains `addr()`: give it to those who shall dial us.
+        """Return a text that contains `addr()`: give it to those who are to dial us.
 
         Args:
-            short: name only our id; whoever dials needs a lookup that finds us, see `is_published`.
+            short: name only our id; those who dial need a lookup that finds us, see `is_published`.
         """
         return EndpointTicket(EndpointAddr(self._id) if short else self.addr())
 
@@ -469,7 +469,7 @@ class Endpoint(AsyncOnly):
         """Ask all lookups where an endpoint is, without dialling it; return what each has said.
 
         Args:
-            timeout: seconds, after which those that have not answered are left.
+            timeout: seconds, after which lookups that have not answered are skipped.
         """
         self._check_open()
         everyone = asyncio.Event()
@@ -496,7 +496,7 @@ class Endpoint(AsyncOnly):
         self._known.add(addr)
 
     def network_changed(self) -> None:
-        """Tell that this machine's network may have changed: every path is looked at anew.
+        """Tell that this machine's network may have changed: every path is checked again.
 
         Phones that know better than any heuristics call this.
         """
@@ -574,7 +574,7 @@ class Endpoint(AsyncOnly):
         self._driver.set_alpns([_alpn_text(alpn) for alpn in alpns])
 
     async def accept(self) -> Connection | None:
-        """Wait for the next connection that somebody made to us; None when the endpoint is closed.
+        """Wait for the next incoming connection; None when the endpoint is closed.
 
         Its peer has proved a key, filters have passed it. Cancellation loses no connection.
         """

@@ -28,7 +28,7 @@ class PathInfo:
         kind: "direct", "relay" or "custom".
         is_selected: whether application data goes this way.
         state: "validating" until the peer has answered there, "usable", or "suspect" while it
-            answers nothing any more.
+            no longer answers.
         rtt_s: smoothed round-trip time, seconds.
         lost_packets: packets taken for lost so far.
         sent_packets: packets sent so far.
@@ -61,7 +61,7 @@ class ConnectionStats:
     Attributes:
         sent_bytes, received_bytes: whole datagrams, handshake included.
         received_packets: packets that were opened.
-        undecryptable_packets, duplicate_packets: packets that were thrown away.
+        undecryptable_packets, duplicate_packets: packets that were discarded.
         lost_packets, sent_packets: over all paths.
         dropped_datagrams: application datagrams that found no room, here, in either direction.
         key_updates: how often the keys were changed.
@@ -104,7 +104,7 @@ class PathClosed:
 
 @attrs.frozen
 class PathSelected:
-    """Application data goes another way now."""
+    """Application data takes another path now."""
 
     path: PathInfo
     previous: PathAddress | None
@@ -112,7 +112,7 @@ class PathSelected:
 
 @attrs.frozen
 class PathDemoted:
-    """A path answers nothing any more; it is left if there is another."""
+    """A path no longer answers; it is left if there is another."""
 
     path: PathInfo
 

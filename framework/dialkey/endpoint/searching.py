@@ -124,7 +124,7 @@ class Search:
         try:
             await self._hear(asked, asked.lookup.resolve(self._id))
         except Exception as error:
-            # A lookup that fails is one way less; the search goes on with the others.
+            # A lookup that fails is one way less; the search continues with the others.
             asked.error = str(error) or type(error).__name__
             self._log(asked)
         asked.done_at = asyncio.get_running_loop().time()

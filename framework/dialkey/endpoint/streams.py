@@ -256,7 +256,7 @@ class RecvStream:
         When cancelled, what was taken by this call is lost: stop the stream then.
 
         Raises:
-            EndOfStream: the stream ended before (a `WireError`), with what there was.
+            EndOfStream: the stream ended before (a `WireError`), with what did arrive.
         """
         if length <= 0:
             return b""

@@ -479,7 +479,7 @@ class UdpTransport:
 
     @property
     def dropped(self) -> int:
-        """Datagrams that were thrown away because the machine could not take them in time."""
+        """Datagrams that were discarded because the machine could not take them in time."""
         return sum(each.dropped for each in self._sockets)
 
     def local_addrs(self) -> list[TransportAddr]:

@@ -44,7 +44,7 @@ logger = logging.getLogger("dialkey.relay.client")
 REPORT_INTERVAL_S: Final = 300.0
 REPORT_JITTER_S: Final = 30.0
 TRIAL_S: Final = 10.0
-"""So long a relay that shall become home has to let us in; as long as an attempt may take."""
+"""How long a relay that is to become home may take to let us in: as long as an attempt may take."""
 
 FAILOVER_S: Final = 4.5
 """A home relay without a connection for this long is given up for one that answers: long enough for a

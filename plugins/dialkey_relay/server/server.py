@@ -363,7 +363,7 @@ class RelayServer:
     def _give_way(self, connection: ClientConnection) -> None:
         """End a connection, because those of its network are most and places are short."""
         self.hub.counters.http_connections_displaced += 1
-        # Not at once: this is in the midst of the arrival of another one.
+        # Not at once: another one is just arriving.
         self.loop.call_soon(connection.abort, "other networks have fewer connections")
 
     def left(self, connection: ClientConnection) -> None:

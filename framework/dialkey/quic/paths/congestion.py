@@ -64,7 +64,7 @@ class Controller(Protocol):
     """Decides how much may be in flight on one path, and how fast it leaves.
 
     Sans-IO: told what was sent, what arrived and what was lost, with the time; asks for nothing. One
-    belongs to one path and is thrown away when the path leads to another network.
+    belongs to one path and is discarded when the path leads to another network.
 
     Attributes:
         name: for logs.
