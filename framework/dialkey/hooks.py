@@ -6,6 +6,10 @@ whose name begins with `dialkey_` counts as an implementation without it, so a f
 is not a hook that silently never runs. An implementation takes those arguments of its hook that it
 needs, by name, and may return an awaitable, which the framework awaits.
 
+A plugin may define hooks of its own: it keeps their specifications in a class, as `HookSpecs` does, and
+names the class in an attribute `dialkey_hookspecs`. So the relay server defines who is asked before a
+client is let in.
+
 Each endpoint has its own `Plugins`; nothing is global. Plugins come from two sources: objects
 passed to `Endpoint.bind` or `Router.add`, then the entry points in group ``dialkey`` of installed
 distributions. Of the latter a router serves no protocol unasked, see `Router.add_installed`: what an
@@ -35,19 +39,30 @@ import pluggy
 
 from dialkey.errors import PluginError
 from dialkey.hookspecs import (
-    BACKWARDS,
-    BIND_ONLY,
-    FIRST_RESULT,
-    HOOK_NAMES,
     PREFIX,
     PROJECT,
+    HookRules,
     HookSpecs,
+    Plugin,
     Refusal,
+    RelayChoice,
+    RelayWithUrl,
     hookimpl,
     hookspec,
+    rules_of,
 )
 
-__all__ = ["Answer", "HookSpecs", "Plugins", "Refusal", "hookimpl", "hookspec"]
+__all__ = [
+    "Answer",
+    "HookSpecs",
+    "Plugin",
+    "Plugins",
+    "Refusal",
+    "RelayChoice",
+    "RelayWithUrl",
+    "hookimpl",
+    "hookspec",
+]
 
 START_TIMEOUT_S: Final = 30.0
 """A plugin may open databases and dial a first server at start-up; beyond this it hangs."""
@@ -69,8 +84,21 @@ class Answer:
     value: object
 
 
-def _arguments(hook: str) -> tuple[str, ...]:
-    return tuple(inspect.signature(getattr(HookSpecs, hook)).parameters)[1:]
+@attrs.frozen
+class _Hook:
+    """A hook that is specified: by which class, with which arguments, and how it is called."""
+
+    specs: type
+    arguments: tuple[str, ...]
+    rules: HookRules
+
+
+def _hooks_of(specs: type) -> dict[str, _Hook]:
+    return {
+        name: _Hook(specs, tuple(inspect.signature(function).parameters)[1:], rules_of(function))
+        for name, function in vars(specs).items()
+        if name.startswith(PREFIX) and inspect.isfunction(function)
+    }
 
 
 def _near(word: str, words: Iterable[str]) -> str | None:
@@ -101,33 +129,63 @@ class Plugins:
     Calls are made in the event loop of the caller. All methods without `async` are immediate.
 
     Args:
+        specs: classes with hook specifications of plugins, beside those of the framework.
         start_timeout_s: deadline for one plugin in a call that must succeed.
         call_timeout_s: deadline for one plugin in every other call.
     """
 
     def __init__(
-        self, *, start_timeout_s: float = START_TIMEOUT_S, call_timeout_s: float = CALL_TIMEOUT_S
+        self,
+        *specs: type,
+        start_timeout_s: float = START_TIMEOUT_S,
+        call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
         self._manager = _Manager(PROJECT)
-        self._manager.add_hookspecs(HookSpecs)
+        self._hooks: dict[str, _Hook] = {}
         self._order: dict[str, int] = {}
         self._installed: set[str] = set()
-        self._implementations: dict[str, tuple[pluggy.HookImpl, ...]] = dict.fromkeys(
-            HOOK_NAMES, ()
-        )
+        self._implementations: dict[str, tuple[pluggy.HookImpl, ...]] = {}
         self._failures: Counter[tuple[str, str]] = Counter()
         self._pending: dict[asyncio.Task[None], None] = {}
         self._start_timeout_s = start_timeout_s
         self._call_timeout_s = call_timeout_s
         self.dropped_events = 0
+        for each in (HookSpecs, *specs):
+            self.add_specs(each)
 
     # --- registration ---------------------------------------------------------------------------
 
-    def register(self, plugin: object, name: str | None = None, *, late: bool = False) -> str:
+    def add_specs(self, specs: type) -> None:
+        """Let plugins implement further hooks: those that a class of a plugin specifies.
+
+        Args:
+            specs: its functions whose names begin with ``dialkey_`` are marked with `hookspec`. Adding
+                it again changes nothing.
+
+        Raises:
+            PluginError: one of its hooks is specified already, by something else.
+        """
+        hooks = _hooks_of(specs)
+        for name in hooks:
+            other = self._hooks.get(name)
+            if other is not None and other.specs is not specs:
+                raise PluginError(
+                    f"{specs.__qualname__} specifies {name}, as does {other.specs.__qualname__}"
+                )
+        new = {name: hook for name, hook in hooks.items() if name not in self._hooks}
+        if not new:
+            return
+        self._manager.add_hookspecs(specs)
+        self._hooks.update(new)
+        for name in new:
+            self._implementations[name] = self._sorted(name)
+
+    def register(self, plugin: Plugin, name: str | None = None, *, late: bool = False) -> str:
         """Check a plugin against the hook specifications and add it.
 
         Args:
-            plugin: an object or a module; registering it again changes nothing.
+            plugin: an object or a module; registering it again changes nothing. If it has an attribute
+                `dialkey_hookspecs`, a class, that is added first, see `add_specs`.
             name: what messages call it; by default the module's name or the object's class, with a
                 number where that is taken.
             late: refuse hooks that are asked only while an endpoint binds, because it is bound.
@@ -143,7 +201,9 @@ class Plugins:
         if known is not None:
             return known
         name = self._free_name(name or getattr(plugin, "__name__", None) or type(plugin).__name__)
-        missed = BIND_ONLY.intersection(_validate(plugin, name))
+        self._add_specs_of(plugin)
+        implemented = _validate(plugin, name, self._hooks)
+        missed = {hook for hook in implemented if self._hooks[hook].rules.while_binding}
         if late and missed:
             raise PluginError(
                 f"plugin {name!r} implements {min(missed)}, which is asked while an endpoint binds",
@@ -154,9 +214,14 @@ class Plugins:
         except (pluggy.PluginValidationError, ValueError) as error:
             raise PluginError(f"plugin {name!r} cannot be registered: {error}") from error
         self._order[name] = len(self._order)
-        for hook in HOOK_NAMES:
+        for hook in self._hooks:
             self._implementations[hook] = self._sorted(hook)
         return name
+
+    def _add_specs_of(self, plugin: Plugin) -> None:
+        specs = inspect.getattr_static(plugin, "dialkey_hookspecs", None)
+        if inspect.isclass(specs):
+            self.add_specs(specs)
 
     def load_entry_points(self, *, skip_broken: bool = False) -> tuple[str, ...]:
         """Import and register what installed distributions offer in entry point group ``dialkey``.
@@ -172,24 +237,28 @@ class Plugins:
             PluginError: an entry point cannot be imported, or breaks a hook's contract.
         """
         added: list[str] = []
+        loaded: list[tuple[str, object]] = []
+
+        def go_on(name: str, error: PluginError) -> None:
+            if not skip_broken:
+                raise error
+            self._failures[name, "registration"] += 1
+            logger.warning("%s", error)
+
         for entry in sorted(importlib.metadata.entry_points(group=PROJECT), key=lambda e: e.name):
             try:
-                try:
-                    plugin = entry.load()
-                except Exception as error:
-                    raise PluginError(
-                        f"plugin {entry.name!r} ({entry.value}) cannot be imported: "
-                        f"{type(error).__name__}: {error}",
-                        hint="reinstall or remove the distribution that provides it",
-                    ) from error
+                loaded.append((entry.name, _load(entry)))
+                # All specifications come first: an implementation may belong to another plugin's.
+                self._add_specs_of(loaded[-1][1])
+            except PluginError as error:
+                go_on(entry.name, error)
+        for name, plugin in loaded:
+            try:
                 if self.name_of(plugin) is None:
-                    added.append(self.register(plugin, entry.name))
+                    added.append(self.register(plugin, name))
                     self._installed.add(added[-1])
             except PluginError as error:
-                if not skip_broken:
-                    raise
-                self._failures[entry.name, "registration"] += 1
-                logger.warning("%s", error)
+                go_on(name, error)
         return tuple(added)
 
     def name_of(self, plugin: object) -> str | None:
@@ -271,7 +340,7 @@ class Plugins:
                 continue
             if value is not None:
                 answers.append(Answer(impl.plugin_name, value))
-                if hook in FIRST_RESULT:
+                if self._hooks[hook].rules.first_result:
                     break
         return answers
 
@@ -398,7 +467,7 @@ class Plugins:
             caller.get_hookimpls(),
             key=lambda impl: (not impl.tryfirst, impl.trylast, self._order[impl.plugin_name]),
         )
-        return tuple(reversed(found) if hook in BACKWARDS else found)
+        return tuple(reversed(found) if self._hooks[hook].rules.backwards else found)
 
     async def _await_one(
         self, impl: pluggy.HookImpl, arguments: Mapping[str, object], *, must_succeed: bool
@@ -413,6 +482,17 @@ class Plugins:
             await _within(value, self._call_timeout_s)
         except Exception as error:
             self.count_failure(impl.plugin_name, "dialkey_events", error)
+
+
+def _load(entry: importlib.metadata.EntryPoint) -> Plugin:
+    try:
+        return entry.load()
+    except Exception as error:
+        raise PluginError(
+            f"plugin {entry.name!r} ({entry.value}) cannot be imported: "
+            f"{type(error).__name__}: {error}",
+            hint="reinstall or remove the distribution that provides it",
+        ) from error
 
 
 def _invoke(impl: pluggy.HookImpl, arguments: Mapping[str, object]) -> object:
@@ -447,7 +527,7 @@ def _failure(plugin: str, hook: str, error: Exception) -> PluginError:
     )
 
 
-def _validate(plugin: object, name: str) -> frozenset[str]:
+def _validate(plugin: Plugin, name: str, known: Mapping[str, _Hook]) -> frozenset[str]:
     """Check every hook that a plugin implements against the specifications; return them."""
     if inspect.isclass(plugin):
         raise PluginError(
@@ -463,17 +543,21 @@ def _validate(plugin: object, name: str) -> frozenset[str]:
             continue
         options = options if isinstance(options, dict) else {}
         hook = str(options.get("specname") or attribute)
-        if hook not in HOOK_NAMES:
+        if hook not in known:
+            if options.get("optionalhook"):
+                continue
             raise PluginError(
                 f"plugin {name!r} implements {hook}, which is not a hook of dialkey",
-                hint=_near(hook, HOOK_NAMES) or "dialkey.hooks.HookSpecs lists them",
+                hint=_near(hook, known)
+                or "dialkey.hooks.HookSpecs lists them; one that another plugin specifies is there"
+                " once that is registered, or may be missing with @hookimpl(optionalhook=True)",
             )
         if options.get("hookwrapper") or options.get("wrapper"):
             raise PluginError(
                 f"plugin {name!r} implements hook {hook} as a wrapper, which dialkey does not call",
                 hint="hooks may be asynchronous; use tryfirst or trylast to set the order",
             )
-        _validate_arguments(name, hook, function)
+        _validate_arguments(name, hook, function, known[hook].arguments)
         hooks.add(hook)
     if not hooks:
         raise PluginError(
@@ -483,8 +567,9 @@ def _validate(plugin: object, name: str) -> frozenset[str]:
     return frozenset(hooks)
 
 
-def _validate_arguments(name: str, hook: str, function: Callable[..., object]) -> None:
-    allowed = _arguments(hook)
+def _validate_arguments(
+    name: str, hook: str, function: Callable[..., object], allowed: tuple[str, ...]
+) -> None:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.default is not inspect.Parameter.empty:
             continue

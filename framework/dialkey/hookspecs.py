@@ -5,8 +5,8 @@ Read `dialkey.hooks` for how implementations are found, ordered, awaited and iso
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypeVar
 
 import attrs
 import pluggy
@@ -14,17 +14,85 @@ import pluggy
 if TYPE_CHECKING:
     from typer import Typer
 
-    from dialkey.endpoint import Connection, Endpoint, Incoming
-    from dialkey.identity import EndpointAddr
+    from dialkey.endpoint import AddressLookup, Connection, Endpoint, Incoming, PathSelector
+    from dialkey.identity import EndpointAddr, RelayAccess, RelayUrl
+    from dialkey.network import Transport
     from dialkey.router import ProtocolHandler
 
-__all__ = ["HookSpecs", "Refusal", "hookimpl", "hookspec"]
+__all__ = [
+    "HookRules",
+    "HookSpecs",
+    "Plugin",
+    "Refusal",
+    "RelayChoice",
+    "RelayWithUrl",
+    "hookimpl",
+    "hookspec",
+    "rules_of",
+]
 
 PROJECT: Final = "dialkey"
 PREFIX: Final = "dialkey_"
 
-hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
+
+Plugin: TypeAlias = object
+"""Any object, or module, with functions named after hooks; all of them are optional."""
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+@attrs.frozen
+class HookRules:
+    """How a hook is called.
+
+    Attributes:
+        first_result: the first plugin that answers is the last one that is asked.
+        while_binding: asked only while an endpoint binds; a plugin that comes later has missed it.
+        backwards: called in reverse order of registration, so that what was begun last ends first.
+    """
+
+    first_result: bool = False
+    while_binding: bool = False
+    backwards: bool = False
+
+
+def hookspec(
+    *, first_result: bool = False, while_binding: bool = False, backwards: bool = False
+) -> Callable[[F], F]:
+    """Mark a function as the specification of a hook; see `HookRules`.
+
+    A plugin that defines hooks of its own keeps them in a class, which it names in an attribute
+    `dialkey_hookspecs`; see `dialkey.hooks`.
+    """
+    rules = HookRules(first_result, while_binding, backwards)
+    mark = pluggy.HookspecMarker(PROJECT)
+
+    def specify(function: F) -> F:
+        setattr(function, _RULES, rules)
+        return mark(function, firstresult=first_result)
+
+    return specify
+
+
+_RULES: Final = "dialkey_rules"
+
+
+def rules_of(specification: object) -> HookRules:
+    """Return how a hook is called, from the function that specifies it."""
+    rules = getattr(specification, _RULES, None)
+    return rules if isinstance(rules, HookRules) else HookRules()
+
+
+class RelayWithUrl(Protocol):
+    """What names a relay and says more of it, such as a token."""
+
+    @property
+    def url(self) -> RelayUrl: ...
+
+
+RelayChoice: TypeAlias = "RelayUrl | RelayAccess | RelayWithUrl"
+"""A member of ``relays=``, which the plugin for relays takes."""
 
 
 def _as_bytes(text: bytes | str) -> bytes:
@@ -47,20 +115,25 @@ class Refusal:
 
 
 class HookSpecs:
-    """The contract of every hook. Returning None always means "nothing from me"."""
+    """The contract of every hook of the framework. Returning None always means "nothing from me".
+
+    Every result may be an awaitable, unless the hook says otherwise.
+    """
 
     # --- what an endpoint is made of ------------------------------------------------------------
 
-    @hookspec
-    def dialkey_transports(self, endpoint: Endpoint) -> object:
+    @hookspec(while_binding=True)
+    def dialkey_transports(self, endpoint: Endpoint) -> Transport | Iterable[Transport] | None:
         """Add carriers besides UDP: relay, in-memory, Tor, BLE.
 
         Called once while the endpoint binds, before its sockets are open. Return a transport or an
         iterable of them. The endpoint owns what it is given and closes it.
         """
 
-    @hookspec(firstresult=True)
-    def dialkey_relays(self, endpoint: Endpoint, relays: tuple[object, ...]) -> object:
+    @hookspec(first_result=True, while_binding=True)
+    def dialkey_relays(
+        self, endpoint: Endpoint, relays: tuple[RelayChoice, ...]
+    ) -> Transport | None:
         """Carry datagrams through relays.
 
         Called once while an endpoint binds that was given ``relays=``, with what it was given: each a
@@ -69,16 +142,20 @@ class HookSpecs:
         first plugin to do so wins, and the endpoint closes it.
         """
 
-    @hookspec
-    def dialkey_address_lookups(self, endpoint: Endpoint) -> object:
+    @hookspec(while_binding=True)
+    def dialkey_address_lookups(
+        self, endpoint: Endpoint
+    ) -> AddressLookup | Iterable[AddressLookup] | None:
         """Add ways to publish this endpoint's addresses and to find those of others.
 
         Called once while the endpoint binds. Return an address lookup or an iterable of them. All
         are asked at once for each dial; one that fails or is slow holds up nobody.
         """
 
-    @hookspec
-    def dialkey_discovery(self, endpoint: Endpoint, service: object) -> object:
+    @hookspec(while_binding=True)
+    def dialkey_discovery(
+        self, endpoint: Endpoint, service: object
+    ) -> AddressLookup | Iterable[AddressLookup] | None:
         """Make address lookups of what a preset says of discovery.
 
         Called while an endpoint binds, for each member of its preset's ``discovery``: a
@@ -86,7 +163,7 @@ class HookSpecs:
         Return an address lookup or an iterable of them, or None for a service that is not yours.
         """
 
-    @hookspec
+    @hookspec()
     def dialkey_protocols(self, endpoint: Endpoint) -> Mapping[str | bytes, ProtocolHandler] | None:
         """Serve protocols: return a mapping from ALPN to handler.
 
@@ -95,8 +172,8 @@ class HookSpecs:
         that is there because its distribution is installed is asked only in `Router.add_installed`.
         """
 
-    @hookspec(firstresult=True)
-    def dialkey_path_selector(self, endpoint: Endpoint) -> object:
+    @hookspec(first_result=True, while_binding=True)
+    def dialkey_path_selector(self, endpoint: Endpoint) -> PathSelector | None:
         """Choose which path of a connection carries application data.
 
         Called once while the endpoint binds. The first plugin to return a selector wins; without
@@ -105,7 +182,7 @@ class HookSpecs:
 
     # --- filters and middleware -----------------------------------------------------------------
 
-    @hookspec
+    @hookspec()
     def dialkey_before_connect(
         self, endpoint: Endpoint, remote: EndpointAddr, alpn: bytes
     ) -> Refusal | None:
@@ -114,7 +191,7 @@ class HookSpecs:
         The first refusal ends it: the caller of `connect` gets `Refused`.
         """
 
-    @hookspec
+    @hookspec()
     def dialkey_before_accept(self, incoming: Incoming) -> Refusal | None:
         """Look at an incoming connection before the cost of its handshake is paid.
 
@@ -122,7 +199,7 @@ class HookSpecs:
         block lists of networks. Return a `Refusal` to turn it away.
         """
 
-    @hookspec
+    @hookspec()
     def dialkey_after_handshake(self, connection: Connection) -> Refusal | None:
         """Look at a connection, dialled or accepted, before anyone else gets it.
 
@@ -132,24 +209,24 @@ class HookSpecs:
 
     # --- life cycle -----------------------------------------------------------------------------
 
-    @hookspec
-    def dialkey_endpoint_started(self, endpoint: Endpoint) -> object:
+    @hookspec()
+    def dialkey_endpoint_started(self, endpoint: Endpoint) -> Awaitable[None] | None:
         """Begin work: the endpoint is bound and can dial and accept.
 
         An exception here fails `Endpoint.bind` and names the plugin. A plugin that a router adds
         later is called when the router starts to serve. The result is ignored.
         """
 
-    @hookspec
-    def dialkey_endpoint_closing(self, endpoint: Endpoint) -> object:
+    @hookspec(backwards=True)
+    def dialkey_endpoint_closing(self, endpoint: Endpoint) -> Awaitable[None] | None:
         """End work: the endpoint will close its connections when this returns.
 
         Called once, in reverse order of registration, with a deadline of ten seconds for each
         plugin. Also called when the start failed half-way. The result is ignored.
         """
 
-    @hookspec
-    def dialkey_events(self, event: object) -> object:
+    @hookspec()
+    def dialkey_events(self, event: object) -> Awaitable[None] | None:
         """Observe: a path opened, a path was demoted, a relay was lost …
 
         Each event is a frozen value. Called in the order in which things happen, from the middle of
@@ -159,36 +236,10 @@ class HookSpecs:
 
     # --- beside the endpoint --------------------------------------------------------------------
 
-    @hookspec
-    def dialkey_commands(self, cli: Typer) -> object:
+    @hookspec()
+    def dialkey_commands(self, cli: Typer) -> None:
         """Add subcommands to the command line with ``@cli.command()`` or ``cli.add_typer``.
 
         Called on every start of the program, also for ``--help``: import nothing heavy here, but
         inside the commands. Must not return an awaitable.
         """
-
-    @hookspec
-    def dialkey_relay_admit(self, request: object) -> Refusal | None:
-        """On a relay server: decide who may use it; return a `Refusal` to turn a client away.
-
-        Called once for each client that has proven its key, before it may send.
-        """
-
-
-HOOK_NAMES: Final = tuple(name for name in vars(HookSpecs) if name.startswith(PREFIX))
-
-BIND_ONLY: Final = frozenset(
-    {
-        "dialkey_transports",
-        "dialkey_relays",
-        "dialkey_address_lookups",
-        "dialkey_discovery",
-        "dialkey_path_selector",
-    }
-)
-"""Asked only while an endpoint binds; a plugin that comes later has missed them."""
-
-BACKWARDS: Final = frozenset({"dialkey_endpoint_closing"})
-"""Called in reverse order of registration, so that what was begun last ends first."""
-
-FIRST_RESULT: Final = frozenset({"dialkey_path_selector", "dialkey_relays"})

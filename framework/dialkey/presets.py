@@ -24,6 +24,7 @@ from typing import Final, Literal
 import attrs
 
 from dialkey.errors import InvalidInput
+from dialkey.hookspecs import Plugin, RelayChoice
 
 __all__ = [
     "BY_NAME",
@@ -73,8 +74,8 @@ class Preset:
     """
 
     name: str
-    plugins: tuple[object, ...] = ()
-    relays: tuple[object, ...] | None = None
+    plugins: tuple[Plugin, ...] = ()
+    relays: tuple[str | RelayChoice, ...] | None = None
     discovery: tuple[object, ...] = ()
     udp: bool = True
 

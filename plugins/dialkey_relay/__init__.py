@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         RelayTransport,
     )
     from dialkey_relay.grants import Grant, GrantVerifier, Revocations
+    from dialkey_relay.hookspecs import RelayHookSpecs
     from dialkey_relay.rates import Rate
     from dialkey_relay.server.server import RelayOptions, RelayServer
     from dialkey_relay.server.tls import TlsFiles
@@ -66,6 +67,7 @@ _HOMES = {
         "RelayTransport",
     ),
     "dialkey_relay.grants": ("Grant", "GrantVerifier", "Revocations"),
+    "dialkey_relay.hookspecs": ("RelayHookSpecs",),
     "dialkey_relay.rates": ("Rate",),
     "dialkey_relay.server.server": ("RelayOptions", "RelayServer"),
     "dialkey_relay.server.tls": ("TlsFiles",),
@@ -94,6 +96,7 @@ __all__ = [
     "RelayConfig",
     "RelayConnected",
     "RelayDisconnected",
+    "RelayHookSpecs",
     "RelayOptions",
     "RelayPath",
     "RelayServer",

@@ -65,6 +65,7 @@ def relay(
 
     async def work() -> None:
         from dialkey.hooks import Plugins
+        from dialkey_relay.hookspecs import RelayHookSpecs
         from dialkey_relay.server.running import serve
 
         settled = read()
@@ -80,7 +81,7 @@ def relay(
             )
             return
 
-        plugins = Plugins()
+        plugins = Plugins(RelayHookSpecs)
         # None is skipped: it could be the one that keeps strangers out.
         plugins.load_entry_points()
         await serve(

@@ -8,15 +8,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dialkey import hookimpl
+from dialkey_relay.hookspecs import RelayHookSpecs
 
 if TYPE_CHECKING:
     from dialkey import Endpoint
     from dialkey.cli import CommandLine
+    from dialkey.hooks import RelayChoice
     from dialkey_relay.client.transport import RelayTransport
 
 
+dialkey_hookspecs = RelayHookSpecs
+
+
 @hookimpl
-def dialkey_relays(endpoint: Endpoint, relays: tuple[object, ...]) -> RelayTransport | None:
+def dialkey_relays(endpoint: Endpoint, relays: tuple[RelayChoice, ...]) -> RelayTransport | None:
     """Carry the endpoint's datagrams through relays.
 
     Raises:

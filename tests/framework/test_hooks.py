@@ -9,7 +9,8 @@ import types
 import pytest
 
 from dialkey.errors import PluginError
-from dialkey.hooks import HookSpecs, Plugins, Refusal, hookimpl
+from dialkey.hooks import HookSpecs, Plugins, Refusal, hookimpl, hookspec
+from dialkey.hookspecs import rules_of
 
 
 def plugin(**functions: object) -> object:
@@ -35,7 +36,6 @@ def test_every_hook_of_the_design_is_specified_and_says_its_contract() -> None:
         "dialkey_endpoint_closing",
         "dialkey_events",
         "dialkey_commands",
-        "dialkey_relay_admit",
     }
     for name in names:
         assert len(getattr(HookSpecs, name).__doc__) > 60
@@ -384,3 +384,83 @@ def test_broken_entry_point_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = Plugins()
     assert plugins.load_entry_points(skip_broken=True) == ("fine",)
     assert plugins.failures() == {("onion", "registration"): 1}
+
+
+# --- hooks of plugins -----------------------------------------------------------------------------
+
+
+class BellSpecs:
+    """What a plugin specifies."""
+
+    @hookspec(first_result=True)
+    def dialkey_ring(self, loudness: int) -> str | None:
+        """Ring a bell."""
+
+
+class Bell:
+    dialkey_hookspecs = BellSpecs
+
+    def dialkey_events(self, event: object) -> None: ...
+
+
+async def test_a_plugin_specifies_hooks_that_others_implement() -> None:
+    plugins = Plugins()
+    plugins.register(Bell())
+    plugins.register(plugin(dialkey_ring=lambda loudness: "ding" * loudness), "small")
+    plugins.register(plugin(dialkey_ring=lambda loudness: "dong" * loudness), "large")
+    answers = await plugins.call("dialkey_ring", loudness=2)
+    assert [(each.plugin, each.value) for each in answers] == [("small", "dingding")]
+    plugins.register(Bell(), "another")
+
+
+def test_a_hook_of_a_plugin_is_checked_as_the_others_are() -> None:
+    plugins = Plugins(BellSpecs)
+    with pytest.raises(PluginError, match=r"unknown argument 'loud' .*\(loudness\)"):
+        plugins.register(plugin(dialkey_ring=lambda loud: None))
+    with pytest.raises(PluginError, match="did you mean dialkey_ring"):
+        plugins.register(plugin(dialkey_rings=lambda loudness: None))
+
+
+def test_two_plugins_cannot_specify_one_hook() -> None:
+    class Other:
+        @hookspec()
+        def dialkey_ring(self) -> None:
+            """Ring something else."""
+
+    with pytest.raises(PluginError, match="specifies dialkey_ring, as does BellSpecs"):
+        Plugins(BellSpecs).add_specs(Other)
+
+
+def test_without_its_specification_a_hook_is_unknown_unless_it_says_that_it_may_be() -> None:
+    class Ringer:
+        @hookimpl(optionalhook=True)
+        def dialkey_ring(self, loudness: int) -> str:
+            return "ding"
+
+        @hookimpl
+        def dialkey_events(self, event: object) -> None: ...
+
+    with pytest.raises(PluginError, match="is not a hook of dialkey"):
+        Plugins().register(plugin(dialkey_ring=lambda loudness: None))
+    plugins = Plugins()
+    plugins.register(Ringer())
+    plugins.add_specs(BellSpecs)
+    assert plugins.has("dialkey_ring")
+
+
+def test_an_installed_plugin_may_come_before_the_one_whose_hook_it_implements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ringer = plugin(dialkey_ring=lambda loudness: None)
+    fake_entry_points(monkeypatch, a_ringer=lambda: ringer, bell=Bell)
+    plugins = Plugins()
+    assert plugins.load_entry_points() == ("a_ringer", "bell")
+    assert plugins.has("dialkey_ring")
+
+
+def test_how_a_hook_is_called_follows_from_its_specification() -> None:
+    first = {name for name in vars(HookSpecs) if rules_of(getattr(HookSpecs, name)).first_result}
+    assert first == {"dialkey_path_selector", "dialkey_relays"}
+    late = plugin(dialkey_discovery=lambda service: None)
+    with pytest.raises(PluginError, match="asked while an endpoint binds"):
+        Plugins().register(late, late=True)

@@ -17,6 +17,7 @@ from dialkey import presets
 if TYPE_CHECKING:
     from dialkey.cli.output import Output
     from dialkey.endpoint import Endpoint
+    from dialkey.hookspecs import RelayChoice
 
 __all__ = [
     "BindOption",
@@ -151,7 +152,7 @@ class Options:
             plugins=plugins,
         )
 
-    def endpoint_relays(self) -> tuple[object, ...] | None:
+    def endpoint_relays(self) -> tuple[str | RelayChoice, ...] | None:
         """Return what `Endpoint.bind` is told about relays; None for what its preset says.
 
         Raises:
@@ -160,7 +161,7 @@ class Options:
         """
         from dialkey.identity import RelayAccess
 
-        given: tuple[object, ...] | None = self.relays
+        given: tuple[str | RelayChoice, ...] | None = self.relays
         if not self.relays and self.preset is not None:
             given = presets.BY_NAME[self.preset].relays
         roots: tuple[Path, ...] = () if self.relay_ca is None else (self.relay_ca,)

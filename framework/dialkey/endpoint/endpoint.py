@@ -22,7 +22,7 @@ from dialkey.endpoint.publishing import Publishing
 from dialkey.endpoint.searching import LookupReport, Search
 from dialkey.endpoint.selection import PathSelector
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Offline, PluginError, Refused
-from dialkey.hooks import Answer, Plugins
+from dialkey.hooks import Answer, Plugin, Plugins, RelayChoice
 from dialkey.identity import (
     EndpointAddr,
     EndpointId,
@@ -55,10 +55,10 @@ class _Options:
 
     secret_key: SecretKey | None
     preset: Preset
-    plugins: Iterable[object]
+    plugins: Iterable[Plugin]
     address_lookups: Iterable[AddressLookup]
     transports: Iterable[Transport] | None
-    relays: Iterable[object] | None
+    relays: Iterable[str | RelayChoice] | None
     bind: Bind
     alpns: Iterable[str | bytes]
     entry_points: bool
@@ -93,10 +93,10 @@ class Endpoint(AsyncOnly):
         *,
         secret_key: SecretKey | None = None,
         preset: Preset = minimal,
-        plugins: Iterable[object] = (),
+        plugins: Iterable[Plugin] = (),
         address_lookups: Iterable[AddressLookup] = (),
         transports: Iterable[Transport] | None = None,
-        relays: Iterable[object] | None = None,
+        relays: Iterable[str | RelayChoice] | None = None,
         bind: Bind = (),
         alpns: Iterable[str | bytes] = (),
         entry_points: bool = True,
@@ -256,7 +256,7 @@ class Endpoint(AsyncOnly):
             raise
         return self
 
-    async def _relay_transport(self, relays: tuple[object, ...]) -> list[Transport]:
+    async def _relay_transport(self, relays: tuple[RelayChoice, ...]) -> list[Transport]:
         for answer in await self._plugins.call(
             "dialkey_relays", must_succeed=True, endpoint=self, relays=relays
         ):

@@ -22,6 +22,7 @@ from dialkey.shares import Claim, FairShares
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
 from dialkey_relay.errors import RelayConfigError, cannot_listen
 from dialkey_relay.frames import Restarting
+from dialkey_relay.hookspecs import RelayHookSpecs
 from dialkey_relay.hub import Hub
 from dialkey_relay.rates import AddressLimiter, Limiter, Rate, network_of
 from dialkey_relay.server.listener import ClientConnection
@@ -151,7 +152,8 @@ class RelayServer:
     Args:
         rules: who may use it; all must agree, and no rules admit nobody.
         options: addresses and limits.
-        plugins: asked in hook `dialkey_relay_admit` after the rules.
+        plugins: asked in hook `dialkey_relay_admit` after the rules; made with
+            ``Plugins(RelayHookSpecs)``, or with the relay plugin in it.
         clock: gives Unix seconds.
     """
 
@@ -167,6 +169,8 @@ class RelayServer:
         self.rules = list(rules)
         self.hub = Hub()
         self.plugins = plugins
+        if plugins is not None:
+            plugins.add_specs(RelayHookSpecs)
         self.clock = clock
         self.buffer = memoryview(bytearray(RECEIVE_BYTES))
         self.plain_buffer = memoryview(bytearray(RECEIVE_BYTES))

@@ -372,6 +372,7 @@ def _parent_is_gone(pipe: Connection, task: asyncio.Task[None]) -> None:
 
 async def _work(plan: WorkerPlan, sockets: dict[int, socket.socket], pipe: Connection) -> None:
     from dialkey.hooks import Plugins
+    from dialkey_relay.hookspecs import RelayHookSpecs
     from dialkey_relay.server.running import serve
 
     task = asyncio.current_task()
@@ -381,7 +382,7 @@ async def _work(plan: WorkerPlan, sockets: dict[int, socket.socket], pipe: Conne
     # The parent says nothing: the pipe is readable when it is gone. Without it nobody could end us,
     # and the next relay would have to share the port with us.
     loop.add_reader(pipe.fileno(), _parent_is_gone, pipe, task)
-    plugins = Plugins()
+    plugins = Plugins(RelayHookSpecs)
     try:
         # None is skipped: it could be the one that keeps strangers out.
         plugins.load_entry_points()

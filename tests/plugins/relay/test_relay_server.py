@@ -19,6 +19,7 @@ from dialkey_relay.client.machine import ClientMachine, Confirmed, Established
 from dialkey_relay.errors import RelayConfigError, RelayDenied, RelayLost
 from dialkey_relay.frames import Datagrams, Restarting, Status
 from dialkey_relay.handshake import EXPORTER_LABEL
+from dialkey_relay.hookspecs import RelayHookSpecs
 from dialkey_relay.rates import Rate
 from dialkey_relay.server import server as server_module
 from dialkey_relay.server.server import RelayOptions, RelayServer
@@ -298,7 +299,7 @@ async def test_plugins_are_asked() -> None:
             seen.append(request)
             return Refusal(reason=b"not today") if request.endpoint_id == B.id else None
 
-    plugins = Plugins()
+    plugins = Plugins(RelayHookSpecs)
     plugins.register(Doorman())
     async with RelayServer([Everyone()], OPEN, plugins=plugins) as relay:
         raw = await Raw.join(relay, A)
