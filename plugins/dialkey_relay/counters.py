@@ -9,7 +9,7 @@ __all__ = ["Counters"]
 
 @attrs.define
 class Counters:
-    """What a relay counts since its start.
+    """What a relay counts since it started.
 
     The names are those of real relays where these have the same thing (docs/wire/relay.md 4.9).
     """

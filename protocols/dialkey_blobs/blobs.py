@@ -60,7 +60,7 @@ class Blobs:
 
     Args:
         store: where blobs are kept.
-        authorize: asked for each request of others; a `Refusal` turns it away.
+        authorize: asked about each request of others; a `Refusal` turns it away.
         allow_push: let others add blobs. Nothing but what you do protects those from garbage
             collection.
         limits: how much is answered at a time.

@@ -62,7 +62,7 @@ logger = logging.getLogger("dialkey.gossip")
 
 @attrs.frozen
 class GossipStats:
-    """What gossip holds and did since its start.
+    """What gossip holds and did since it started.
 
     Attributes:
         topics: the counters of each topic.
@@ -88,7 +88,7 @@ class Gossip:
 
     It is a plugin: ``gossip = router.add(Gossip())``, or ``Endpoint.bind(plugins=[gossip])`` with a
     `Router`. Messages travel along a tree that the members build among themselves, each connected to
-    five others; see ``docs/gossip.md`` for what that promises and what not.
+    five others; see ``docs/gossip.md`` for what that promises and what it does not.
 
     Args:
         config: the numbers; `max_message_bytes` must be the same in the whole swarm.
@@ -163,7 +163,7 @@ class Gossip:
     async def shutdown(self) -> None:
         """Leave all topics, tell the neighbours, and let go of everything. Idempotent.
 
-        Waits about a second at most. When cancelled, the shutdown goes on.
+        Waits about a second at most. When cancelled, the shutdown continues in the background.
         """
         if self._endpoint is None:
             return
@@ -220,7 +220,7 @@ class Gossip:
         Raises:
             InvalidInput: the topic or a peer cannot be parsed, the topic is held with other settings
                 for signatures, or the capacity is below 1.
-            LocalError: gossip serves no endpoint yet.
+            LocalError: gossip does not serve an endpoint yet.
             EndpointClosed: gossip was shut down.
         """
         self._check_open()
@@ -289,7 +289,7 @@ class Gossip:
         """Return all counters as they stand.
 
         Raises:
-            LocalError: gossip serves no endpoint yet.
+            LocalError: gossip does not serve an endpoint yet.
         """
         self._check_open()
         return GossipStats(
@@ -397,7 +397,7 @@ class Gossip:
         self._act(self._node.receive(peer, topic, message, self._now()))
 
     def on_lost(self, peer: PeerId, *, is_clean: bool) -> None:
-        """Hear that a peer cannot be reached any more."""
+        """Note that a peer can no longer be reached."""
         self._act(self._node.peer_lost(peer, self._now(), is_clean=is_clean))
 
     def uses(self, peer: PeerId) -> bool:

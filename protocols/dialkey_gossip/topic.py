@@ -144,7 +144,7 @@ class Topic:
             timeout: seconds; without it, wait for as long as it takes.
 
         Raises:
-            NoNeighbors: nobody came in time. Trying goes on.
+            NoNeighbors: nobody came in time. Attempts continue.
             TopicLeft: the topic was left.
         """
         try:
@@ -232,7 +232,7 @@ class Topic:
     async def leave(self) -> None:
         """Leave the topic: neighbours are told, and iteration ends. Idempotent.
 
-        Events that came before can still be fetched.
+        Events that arrived before can still be fetched.
         """
         if not self._is_left:
             self._host.leave(self)

@@ -234,7 +234,7 @@ class MemoryTransport:
             self._receiver.on_addresses_changed()
 
     def block(self) -> None:
-        """Take nothing any more, as a socket whose buffer is full."""
+        """Stop taking datagrams, as a socket whose buffer is full."""
         self._blocked = True
 
     def unblock(self) -> None:

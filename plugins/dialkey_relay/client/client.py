@@ -169,7 +169,7 @@ class RelayClient:
 
     @property
     def status(self) -> ClientStatus:
-        """Where it stands now."""
+        """Its state now."""
         return self._status
 
     @property

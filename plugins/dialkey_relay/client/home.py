@@ -98,7 +98,7 @@ class HomeSelector:
         self.preferred = url
 
     def forget(self, url: RelayUrl) -> None:
-        """Prefer this relay no more, because it does not work although it answers, or is gone."""
+        """No longer prefer this relay, because it does not work although it answers, or is gone."""
         if self.preferred == url:
             self.preferred = None
         self._reports = deque(

@@ -65,7 +65,7 @@ _BATCH_HEAD: Final = 36
 
 
 class MachineState(Enum):
-    """Where a connection to a relay stands."""
+    """The state of a connection to a relay."""
 
     UPGRADING = "waiting for the answer to the upgrade"
     PROVING = "proving our key"
@@ -112,7 +112,7 @@ class ClientMachine:
         is_close: notice soon when the relay falls silent; see `KeepAlive`.
 
     Attributes:
-        state: where it stands.
+        state: what it is doing.
         version: of the protocol, once the relay has answered.
     """
 

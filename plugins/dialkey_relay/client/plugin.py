@@ -24,7 +24,7 @@ __all__ = ["Relay", "relay_of"]
 def relay_of(endpoint: Endpoint) -> RelayTransport:
     """Return what carries an endpoint's datagrams through relays.
 
-    By it one watches the home relay and changes relays and tokens at run time.
+    Use it to watch the home relay and to change relays and tokens at run time.
 
     Raises:
         LocalError: the endpoint was bound without relays.
@@ -80,9 +80,9 @@ class Relay:
         """Make one of what ``Endpoint.bind(relays=…)`` was given.
 
         Raises:
-            InvalidAddress: a text is no URL.
+            InvalidAddress: a text is not a URL.
             InvalidInput: a file of authorities cannot be used.
-            LocalError: a value is none of URL, text, `RelayConfig` and `RelayAccess`.
+            LocalError: a value is not a URL, text, `RelayConfig` or `RelayAccess`.
         """
         checked: list[RelayConfig | RelayUrl | str] = []
         token: str | None = None

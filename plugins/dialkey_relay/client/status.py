@@ -1,4 +1,4 @@
-"""How a client of a relay stands, and what it shows to be let in."""
+"""The state of a relay's client, and what it shows to be let in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Token = str | Callable[[], Awaitable[str]] | None
 
 
 class ClientState(Enum):
-    """Where a client stands."""
+    """The state of a client."""
 
     STOPPED = "stopped"
     CONNECTING = "connecting"
@@ -30,7 +30,7 @@ class ClientStatus:
     """A snapshot of a client.
 
     Attributes:
-        state: where it stands.
+        state: what it is doing.
         rtt_s: the last round-trip time to the relay, or None.
         version: of the relay protocol, while connected.
         error: why the last attempt or connection ended, or None.

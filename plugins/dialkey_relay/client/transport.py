@@ -111,7 +111,7 @@ class RelayPath:
 
 @attrs.frozen
 class HomeRelay:
-    """Where others find us, and how that stands.
+    """Where others find us, and the state of that connection.
 
     Attributes:
         url: the relay, None where none has been chosen.
@@ -291,7 +291,7 @@ class RelayTransport:
 
     @property
     def home(self) -> HomeRelay:
-        """Where others find us, and how that stands."""
+        """Where others find us, and the state of that connection."""
         client = self._clients.get(self._home) if self._home is not None else None
         return HomeRelay(self._home, client.status if client is not None else _STOPPED)
 
@@ -339,7 +339,7 @@ class RelayTransport:
         return self._advertised
 
     def statuses(self) -> dict[RelayUrl, ClientStatus]:
-        """Return how every open connection to a relay stands."""
+        """Return the state of every open connection to a relay."""
         return {url: client.status for url, client in self._clients.items()}
 
     def insert(self, config: RelayConfig) -> None:
