@@ -12,6 +12,7 @@ Source: docs/wire/blobs.md 1.5, 1.6, 3.3 to 3.6.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Final
 
 from dialkey.errors import RemoteError
@@ -26,7 +27,16 @@ from dialkey_blobs.events import BlobEvent, VerifiedLeaf, VerifiedParent
 from dialkey_blobs.hash import Hash
 from dialkey_blobs.hashing import BATCH_BYTES, Buffer
 from dialkey_blobs.ranges import ChunkRanges
-from dialkey_blobs.tree import PAIR_BYTES, Leaf, Parent, plan
+from dialkey_blobs.subtrees import STREAM_BYTES, cut
+from dialkey_blobs.tree import (
+    PAIR_BYTES,
+    SUBTREE_BYTES,
+    Leaf,
+    Parent,
+    Subtree,
+    plan,
+    plan_with_subtrees,
+)
 from dialkey_blobs.verifying import VerifyQueue
 
 __all__ = ["SIZE_HEADER_BYTES", "BlobReader", "Decoder"]
@@ -45,10 +55,17 @@ class BlobReader:
         ranges: what was asked of it.
         queue: where items wait for verification.
         max_size: the largest claimed size to accept, in bytes, or None.
+        subtrees: whether complete subtrees come out in one piece.
     """
 
     def __init__(
-        self, hash: Hash, ranges: ChunkRanges, queue: VerifyQueue, max_size: int | None = None
+        self,
+        hash: Hash,
+        ranges: ChunkRanges,
+        queue: VerifyQueue,
+        max_size: int | None = None,
+        *,
+        subtrees: bool = False,
     ) -> None:
         self.hash = hash
         self.ranges = ranges
@@ -58,8 +75,9 @@ class BlobReader:
         self.stream_bytes = 0
         self.payload_bytes = 0
         self._queue = queue
-        self._plan: Iterator[Parent | Leaf] = iter(())
-        self._next: Parent | Leaf | None = None
+        self._subtrees = subtrees
+        self._plan: Iterator[Parent | Leaf | Subtree] = iter(())
+        self._next: Parent | Leaf | Subtree | None = None
         self._expected = [hash.digest]
         self._mark: tuple[int, int] | None = None
 
@@ -86,7 +104,8 @@ class BlobReader:
                 size_bytes=size,
             )
         self.size = size
-        self._plan = plan(size, self.ranges)
+        planned = plan_with_subtrees if self._subtrees else plan
+        self._plan = planned(size, self.ranges)
         self._next = next(self._plan, None)
         if self.ranges.selected(size).is_all:
             self._mark = self._queue.begin_blob(size)
@@ -104,12 +123,21 @@ class BlobReader:
         expected, queue, items = self._expected, self._queue, self._plan
         with memoryview(buffer) as view:
             while item is not None:
-                is_parent = isinstance(item, Parent)
-                end = position + (PAIR_BYTES if is_parent else item.length)
+                if isinstance(item, Subtree):
+                    end = position + STREAM_BYTES
+                else:
+                    end = position + (PAIR_BYTES if isinstance(item, Parent) else item.length)
                 if end > available:
                     break
-                data = bytes(view[position:end])
                 offset = self.stream_bytes + position - start
+                if isinstance(item, Subtree):
+                    subtree = cut(view[position:end], item)
+                    queue.add(subtree, expected.pop(), self.hash, offset)
+                    self.payload_bytes += SUBTREE_BYTES
+                    position = end
+                    item = next(items, None)
+                    continue
+                data = bytes(view[position:end])
                 if isinstance(item, Parent):
                     queue.add(VerifiedParent(item, data), expected.pop(), self.hash, offset)
                     if item.visits_right:
@@ -129,6 +157,12 @@ class BlobReader:
                 self._queue.end_whole_blob(self._mark, self.hash)
         return position
 
+    def take_apart(self) -> None:
+        """Take the subtree whose turn it is item by item: nobody waits for all of it."""
+        if isinstance(self._next, Subtree):
+            self._plan = chain(self._next.items(), self._plan)
+            self._next = next(self._plan)
+
     def end_error(self, leftover: int) -> RemoteError:
         """Return the error for a stream that ended before this blob was complete.
 
@@ -144,6 +178,7 @@ class BlobReader:
         if self.size is None or self._next is None:
             return BlobNotFound(f"the provider does not have {blob}")
         item = self._next
+        assert not isinstance(item, Subtree)
         what = "pair" if isinstance(item, Parent) else "content"
         return ItemNotFound(
             f"the provider has only a part of {blob}: it ended where the {what} of chunk"

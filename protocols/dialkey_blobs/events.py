@@ -7,9 +7,17 @@ from typing import NamedTuple
 import attrs
 
 from dialkey_blobs.hash import Hash
-from dialkey_blobs.tree import Leaf, Parent
+from dialkey_blobs.tree import CHUNK_BYTES, SUBTREE_BYTES, Leaf, Parent, Subtree
 
-__all__ = ["BlobEvent", "BlobFinished", "BlobStarted", "VerifiedLeaf", "VerifiedParent"]
+__all__ = [
+    "BlobEvent",
+    "BlobFinished",
+    "BlobStarted",
+    "VerifiedContent",
+    "VerifiedLeaf",
+    "VerifiedParent",
+    "VerifiedSubtree",
+]
 
 
 class VerifiedParent(NamedTuple):
@@ -36,6 +44,11 @@ class VerifiedLeaf(NamedTuple):
     data: bytes
 
     @property
+    def start_chunk(self) -> int:
+        """The first chunk of the content."""
+        return self.leaf.start_chunk
+
+    @property
     def offset(self) -> int:
         """Where the content begins in the blob, in bytes."""
         return self.leaf.offset
@@ -44,6 +57,38 @@ class VerifiedLeaf(NamedTuple):
     def end(self) -> int:
         """Where the content ends in the blob, in bytes."""
         return self.leaf.offset + self.leaf.length
+
+
+class VerifiedSubtree(NamedTuple):
+    """All pairs and all content of a complete subtree, which match the hash.
+
+    Attributes:
+        node: its place in the tree.
+        pairs: its pairs in pre-order, as an outboard has them.
+        data: its content.
+    """
+
+    node: Subtree
+    pairs: bytes
+    data: bytes
+
+    @property
+    def start_chunk(self) -> int:
+        """The first chunk of the content."""
+        return self.node.start_chunk
+
+    @property
+    def offset(self) -> int:
+        """Where the content begins in the blob, in bytes."""
+        return self.node.start_chunk * CHUNK_BYTES
+
+    @property
+    def end(self) -> int:
+        """Where the content ends in the blob, in bytes."""
+        return self.offset + SUBTREE_BYTES
+
+
+VerifiedContent = VerifiedLeaf | VerifiedSubtree
 
 
 @attrs.frozen
@@ -80,4 +125,4 @@ class BlobFinished:
     size_is_proven: bool
 
 
-BlobEvent = VerifiedParent | VerifiedLeaf | BlobStarted | BlobFinished
+BlobEvent = VerifiedParent | VerifiedContent | BlobStarted | BlobFinished

@@ -29,6 +29,7 @@ from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS, PAIR_BYTE
 __all__ = [
     "BATCH_BYTES",
     "Buffer",
+    "blocks_cvs",
     "group_cvs",
     "parent_cv",
     "parent_cvs",
@@ -190,6 +191,26 @@ def group_cvs(data: Buffer, start_chunk: int = 0) -> npt.NDArray[np.uint8]:
         counts = np.array([GROUP_CHUNKS] * whole + [rest] * (rest > 0), np.intp)
         parts.append(_to_bytes(_reduce(words, counts)))
     return np.concatenate(parts) if parts else np.empty((0, 32), np.uint8)
+
+
+def blocks_cvs(blocks: Sequence[tuple[bytes, int]]) -> list[npt.NDArray[np.uint8]]:
+    """Return what `group_cvs` does for each of many blocks, which may be of different blobs.
+
+    Args:
+        blocks: (whole groups of at most 4 MiB, number of their first chunk).
+    """
+    part = native.part()
+    if part is not None:
+        return [group_cvs(data, start_chunk) for data, start_chunk in blocks]
+    # Smaller ones share the lanes.
+    pieces = [
+        (memoryview(data)[offset : offset + GROUP_BYTES], start_chunk + offset // CHUNK_BYTES)
+        for data, start_chunk in blocks
+        for offset in range(0, len(data), GROUP_BYTES)
+    ]
+    joined = np.frombuffer(b"".join(subtree_cvs(pieces)), np.uint8).reshape(-1, 32)
+    ends = np.cumsum([-(-len(data) // GROUP_BYTES) for data, _ in blocks])
+    return np.split(joined, ends[:-1]) if blocks else []
 
 
 def _native_cv(part: NativePart, data: Buffer, start_chunk: int) -> bytes:

@@ -16,7 +16,13 @@ import attrs
 
 from dialkey import RecvStream
 from dialkey.errors import ConnectionLost, DialkeyError, RemoteError
-from dialkey_blobs.events import BlobEvent, BlobFinished, BlobStarted, VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import (
+    BlobEvent,
+    BlobFinished,
+    BlobStarted,
+    VerifiedContent,
+    VerifiedParent,
+)
 from dialkey_blobs.hash import Hash
 from dialkey_blobs.hashing import BATCH_BYTES
 from dialkey_blobs.protocol import GetManyRequest, GetRequest, PushRequest
@@ -71,17 +77,17 @@ class _Items:
     hash: Hash
     size: int
     parents: list[VerifiedParent] = attrs.field(factory=list)
-    leaves: list[VerifiedLeaf] = attrs.field(factory=list)
+    leaves: list[VerifiedContent] = attrs.field(factory=list)
     waiting: list[VerifiedParent] = attrs.field(factory=list)
 
-    def add(self, event: VerifiedParent | VerifiedLeaf) -> None:
-        """Take an item in; a pair counts once a leaf below it has come."""
-        if isinstance(event, VerifiedLeaf):
+    def add(self, event: VerifiedParent | VerifiedContent) -> None:
+        """Take an item in; a pair counts once content below it has come."""
+        if isinstance(event, VerifiedParent):
+            self.waiting.append(event)
+        else:
             self.parents += self.waiting
             self.waiting.clear()
             self.leaves.append(event)
-        else:
-            self.waiting.append(event)
 
     def take(self) -> _Items:
         """Return what can be stored, and keep the pairs that still wait."""
@@ -114,7 +120,7 @@ class _Sorter:
             else:
                 assert self._current is not None
                 self._current.add(event)
-                if isinstance(event, VerifiedLeaf):
+                if not isinstance(event, VerifiedParent):
                     self.payload_bytes += len(event.data)
         if self._current is not None and self._current.leaves:
             ready.append(self._current.take())
@@ -165,7 +171,7 @@ class _Inbox:
             self._some.set()
             self._enough.set()
 
-    async def take(self) -> bytes | None:
+    async def take(self) -> list[bytes] | None:
         """Return what came; None at the end of the stream, and nothing if nothing came for a while.
 
         Raises:
@@ -180,9 +186,9 @@ class _Inbox:
                 self._some.clear()
                 self._enough.clear()
             self._room.set()
-            return b"".join(parts) if len(parts) > 1 else parts[0]
+            return parts
         if not self._has_ended:
-            return b""
+            return []
         if self._error is not None:
             raise self._error
         return None
@@ -198,7 +204,8 @@ class _Inbox:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while (data := await self.take()) is not None:
                     if data:
-                        logger.info("%d bytes follow the end of a response", len(data))
+                        size = sum(len(part) for part in data)
+                        logger.info("%d bytes follow the end of a response", size)
         except (TimeoutError, DialkeyError):
             pass  # everything is here in any case
 
@@ -286,7 +293,9 @@ async def receive(
         StorageError: the store failed.
     """
     loop = asyncio.get_running_loop()
-    decoder = ResponseDecoder(request, max_size=max_size, max_root_size=max_root_size)
+    decoder = ResponseDecoder(
+        request, max_size=max_size, max_root_size=max_root_size, subtrees=True
+    )
     receiver = _Receiver(store, decoder)
     inbox = _Inbox(recv, first, stall_timeout_s)
     flushed_at = loop.time()
@@ -309,7 +318,7 @@ async def receive(
                 yield await receiver.verify(decoder.finish)
                 continue
             if data:
-                yield await receiver.verify(partial(decoder.feed, data))
+                yield await receiver.verify(partial(decoder.feed_parts, data))
                 receiver.check()
             if loop.time() - flushed_at > FLUSH_AFTER_S and not decoder.done:
                 yield await receiver.verify(decoder.flush)

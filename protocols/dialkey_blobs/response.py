@@ -10,7 +10,7 @@ Source: docs/wire/blobs.md 1.4, 1.5, 1.7, 2.3.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import attrs
 
@@ -124,6 +124,8 @@ class ResponseDecoder:
         max_root_size: the same for the blob at index 0 of a Get, which for a hash sequence has to
             be held in memory.
         batch_bytes: content that is verified at once.
+        subtrees: whether complete subtrees come out in one piece, as `VerifiedSubtree`. That is
+            faster. As much of one as has arrived is held back until `flush` or `finish`.
     """
 
     def __init__(
@@ -133,7 +135,9 @@ class ResponseDecoder:
         max_size: int | None = None,
         max_root_size: int | None = None,
         batch_bytes: int = BATCH_BYTES,
+        subtrees: bool = False,
     ) -> None:
+        self._subtrees = subtrees
         self._order = ResponseOrder(request)
         self._has_root = not isinstance(request, GetManyRequest)
         self._max_size = max_size
@@ -188,8 +192,18 @@ class ResponseDecoder:
             VerificationError: an item does not match; the error names it.
             BlobTooLarge: a claimed size is above the limit.
         """
+        return self.feed_parts((data,))
+
+    def feed_parts(self, parts: Iterable[Buffer]) -> list[BlobEvent]:
+        """Take the next bytes of the response in several parts; otherwise as `feed`.
+
+        Raises:
+            VerificationError: an item does not match; the error names it.
+            BlobTooLarge: a claimed size is above the limit.
+        """
         self._check_alive()
-        self._buffer += data
+        for part in parts:
+            self._buffer += part
         return self._advance()
 
     def provide(self, children: HashSeq) -> list[BlobEvent]:
@@ -214,12 +228,19 @@ class ResponseDecoder:
             VerificationError: an item does not match; the error names it.
         """
         self._check_alive()
+        self._take_apart()
         try:
             self._queue.verify()
         except VerificationError as error:
             self._error = error
             raise
         return self._queue.take()
+
+    def _take_apart(self) -> None:
+        """Queue whatever has arrived, also of a subtree that has not arrived whole."""
+        if self._reader is not None:
+            self._reader.take_apart()
+            self._read_buffer()
 
     def finish(self) -> None:
         """Say that the stream has ended; whether all was received, `done` tells.
@@ -234,6 +255,7 @@ class ResponseDecoder:
             VerificationError: an item that still waited does not match.
         """
         self._check_alive()
+        self._take_apart()
         if self._reader is not None:
             raise self._fail(self._reader.end_error(len(self._buffer)))
 
@@ -244,13 +266,19 @@ class ResponseDecoder:
         if isinstance(step, BlobPart):
             is_root = step.index == 0 and self._has_root
             limit = self._max_root_size if is_root else self._max_size
-            self._reader = BlobReader(step.hash, step.ranges, self._queue, limit)
+            self._reader = BlobReader(
+                step.hash, step.ranges, self._queue, limit, subtrees=self._subtrees
+            )
         elif isinstance(step, ChildrenNeeded):
             self._children_needed = step.hash
         else:
             self._done = True
 
     def _advance(self) -> list[BlobEvent]:
+        self._read_buffer()
+        return self._queue.take()
+
+    def _read_buffer(self) -> None:
         position = 0
         try:
             while self._reader is not None:
@@ -262,7 +290,6 @@ class ResponseDecoder:
         except RemoteError as error:
             raise self._fail(error) from None
         del self._buffer[:position]
-        return self._queue.take()
 
     def _read(self, reader: BlobReader, position: int) -> tuple[int, bool]:
         part = self._part

@@ -29,19 +29,24 @@ __all__ = [
     "GROUP_CHUNKS",
     "MAX_BLOB_BYTES",
     "PAIR_BYTES",
+    "SUBTREE_BYTES",
     "Leaf",
     "Parent",
+    "Subtree",
     "chunk_count",
     "group_count",
     "left_length",
     "outboard_size",
     "plan",
+    "plan_with_subtrees",
 ]
 
 CHUNK_BYTES: Final = 1024
 GROUP_CHUNKS: Final = 16
 GROUP_BYTES: Final = GROUP_CHUNKS * CHUNK_BYTES
 PAIR_BYTES: Final = 64
+SUBTREE_BYTES: Final = 1 << 20
+"""What is sent, verified and stored in one piece where all of it is wanted."""
 MAX_BLOB_BYTES: Final = (1 << 64) - 1
 """The largest size that a size header can claim."""
 
@@ -91,6 +96,26 @@ class Leaf(NamedTuple):
         return self.start_chunk * CHUNK_BYTES
 
 
+class Subtree(NamedTuple):
+    """A run of items: all of a subtree over exactly `SUBTREE_BYTES`, which is not the whole blob.
+
+    Attributes:
+        start_chunk: the first chunk below it.
+        outboard_index: the place of its first pair in the pre-order outboard, in pairs; the others
+            follow that one.
+    """
+
+    start_chunk: int
+    outboard_index: int
+
+    def items(self) -> Iterator[Parent | Leaf]:
+        """Yield what a plan without subtrees has in its place."""
+        top = (self.start_chunk, SUBTREE_BYTES, self.outboard_index)
+        for item in _items(top, (0,), -1, 0):
+            assert not isinstance(item, Subtree)
+            yield item
+
+
 def chunk_count(size: int) -> int:
     """Return how many chunks a blob of `size` bytes has; the empty blob has none."""
     return -(-size // CHUNK_BYTES)
@@ -126,12 +151,24 @@ def plan(size: int, ranges: ChunkRanges) -> Iterator[Parent | Leaf]:
         size: 0 to 2**64 - 1 bytes.
         ranges: as requested; they may reach past the end.
     """
-    bounds = ranges.selected(size).boundaries
+    for item in _items((0, size, 0), ranges.selected(size).boundaries, size, 0):
+        assert not isinstance(item, Subtree)
+        yield item
+
+
+def plan_with_subtrees(size: int, ranges: ChunkRanges) -> Iterator[Parent | Leaf | Subtree]:
+    """Yield what `plan` does, with one item for each complete subtree of `SUBTREE_BYTES`."""
+    return _items((0, size, 0), ranges.selected(size).boundaries, size, SUBTREE_BYTES)
+
+
+def _items(
+    top: tuple[int, int, int], bounds: tuple[int, ...], size: int, in_one: int
+) -> Iterator[Parent | Leaf | Subtree]:
     if not bounds:
         return
     bound_count = len(bounds)
     # (start chunk, length, outboard index); right children wait on the stack.
-    stack = [(0, size, 0)]
+    stack = [top]
     while stack:
         start, length, index = stack.pop()
         position = bisect_right(bounds, start)
@@ -139,6 +176,9 @@ def plan(size: int, ranges: ChunkRanges) -> Iterator[Parent | Leaf]:
         # The stack holds only what is selected at least in part, so one state means all of it.
         if length <= CHUNK_BYTES or (whole and length <= GROUP_BYTES):
             yield Leaf(start, length, length == size)
+            continue
+        if whole and length == in_one != size:
+            yield Subtree(start, index)
             continue
         left = left_length(length)
         middle = start + left // CHUNK_BYTES

@@ -4,6 +4,9 @@ Hashing one group at a time is forty times slower than hashing 256 at once, so i
 as they come. An item's expected hash stands in a pair that came before it and may wait here as
 well. That is sound, since nothing leaves the queue unless all before it has matched: in order of
 arrival, the first item that does not match had its expectation from pairs that do.
+
+Complete subtrees are compared as a whole. Should one in a batch not match, all of them are taken
+apart, and the batch is looked through item by item.
 """
 
 from __future__ import annotations
@@ -12,11 +15,19 @@ from typing import Final, NamedTuple
 
 from blake3 import blake3
 
+from dialkey import native
+from dialkey_blobs import subtrees
 from dialkey_blobs.errors import LeafMismatch, ParentMismatch, VerificationError
-from dialkey_blobs.events import BlobEvent, VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import (
+    BlobEvent,
+    VerifiedContent,
+    VerifiedLeaf,
+    VerifiedParent,
+    VerifiedSubtree,
+)
 from dialkey_blobs.hash import Hash
-from dialkey_blobs.hashing import BATCH_BYTES, parent_cv, parent_cvs, subtree_cvs
-from dialkey_blobs.tree import CHUNK_BYTES
+from dialkey_blobs.hashing import BATCH_BYTES, blocks_cvs, parent_cv, parent_cvs, subtree_cvs
+from dialkey_blobs.tree import CHUNK_BYTES, PAIR_BYTES
 
 __all__ = ["VerifyQueue"]
 
@@ -65,21 +76,25 @@ class _Prefix:
                 node = entry.event.node
                 end = node.start_chunk + -(-node.length // CHUNK_BYTES)
                 self._open.append(_Block(node.start_chunk, end, entry.expected, entry.event.pair))
-            elif isinstance(entry.event, VerifiedLeaf):
-                self._add_leaf(entry.event, entry.expected)
+            elif isinstance(entry.event, (VerifiedLeaf, VerifiedSubtree)):
+                self._add_content(entry.event, entry.expected)
                 known.append(number)
         self.numbers = []
         if hash is None or not known:
             return []
         return known if self._hasher.digest() == self._expected(hash) else []
 
-    def _add_leaf(self, event: VerifiedLeaf, expected: bytes) -> None:
-        self._hasher.update(event.data)
-        self._bytes += len(event.data)
-        start = event.leaf.start_chunk
+    def hash(self, data: bytes) -> None:
+        """Take in the content of the entry that was added last."""
+        self._hasher.update(data)
+        self._bytes += len(data)
+
+    def _add_content(self, event: VerifiedContent, expected: bytes) -> None:
+        start = event.start_chunk
         end = start + -(-len(event.data) // CHUNK_BYTES)
+        pair = event.pairs[:PAIR_BYTES] if isinstance(event, VerifiedSubtree) else None
         blocks = self._blocks
-        blocks.append(_Block(start, end, expected, None))
+        blocks.append(_Block(start, end, expected, pair))
         while self._open and self._open[-1].end == end:
             node = self._open.pop()
             while blocks and blocks[-1].start >= node.start:
@@ -129,7 +144,11 @@ class VerifyQueue:
         self._entries.append(event)
 
     def add(
-        self, event: VerifiedParent | VerifiedLeaf, expected: bytes, hash: Hash, stream_offset: int
+        self,
+        event: VerifiedParent | VerifiedContent,
+        expected: bytes,
+        hash: Hash,
+        stream_offset: int,
     ) -> None:
         """Add an item that is still to be verified.
 
@@ -142,7 +161,7 @@ class VerifyQueue:
         Raises:
             VerificationError: a batch was full, and an item in it does not match.
         """
-        if isinstance(event, VerifiedLeaf):
+        if not isinstance(event, VerifiedParent):
             if self._waiting_bytes + len(event.data) > self.batch_bytes:
                 self.verify()
             self._waiting_bytes += len(event.data)
@@ -152,6 +171,9 @@ class VerifyQueue:
             if not self._prefix.numbers:
                 self._prefixes.append(self._prefix)
             self._prefix.numbers.append(len(self._entries))
+            if not isinstance(event, VerifiedParent):
+                # At once, while it is in the processor's cache.
+                self._prefix.hash(event.data)
         self._entries.append(_Entry(event, expected, hash, stream_offset))
 
     def begin_blob(self, size: int) -> tuple[int, int]:
@@ -162,8 +184,10 @@ class VerifyQueue:
         """
         if size <= self.batch_bytes < self._waiting_bytes + size:
             self.verify()
-        # A blob that fits into a batch is verified by its own hash in any case.
-        self._prefix = _Prefix(size) if size > self.batch_bytes else None
+        # A blob that fits into a batch is verified by its own hash in any case, and the native part
+        # needs no such help.
+        is_helped = size > self.batch_bytes and native.part() is None
+        self._prefix = _Prefix(size) if is_helped else None
         return self._batch_number, len(self._entries)
 
     def end_whole_blob(self, mark: tuple[int, int], hash: Hash) -> None:
@@ -192,6 +216,8 @@ class VerifyQueue:
         known = _known_leaves(entries, whole_blobs)
         for prefix in prefixes:
             known.update(prefix.check(entries))
+        if not _subtrees_match(entries, known):
+            entries, known = _taken_apart(entries), set()
         bad = _first_mismatch(entries, known)
         for entry in entries[:bad]:
             self._ready.append(entry.event if isinstance(entry, _Entry) else entry)
@@ -211,12 +237,48 @@ def _known_leaves(
         leaves = []
         for number in range(first, end):
             entry = entries[number]
-            if isinstance(entry, _Entry) and isinstance(entry.event, VerifiedLeaf):
+            if isinstance(entry, _Entry) and isinstance(
+                entry.event, (VerifiedLeaf, VerifiedSubtree)
+            ):
                 hasher.update(entry.event.data)
                 leaves.append(number)
         if hasher.digest() == hash.digest:
             known.update(leaves)
     return known
+
+
+def _subtrees_match(entries: list[_Entry | BlobEvent], known: set[int]) -> bool:
+    found: list[VerifiedSubtree] = []
+    tops: list[bytes] = []
+    unknown: list[VerifiedSubtree] = []
+    for number, entry in enumerate(entries):
+        if isinstance(entry, _Entry) and isinstance(entry.event, VerifiedSubtree):
+            found.append(entry.event)
+            tops.append(entry.expected)
+            if number not in known:
+                unknown.append(entry.event)
+    if not found:
+        return True
+    if not subtrees.pairs_match(found, tops):
+        return False
+    values = blocks_cvs([(subtree.data, subtree.start_chunk) for subtree in unknown])
+    return all(
+        value.tobytes() == subtrees.slots(subtree).tobytes()
+        for value, subtree in zip(values, unknown, strict=True)
+    )
+
+
+def _taken_apart(entries: list[_Entry | BlobEvent]) -> list[_Entry | BlobEvent]:
+    apart: list[_Entry | BlobEvent] = []
+    for entry in entries:
+        if not isinstance(entry, _Entry) or not isinstance(entry.event, VerifiedSubtree):
+            apart.append(entry)
+            continue
+        pairs = entry.event.pairs
+        for item, at, place in subtrees.items(entry.event):
+            expected = entry.expected if place < 0 else pairs[32 * place : 32 * place + 32]
+            apart.append(_Entry(item, expected, entry.hash, entry.stream_offset + at))
+    return apart
 
 
 def _first_mismatch(entries: list[_Entry | BlobEvent], known: set[int]) -> int | None:
@@ -228,6 +290,8 @@ def _first_mismatch(entries: list[_Entry | BlobEvent], known: set[int]) -> int |
         if number in known or not isinstance(entry, _Entry):
             continue
         event = entry.event
+        if isinstance(event, VerifiedSubtree):
+            continue
         expected[number] = entry.expected
         if isinstance(event, VerifiedParent):
             parents.append((number, event))

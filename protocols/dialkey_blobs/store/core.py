@@ -19,7 +19,7 @@ from blake3 import blake3
 from dialkey.errors import InvalidInput
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.errors import RangeMissing
-from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import VerifiedContent, VerifiedParent, VerifiedSubtree
 from dialkey_blobs.hash import EMPTY_HASH, BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.ranges import ChunkRanges
@@ -55,6 +55,7 @@ __all__ = [
     "StoreReader",
     "chunks_of",
     "contiguous",
+    "pairs_of",
     "prefix_end",
     "whole_blob",
 ]
@@ -334,7 +335,7 @@ class StoreCore(ABC):
         hash: Hash,
         size: int,
         parents: Sequence[VerifiedParent],
-        leaves: Sequence[VerifiedLeaf],
+        leaves: Sequence[VerifiedContent],
     ) -> None:
         """Add verified parts of a blob.
 
@@ -490,34 +491,52 @@ def prefix_end(prefix: bytes) -> bytes | None:
     return trimmed[:-1] + bytes([trimmed[-1] + 1]) if trimmed else None
 
 
-def contiguous(leaves: Sequence[VerifiedLeaf]) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, content) of every run of leaves that follow one another."""
-    start = 0
-    for position in range(1, len(leaves) + 1):
-        if position == len(leaves) or leaves[position - 1].end != leaves[position].offset:
-            yield leaves[start].offset, b"".join(item.data for item in leaves[start:position])
-            start = position
+def contiguous(pieces: Iterable[tuple[int, Buffer]]) -> Iterator[tuple[int, list[Buffer]]]:
+    """Yield (offset, parts) of every run of pieces, given as (offset, bytes), that follow one another."""
+    start = end = 0
+    parts: list[Buffer] = []
+    for offset, data in pieces:
+        if parts and offset != end:
+            yield start, parts
+            parts = []
+        if not parts:
+            start = offset
+        parts.append(data)
+        end = offset + len(data)
+    if parts:
+        yield start, parts
+
+
+def pairs_of(
+    parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedContent]
+) -> list[tuple[int, bytes]]:
+    """Return (offset in the outboard, pairs), in ascending order, each once."""
+    found = {item.node.outboard_index: item.pair for item in parents}
+    found.pop(-1, None)
+    found |= {
+        item.node.outboard_index: item.pairs for item in leaves if isinstance(item, VerifiedSubtree)
+    }
+    return [(index * PAIR_BYTES, pairs) for index, pairs in sorted(found.items())]
 
 
 def whole_blob(
-    size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedLeaf]
+    size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedContent]
 ) -> tuple[bytes, bytes] | None:
     """Return content and outboard if the items are all of a blob of `size` bytes, else None."""
     if not leaves or leaves[0].offset or leaves[-1].end != size:
         return None
-    runs = list(contiguous(leaves))
-    pairs = {item.node.outboard_index: item.pair for item in parents}
-    pairs.pop(-1, None)
-    if len(runs) > 1 or len(pairs) != outboard_size(size) // PAIR_BYTES:
+    runs = list(contiguous([(leaf.offset, leaf.data) for leaf in leaves]))
+    pairs = b"".join(pairs for _, pairs in pairs_of(parents, leaves))
+    if len(runs) > 1 or len(pairs) != outboard_size(size):
         return None
-    return runs[0][1], b"".join(pair for _, pair in sorted(pairs.items()))
+    return b"".join(runs[0][1]), pairs
 
 
-def chunks_of(leaves: Sequence[VerifiedLeaf]) -> ChunkRanges:
+def chunks_of(leaves: Sequence[VerifiedContent]) -> ChunkRanges:
     """Return the chunks that leaves in ascending order hold."""
     bounds: list[int] = []
     for item in leaves:
-        start, end = item.leaf.start_chunk, -(-item.end // CHUNK_BYTES)
+        start, end = item.start_chunk, -(-item.end // CHUNK_BYTES)
         if bounds and bounds[-1] == start:
             bounds[-1] = end
         elif not bounds or bounds[-1] < start:

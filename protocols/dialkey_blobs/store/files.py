@@ -18,6 +18,7 @@ from dialkey_blobs.store.errors import DiskFull, FileFailed, file_errors
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
 
     from dialkey_blobs.hashing import Buffer
     from dialkey_blobs.safe_paths import SafeFile
@@ -33,9 +34,12 @@ __all__ = [
     "sync_folder",
     "try_clone",
     "write_at",
+    "write_parts_at",
 ]
 
 _MAX_READ: Final = 1 << 30
+_MAX_PARTS: Final = 1024
+"""What Linux takes in one call (IOV_MAX)."""
 # Of linux/fs.h; Python 3.11 does not name it.
 _FICLONE: Final = 0x40049409
 _CANNOT_CLONE: Final = frozenset(
@@ -62,6 +66,9 @@ class FileOps:
 
     def pwrite(self, descriptor: int, data: Buffer, offset: int) -> int:
         return os.pwrite(descriptor, data, offset)
+
+    def pwritev(self, descriptor: int, parts: Sequence[Buffer], offset: int) -> int:
+        return os.pwritev(descriptor, parts, offset)
 
     def ftruncate(self, descriptor: int, length: int) -> None:
         os.ftruncate(descriptor, length)
@@ -105,6 +112,28 @@ def write_at(ops: FileOps, descriptor: int, data: Buffer, offset: int, path: Pat
             if count == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             written += count
+
+
+def write_parts_at(
+    ops: FileOps, descriptor: int, parts: Sequence[Buffer], offset: int, path: Path
+) -> None:
+    """Write all of `parts`, one after the other, beginning at `offset`.
+
+    Raises:
+        FileFailed: not all could be written; some of it may have been.
+    """
+    for first in range(0, len(parts), _MAX_PARTS):
+        some = parts[first : first + _MAX_PARTS]
+        written = 0
+        if len(some) > 1:
+            with file_errors("write", path):
+                written = ops.pwritev(descriptor, some, offset)
+        for part in some:
+            # The system may stop anywhere.
+            if written < len(part):
+                write_at(ops, descriptor, memoryview(part)[written:], offset + written, path)
+            written = max(0, written - len(part))
+            offset += len(part)
 
 
 def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:

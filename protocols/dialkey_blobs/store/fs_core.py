@@ -34,7 +34,7 @@ import attrs
 
 from dialkey.errors import StorageError
 from dialkey_blobs.bitfield import Bitfield
-from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import VerifiedContent, VerifiedParent
 from dialkey_blobs.hash import EMPTY_HASH, BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.outboard import outboards
@@ -479,7 +479,7 @@ class FsCore(StoreCore):
         hash: Hash,
         size: int,
         parents: Sequence[VerifiedParent],
-        leaves: Sequence[VerifiedLeaf],
+        leaves: Sequence[VerifiedContent],
     ) -> None:
         if hash == EMPTY_HASH or not leaves:
             return

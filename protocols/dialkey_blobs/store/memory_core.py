@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dialkey_blobs.bitfield import Bitfield
-from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import VerifiedContent, VerifiedParent
 from dialkey_blobs.hash import EMPTY_HASH, BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.outboard import OutboardBuilder, outboards
@@ -22,7 +22,7 @@ from dialkey_blobs.store.core import (
     OpenBlob,
     StoreCore,
     chunks_of,
-    contiguous,
+    pairs_of,
     whole_blob,
 )
 from dialkey_blobs.store.errors import BlobMissing, SizeConflict
@@ -50,27 +50,32 @@ class _Partial:
 
     def __init__(self) -> None:
         self.bitfield = Bitfield()
-        self._groups: dict[int, bytearray] = {}
+        self._groups: dict[int, bytearray | memoryview] = {}
         self._pairs: dict[int, bytes] = {}
 
     def write(
-        self, size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedLeaf]
+        self, size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedContent]
     ) -> None:
         """Add verified items."""
-        for offset, content in contiguous(leaves):
-            view = memoryview(content)
+        for leaf in leaves:
+            offset, view = leaf.offset, memoryview(leaf.data)
             while view:
                 number, start = divmod(offset, GROUP_BYTES)
                 part = view[: GROUP_BYTES - start]
+                offset += len(part)
+                view = view[len(part) :]
+                if len(part) == GROUP_BYTES:
+                    self._groups[number] = part
+                    continue
                 group = self._groups.setdefault(number, bytearray())
+                if isinstance(group, memoryview):
+                    continue  # all of it is held
                 if len(group) < start:
                     group.extend(bytes(start - len(group)))
                 group[start : start + len(part)] = part
-                offset += len(part)
-                view = view[len(part) :]
-        for item in parents:
-            if item.node.outboard_index >= 0:
-                self._pairs[item.node.outboard_index] = item.pair
+        for offset, pairs in pairs_of(parents, leaves):
+            for at in range(0, len(pairs), PAIR_BYTES):
+                self._pairs[(offset + at) // PAIR_BYTES] = pairs[at : at + PAIR_BYTES]
         self.bitfield = self.bitfield.combine(Bitfield.of(size, chunks_of(leaves)))
 
     def read_data(self, offset: int, length: int) -> bytes:
@@ -198,7 +203,7 @@ class MemoryCore(StoreCore):
         hash: Hash,
         size: int,
         parents: Sequence[VerifiedParent],
-        leaves: Sequence[VerifiedLeaf],
+        leaves: Sequence[VerifiedContent],
     ) -> None:
         if hash == EMPTY_HASH or not leaves:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -16,11 +16,12 @@ from typing import Final
 import attrs
 
 from dialkey_blobs.bitfield import Bitfield
-from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import VerifiedContent, VerifiedParent
 from dialkey_blobs.hash import Hash
+from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.ranges import ChunkRanges
 from dialkey_blobs.store.audit import sound_groups
-from dialkey_blobs.store.core import chunks_of, contiguous
+from dialkey_blobs.store.core import chunks_of, contiguous, pairs_of
 from dialkey_blobs.store.errors import FileFailed, file_errors
 from dialkey_blobs.store.files import (
     FileOps,
@@ -29,10 +30,11 @@ from dialkey_blobs.store.files import (
     make_directory,
     read_at,
     write_at,
+    write_parts_at,
 )
 from dialkey_blobs.store.journal import Journal, JournalWriter
 from dialkey_blobs.store.values import finish
-from dialkey_blobs.tree import GROUP_BYTES, PAIR_BYTES
+from dialkey_blobs.tree import GROUP_BYTES
 
 __all__ = ["BlobPaths", "OpenPartials", "PartialFiles"]
 
@@ -164,7 +166,7 @@ class PartialFiles:
         self.bitfield = bitfield
 
     def write(
-        self, size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedLeaf]
+        self, size: int, parents: Sequence[VerifiedParent], leaves: Sequence[VerifiedContent]
     ) -> None:
         """Store verified items, then say so in the journal.
 
@@ -175,9 +177,9 @@ class PartialFiles:
         length = os.fstat(self._files[0]).st_size
         try:
             end = length
-            for offset, content in contiguous([leaf for leaf in leaves if not self._is_zero(leaf)]):
-                write_at(ops, self._files[0], content, offset, paths.data)
-                end = max(end, offset + len(content))
+            for offset, parts in contiguous(self._to_write(leaves)):
+                write_parts_at(ops, self._files[0], parts, offset, paths.data)
+                end = max(end, offset + sum(len(part) for part in parts))
             if leaves and leaves[-1].end > end:
                 self.lengthen(leaves[-1].end)
         except FileFailed:
@@ -185,8 +187,8 @@ class PartialFiles:
             with suppress(FileFailed):
                 self.truncate_data(length)
             raise
-        for offset, pairs in _runs(parents):
-            write_at(ops, self._files[1], pairs, offset, paths.outboard)
+        for offset, parts in contiguous(pairs_of(parents, leaves)):
+            write_parts_at(ops, self._files[1], parts, offset, paths.outboard)
         added = Bitfield.of(size, chunks_of(leaves))
         merged = self.bitfield.combine(added)
         if merged == self.bitfield:
@@ -207,10 +209,22 @@ class PartialFiles:
         self._knows_epoch = True
         self.bitfield = merged
 
-    def _is_zero(self, leaf: VerifiedLeaf) -> bool:
-        """Return whether a hole stands for a leaf already, as it does for one of zeros."""
-        data = leaf.data
-        return data == _ZEROS[: len(data)] and is_hole(self._files[0], leaf.offset, len(data))
+    def _to_write(self, leaves: Sequence[VerifiedContent]) -> Iterator[tuple[int, Buffer]]:
+        """Yield (offset, content), without groups for which a hole stands already: those of zeros."""
+        for leaf in leaves:
+            starts = range(0, len(leaf.data), GROUP_BYTES)
+            zeros = [at for at in starts if self._is_hole_of_zeros(leaf, at)]
+            if not zeros:
+                yield leaf.offset, leaf.data
+                continue
+            for at in starts:
+                if at not in zeros:
+                    yield leaf.offset + at, memoryview(leaf.data)[at : at + GROUP_BYTES]
+
+    def _is_hole_of_zeros(self, leaf: VerifiedContent, at: int) -> bool:
+        length = min(GROUP_BYTES, len(leaf.data) - at)
+        is_zero = leaf.data.startswith(_ZEROS[:length], at)
+        return is_zero and is_hole(self._files[0], leaf.offset + at, length)
 
     def lengthen(self, size: int) -> None:
         """Let the content be `size` bytes long, with a hole at its end."""
@@ -287,18 +301,3 @@ class OpenPartials:
         """Close all."""
         while self._by_hash:
             self._by_hash.popitem()[1].close()
-
-
-def _runs(parents: Sequence[VerifiedParent]) -> list[tuple[int, bytes]]:
-    """Return (offset, pairs) of runs of neighbours in the outboard."""
-    ordered = sorted(
-        (item.node.outboard_index, item.pair) for item in parents if item.node.outboard_index >= 0
-    )
-    runs: list[tuple[int, list[bytes]]] = []
-    following = -1
-    for index, pair in ordered:
-        if index != following:
-            runs.append((index * PAIR_BYTES, []))
-        runs[-1][1].append(pair)
-        following = index + 1
-    return [(offset, b"".join(pairs)) for offset, pairs in runs]

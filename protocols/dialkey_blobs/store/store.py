@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from dialkey.errors import DialkeyError, InvalidInput, StorageError
-from dialkey_blobs.events import VerifiedLeaf, VerifiedParent
+from dialkey_blobs.events import VerifiedContent, VerifiedParent
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
 from dialkey_blobs.safe_paths import SafeFile
@@ -304,7 +304,7 @@ class Store:
         hash: Hash,
         size: int,
         parents: Sequence[VerifiedParent],
-        leaves: Sequence[VerifiedLeaf],
+        leaves: Sequence[VerifiedContent],
     ) -> None:
         """Add verified parts of a blob; see `StoreCore.write_items`.
 

@@ -16,7 +16,7 @@ import signal
 import sqlite3
 import subprocess
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -268,6 +268,9 @@ class KillingOps(FileOps):
             super().pwrite(descriptor, memoryview(data)[:count], offset)
             self._die()
         return super().pwrite(descriptor, data, offset)
+
+    def pwritev(self, descriptor: int, parts: Sequence[Buffer], offset: int) -> int:
+        return self.pwrite(descriptor, b"".join(parts), offset)
 
     def _around(self, call: Callable[[], None]) -> None:
         now = self._is_now()
@@ -564,6 +567,9 @@ class FailingOps(KillingOps):
                 self._refuse()
             return FileOps.pwrite(self, descriptor, memoryview(data)[:count], offset)
         return FileOps.pwrite(self, descriptor, data, offset)
+
+    def pwritev(self, descriptor: int, parts: Sequence[Buffer], offset: int) -> int:
+        return self.pwrite(descriptor, b"".join(parts), offset)
 
     def _around(self, call: Callable[[], None]) -> None:
         self.count += 1
