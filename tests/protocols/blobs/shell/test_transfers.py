@@ -99,7 +99,7 @@ async def test_nobody_to_ask_is_an_error_at_once(memory_peers: Pair) -> None:
     content = HashAndFormat(Hash.of(b"nobody"))
     with pytest.raises(InvalidInput):
         blobs.download(content)
-    with pytest.raises(InvalidInput, match="nobody else"):
+    with pytest.raises(InvalidInput, match="no other provider"):
         blobs.download(blobs.ticket(content))
 
 
