@@ -195,9 +195,12 @@ async def test_single_blobs(blobs: Blobs, tmp_path: Path) -> None:
     [file] = [each async for each in blobs.export(tag.hash, target, durable=True)]
     assert (file.path, file.size) == (target, len(data))
     assert target.read_bytes() == data
+    target.write_bytes(b"something else")
     with pytest.raises(TargetExists):
         await export(blobs, tag.content, target)
+    assert target.read_bytes() == b"something else"
     assert await export(blobs, tag.content, target, overwrite=True) == 1
+    assert target.read_bytes() == data
 
 
 async def test_what_is_damaged_in_the_store_gets_no_name(tmp_path: Path) -> None:
