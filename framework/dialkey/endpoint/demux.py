@@ -164,18 +164,13 @@ class Demux:
                 self._receive_one(transport, data[at : at + segment], remote)
             return
         cid = bytes(data[1:9])
-        total = len(data)
-        at = segment
         # A batch is one sender's, but that sender may hold several connections with us.
-        while at < total and data[at + 1 : at + 9] == cid and not data[at] & 0x80:
-            at += segment
-        if at >= total:
+        if len(data) <= segment or stateless.have_one_destination(data, segment):
             connection = self._by_cid.get(cid)
             if connection is not None:
                 self._deliver(connection, data, segment, remote)
                 return
-            at = segment
-        for start in range(0, total, segment):
+        for start in range(0, len(data), segment):
             self._receive_one(transport, data[start : start + segment], remote)
 
     def _receive_one(self, transport: Transport, data: memoryview, remote: PathAddress) -> None:

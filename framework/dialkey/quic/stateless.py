@@ -78,6 +78,24 @@ def _parse_invariant(datagram: bytes) -> InitialHeader | None:
     return InitialHeader(version, datagram[6:end], datagram[end + 1 : source_end], b"", False)
 
 
+def have_one_destination(data: memoryview, segment: int) -> bool:
+    """Whether all datagrams of a batch have short headers with the connection id of the first.
+
+    Compared by column: in bulk transfers it is asked for every datagram that arrives.
+    """
+    cid = bytes(data[1 : 1 + codes.CID_LENGTH])
+    count, rest = divmod(len(data), segment)
+    stop = count * segment
+    if max(data[0:stop:segment].tobytes(), default=0x80) & 0x80:
+        return False
+    for i in range(codes.CID_LENGTH):
+        if data[1 + i : stop : segment].tobytes() != cid[i : i + 1] * count:
+            return False
+    # The last datagram may be shorter.
+    last = bytes(data[stop : stop + 1 + codes.CID_LENGTH])
+    return not rest or (last[1:] == cid and not last[0] & 0x80)
+
+
 def destination_cid(datagram: memoryview) -> bytes:
     """Return the destination connection id of a long-header datagram; empty if it is cut off."""
     if len(datagram) < 6:

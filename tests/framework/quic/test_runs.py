@@ -460,8 +460,23 @@ def taken_in(
 
 @both
 def test_a_run_is_taken_in_as_one(implementation: Implementation) -> None:
-    batches: list[tuple[int, list[Fault], bool]] = [(9, [], False), (5, [], True)]
-    taken = []
+    assert taken_as_runs(implementation, [(9, [], False), (5, [], True)]) == [9, 5]
+
+
+@both
+@pytest.mark.parametrize(("gap_at", "taken"), [(6, [6, 6]), (9, [6, 3, 3]), (1, [])])
+def test_the_parts_before_and_after_a_lost_packet_are_runs(
+    implementation: Implementation, gap_at: int, taken: list[int]
+) -> None:
+    faults = [Fault("gap", gap_at, 0)]
+    assert taken_as_runs(implementation, [(12, faults, False)]) == taken
+
+
+def taken_as_runs(
+    implementation: Implementation, batches: list[tuple[int, list[Fault], bool]]
+) -> list[int]:
+    """Return how many packets each run had that a connection took in."""
+    taken: list[int] = []
     add_run = ReceivedPackets.add_run
     with in_use(implementation), pytest.MonkeyPatch.context() as patch:
 
@@ -471,11 +486,11 @@ def test_a_run_is_taken_in_as_one(implementation: Implementation) -> None:
 
         patch.setattr(ReceivedPackets, "add_run", spy)
         taken_in(False, batches, True, 1 << 20)
-    assert taken == [9, 5]
+    return taken
 
 
 @both
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     batches=st.lists(
         st.tuples(st.integers(2, 12), st.lists(FAULTS, max_size=2), st.booleans()),

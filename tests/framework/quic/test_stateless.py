@@ -174,3 +174,21 @@ def test_a_reset_is_shorter_than_its_trigger(trigger: int) -> None:
     assert 21 <= len(reset) < trigger
     assert reset.endswith(token)
     assert reset[0] & 0xC0 == 0x40
+
+
+@given(
+    segment=st.integers(9, 40),
+    count=st.integers(1, 12),
+    rest=st.integers(0, 39),
+    change=st.none() | st.tuples(st.integers(0, 500), st.integers(1, 255)),
+)
+def test_the_destinations_of_a_batch_are_compared_as_each_would_be(
+    segment: int, count: int, rest: int, change: tuple[int, int] | None
+) -> None:
+    one = bytes((0x40, *b"12345678")) + bytes(segment - 9)
+    batch = bytearray(one * count + one[: rest % segment])
+    if change is not None:
+        batch[change[0] % len(batch)] ^= change[1]
+    pieces = [bytes(batch[at : at + segment]) for at in range(0, len(batch), segment)]
+    expected = all(not each[0] & 0x80 and each[1:9] == pieces[0][1:9] for each in pieces)
+    assert stateless.have_one_destination(memoryview(batch), segment) == expected

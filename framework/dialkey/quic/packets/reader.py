@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _NUMBER_AT = 1 + CID_LENGTH
 _SAMPLE_AT = _NUMBER_AT + 4
 _MIN_PACKET = _SAMPLE_AT + 16
+_VAIN_TRIES = 3
+"""Each opens packets to no avail; what a peer can make us do twice must be bounded."""
 _NON_PROBING = 1
 _ELICITING = 2
 _DATA = 4
@@ -57,13 +59,10 @@ def receive_packets(
     """
     protection = c.protection
     assert protection is not None
-    while segment >= BASE_BYTES and len(data) >= 2 * segment:
-        taken = _receive_run(c, data, segment, remote, now)
-        if not taken:
-            break
-        data = data[taken * segment :]
-    if not data:
-        return
+    if segment >= BASE_BYTES and len(data) >= 2 * segment:
+        data = data[_receive_runs(c, data, segment, remote, now) :]
+        if not data:
+            return
     end = len(data)
     # A last piece too short to be a packet is left out.
     starts = [at for at in range(0, end, segment) if min(segment, end - at) >= _MIN_PACKET]
@@ -88,6 +87,25 @@ def receive_packets(
             if c.close_reason is not None:
                 return
         mask_at += 16
+
+
+def _receive_runs(
+    c: Connection, data: memoryview, segment: int, remote: Address, now: float
+) -> int:
+    """Take in what is runs at the start of a batch; return how many bytes those are."""
+    tries = _VAIN_TRIES
+    at = 0
+    count = len(data) // segment
+    while count >= 2 and tries:
+        taken = _receive_run(c, data[at : at + count * segment], segment, remote, now)
+        if taken:
+            at += taken * segment
+            count = (len(data) - at) // segment
+        else:
+            # Something is missing in it, or another stream's; its first half may still be a run.
+            tries -= 1
+            count //= 2
+    return at
 
 
 def _receive_run(c: Connection, data: memoryview, segment: int, remote: Address, now: float) -> int:
