@@ -20,6 +20,7 @@ ROOT: Final = Path(__file__).parents[1]
 
 FLOORS: Final = (
     (
+        "allowance",
         "errors",
         "event_queue",
         "extras",
@@ -45,6 +46,7 @@ the endpoint, which uses them; they know it by type alone."""
 PUBLIC: Final = frozenset(
     {
         "dialkey",
+        "dialkey.allowance",
         "dialkey.cli",
         "dialkey.endpoint",
         "dialkey.errors",

@@ -15,6 +15,7 @@ phase* it happened, because that decides what was lost::
     │   ├── ConnectionClosed           we closed this connection ourselves
     │   ├── StreamClosed               we finished, reset or stopped this stream ourselves
     │   ├── Busy                       another task of this program uses what only one can
+    │   ├── MissingExtra               what this part needs is not installed (also an ImportError)
     │   ├── PluginError                a plugin broke the contract of a hook
     │   └── StorageError               a disk or database failed
     │       ├── KeyFileMissing
@@ -76,6 +77,7 @@ __all__ = [
     "KeyFileMissing",
     "LimitExceeded",
     "LocalError",
+    "MissingExtra",
     "NetworkError",
     "Offline",
     "PluginError",
@@ -184,6 +186,12 @@ class Busy(LocalError):
     """Another task of this program is using something that only one task can use at a time."""
 
     code = "local.busy"
+
+
+class MissingExtra(LocalError, ImportError):
+    """A part of dialkey was asked for whose dependencies are not installed."""
+
+    code = "local.missing_extra"
 
 
 class PluginError(LocalError):

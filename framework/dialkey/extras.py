@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
-from dialkey.errors import LocalError
+from dialkey.errors import MissingExtra
 
 __all__ = ["MissingExtra", "has_modules", "require_extra"]
-
-
-class MissingExtra(LocalError, ImportError):
-    """A part of dialkey was asked for whose dependencies are not installed."""
 
 
 def has_modules(*modules: str) -> bool:

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
+from dialkey.allowance import Allowance
 from dialkey.limits import MAX_GOSSIP_NODES, MAX_GOSSIP_WALK_HOPS
 from dialkey_gossip.actions import Output
 from dialkey_gossip.config import GossipConfig
@@ -40,7 +41,7 @@ from dialkey_gossip.messages import (
     Shuffle,
     ShuffleReply,
 )
-from dialkey_gossip.pace import Pace, PeerPace
+from dialkey_gossip.pace import PeerPace
 from dialkey_gossip.recent import Recent
 
 __all__ = ["Membership", "SwarmMessage"]
@@ -92,7 +93,7 @@ class Membership:
         self._parted = Recent(_REPEAT_S)
         self._answer_due = Recent(_ANSWER_S)
         self._joining = Recent(_ANSWER_S)
-        self._departures = Pace(*_DEPARTURES)
+        self._departures = Allowance(*_DEPARTURES)
         self._comings = PeerPace(*_COMINGS)
         self._is_refill_due = False
         self._attempts_left = 0

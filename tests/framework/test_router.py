@@ -13,6 +13,7 @@ import attrs
 import pytest
 
 from dialkey.errors import (
+    Busy,
     ConnectionClosedByPeer,
     ConnectionLost,
     InvalidInput,
@@ -225,7 +226,7 @@ async def test_serving_twice_at_once_is_an_error() -> None:
     async with router_of(endpoint) as router:
         serving = asyncio.create_task(router.serve())
         await asyncio.sleep(0)
-        with pytest.raises(LocalError, match="serves already"):
+        with pytest.raises(Busy, match="serves already"):
             await router.serve()
         serving.cancel()
         await asyncio.wait({serving})

@@ -12,9 +12,9 @@ import pytest
 from dialkey import Connection, Endpoint, Refusal, Router, hookimpl
 from dialkey.errors import (
     AlpnMismatch,
+    Busy,
     ConnectionClosedByPeer,
     DialkeyError,
-    LocalError,
     PluginError,
     WireError,
 )
@@ -194,7 +194,7 @@ async def test_it_serves_from_the_moment_it_is_entered() -> None:
             serving = asyncio.create_task(router.serve())
             assert await echo(connection, b"again") == b"again"
             await asyncio.sleep(0)
-            with pytest.raises(LocalError, match="serves already"):
+            with pytest.raises(Busy, match="serves already"):
                 await router.serve()
         await router.shutdown()
         await serving

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 import attrs
 
 from dialkey import limits
+from dialkey.allowance import Allowance
 from dialkey.endpoint._connection_driver import ConnectionDriver
-from dialkey.endpoint.door import Allowance, Door, Sources, Verdict, sources_of
+from dialkey.endpoint.door import Door, Sources, Verdict, sources_of
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress, Transport
 from dialkey.quic import codes, stateless

@@ -25,6 +25,7 @@ from collections.abc import Hashable
 from typing import Final
 
 from dialkey import limits
+from dialkey.allowance import Allowance
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress
 
@@ -62,35 +63,6 @@ def sources_of(remote: PathAddress) -> Sources:
             return f"{number >> 64:x}/64", f"{number >> 80:x}/48"
         ip = ip.ipv4_mapped
     return (str(ip),)
-
-
-class Allowance:
-    """How often something may happen: a burst at once, then a rate per second."""
-
-    __slots__ = ("_at", "_burst", "_left", "_rate")
-
-    def __init__(self, burst: float, rate: float, now: float) -> None:
-        self._burst = burst
-        self._rate = rate
-        self._left = burst
-        self._at = now
-
-    def left(self, now: float) -> float:
-        """Return how often it may happen now."""
-        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
-        self._at = now
-        return self._left
-
-    def take(self, now: float) -> bool:
-        """Let it happen once, if it may."""
-        if self.left(now) < 1:
-            return False
-        self._left -= 1
-        return True
-
-    def give_back(self) -> None:
-        """Take it for not having happened."""
-        self._left = min(self._burst, self._left + 1)
 
 
 class Door:

@@ -8,7 +8,8 @@ import attrs
 import pytest
 
 from dialkey import limits
-from dialkey.endpoint.door import Allowance, Door, Verdict, sources_of
+from dialkey.allowance import Allowance
+from dialkey.endpoint.door import Door, Verdict, sources_of
 from dialkey.identity import IpAddr
 
 START = 5000.0

@@ -12,6 +12,7 @@ from endpoints import connected, network, seconds, stream, virtual
 from dialkey import Connection, RecvStream, SendStream
 from dialkey.endpoint import streams as endpoint_streams
 from dialkey.errors import (
+    Busy,
     ConnectionClosed,
     ConnectionClosedByPeer,
     LimitExceeded,
@@ -262,11 +263,11 @@ async def test_two_tasks_on_one_end_are_told_apart() -> None:
         writing = asyncio.ensure_future(send.write(bytes(10 * MIB)))
         datagram = asyncio.ensure_future(here.read_datagram())
         await soon()
-        with pytest.raises(LocalError, match="another task is reading this stream"):
+        with pytest.raises(Busy, match="another task is reading this stream"):
             await recv.read()
-        with pytest.raises(LocalError, match="another task is writing this stream"):
+        with pytest.raises(Busy, match="another task is writing this stream"):
             await send.write(bytes(10 * MIB))
-        with pytest.raises(LocalError, match="another task is reading datagrams"):
+        with pytest.raises(Busy, match="another task is reading datagrams"):
             await here.read_datagram()
         for task in (reading, writing, datagram):
             task.cancel()

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from gossip_machines import ME, Swarmer, peer
 
+from dialkey.allowance import Allowance
 from dialkey.errors import InvalidInput
 from dialkey_gossip import MembershipConfig
 from dialkey_gossip.ids import PeerId
@@ -20,7 +21,7 @@ from dialkey_gossip.messages import (
     Shuffle,
     ShuffleReply,
 )
-from dialkey_gossip.pace import Pace, PeerPace
+from dialkey_gossip.pace import PeerPace
 
 HIGH, LOW = Neighbor(True), Neighbor(False)
 
@@ -519,7 +520,7 @@ def test_a_clean_end_does_not_strike_a_passive_peer() -> None:
 
 
 def test_paces() -> None:
-    pace = Pace(3, 0.5)
+    pace = Allowance(3, 0.5)
     assert [pace.take(100.0) for _ in range(5)] == [True, True, True, False, False]
     assert [pace.take(102.0) for _ in range(2)] == [True, False]
     peers = PeerPace(1, 0.1)
