@@ -83,14 +83,14 @@ def _parse(cli: CommandLine, text: str) -> EndpointAddr:
 
 
 async def _listen(output: Output, options: Options) -> None:
-    from dialkey import Router
+    from dialkey import EndpointTicket, Router
     from dialkey_ping.protocol import ALPN, PingHandler
 
     async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
         if ALPN not in router.alpns():
             router.accept(ALPN, PingHandler())
         await options.until_online(endpoint, output)
-        ticket = str(endpoint.ticket())
+        ticket = str(EndpointTicket(await options.own_addr(endpoint)))
         output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
         output.remark("Answering pings. On the other machine: dialkey ping <the line above>")
         await router.serve()

@@ -247,13 +247,20 @@ class Blobs:
         ]
         return collection, entries
 
-    def ticket(self, content: HashAndFormat | TempTag | Hash) -> BlobTicket:
-        """Return a ticket with which others can fetch content from us."""
+    def ticket(
+        self, content: HashAndFormat | TempTag | Hash, addr: EndpointAddr | None = None
+    ) -> BlobTicket:
+        """Return a ticket with which others can fetch content from us.
+
+        Args:
+            content: what they fetch.
+            addr: what it says of us; by default all addresses at which we may be reached.
+        """
         if isinstance(content, Hash):
             content = HashAndFormat(content, BlobFormat.RAW)
         elif isinstance(content, TempTag):
             content = content.content
-        return BlobTicket(self.endpoint.addr(), content.hash, content.format)
+        return BlobTicket(addr or self.endpoint.addr(), content.hash, content.format)
 
     # --- fetching -------------------------------------------------------------------------------
 

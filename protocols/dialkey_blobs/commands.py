@@ -13,7 +13,7 @@ import attrs
 from dialkey import Router
 from dialkey.cli import Options, Output, scratch_folder
 from dialkey.errors import InvalidInput
-from dialkey.identity import SecretKey
+from dialkey.identity import EndpointAddr, SecretKey
 from dialkey_blobs.blobs import Blobs, Entry
 from dialkey_blobs.collecting import Collected, LeftOut, collect
 from dialkey_blobs.listing import renamed_fields, show_entries, show_renamed, show_some
@@ -78,7 +78,7 @@ async def send(
                     router.add(blobs)
                     router.add_installed("ping")
                     await options.until_online(endpoint, output)
-                    _announce(output, blobs, offer)
+                    _announce(output, blobs, offer, await options.own_addr(endpoint))
                     largest = max((entry.size for entry in offer.entries), default=0)
                     taken = Taken(output, endpoint, largest_bytes=largest)
                     async with asyncio.TaskGroup() as tasks:
@@ -157,8 +157,8 @@ async def _add_stdin(output: Output, blobs: Blobs) -> TempTag:
         return await blobs.store.add_stream(pieces())
 
 
-def _announce(output: Output, blobs: Blobs, offer: _Offer) -> None:
-    ticket = str(blobs.ticket(offer.tag))
+def _announce(output: Output, blobs: Blobs, offer: _Offer, addr: EndpointAddr) -> None:
+    ticket = str(blobs.ticket(offer.tag, addr))
     show_entries(output, "Offering", offer.entries)
     show_some(
         output,

@@ -94,19 +94,20 @@ def _local(output: Output, tcp: str | None, unix: Path | None, *, json: bool) ->
 
 
 async def _listen(output: Output, options: Options, local: Local | None, allow: list[str]) -> None:
-    from dialkey import EndpointId
+    from dialkey import EndpointId, EndpointTicket
 
     allowed = [EndpointId.parse(text) for text in allow]
     async with await options.open_endpoint() as endpoint:
         await options.until_online(endpoint, output)
+        ticket = str(EndpointTicket(await options.own_addr(endpoint)))
         if local is None:
-            await _listen_once(output, endpoint, allowed)
+            await _listen_once(output, endpoint, ticket, allowed)
         else:
-            await _listen_for(output, endpoint, local, allowed)
+            await _listen_for(output, endpoint, ticket, local, allowed)
 
 
 async def _listen_for(
-    output: Output, endpoint: Endpoint, local: Local, allowed: list[EndpointId]
+    output: Output, endpoint: Endpoint, ticket: str, local: Local, allowed: list[EndpointId]
 ) -> None:
     from dialkey import Router
     from dialkey_pipe.protocol import ALPN
@@ -115,13 +116,14 @@ async def _listen_for(
     async with Router(endpoint) as router:
         router.accept(ALPN, Forwarder(local, allowed))
         router.add_installed("ping")
-        ticket = str(endpoint.ticket())
         output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
         output.remark(f"Forwarding to {local}. Elsewhere: dialkey pipe connect <the line above>")
         await router.serve()
 
 
-async def _listen_once(output: Output, endpoint: Endpoint, allowed: list[EndpointId]) -> None:
+async def _listen_once(
+    output: Output, endpoint: Endpoint, ticket: str, allowed: list[EndpointId]
+) -> None:
 
     from dialkey import Router
     from dialkey_pipe.addresses import StdioNear
@@ -132,7 +134,7 @@ async def _listen_once(output: Output, endpoint: Endpoint, allowed: list[Endpoin
     async with Router(endpoint, grace_s=0.0) as router:
         pipe = OnePipe(StdioNear(), allowed)
         router.accept(ALPN, pipe)
-        output.remark(str(endpoint.ticket()))
+        output.remark(ticket)
         await pipe.over
 
 

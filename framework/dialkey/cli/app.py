@@ -138,7 +138,7 @@ def build(plugins: Plugins | None = None) -> CommandLine:
     Args:
         plugins: where to ask for commands; by default what entry points offer.
     """
-    from dialkey.cli import keys, tickets
+    from dialkey.cli import keys, lookups, tickets
 
     if plugins is None:
         plugins = Plugins()
@@ -146,6 +146,7 @@ def build(plugins: Plugins | None = None) -> CommandLine:
     cli = CommandLine()
     keys.add_commands(cli)
     tickets.add_commands(cli)
+    lookups.add_commands(cli)
     for name in plugins.names():
         _ask(cli, plugins, name)
     return cli

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dialkey.cli.output import Output
     from dialkey.endpoint import Endpoint
     from dialkey.hookspecs import RelayChoice
+    from dialkey.identity import EndpointAddr
 
 __all__ = [
     "BindOption",
@@ -26,11 +27,20 @@ __all__ = [
     "PresetOption",
     "RelayOption",
     "SecretKeyOption",
+    "ServicesOption",
     "endpoint_options",
 ]
 
 ONLINE_TIMEOUT_S: Final = 10.0
 """A relay is reached within a second or two, or it has trouble."""
+
+PRESET_ONLINE_TIMEOUT_S: Final = 5.0
+"""For relays that nobody named: whoever is offline waits no longer before a command goes on."""
+
+PUBLISHED_TIMEOUT_S: Final = 3.0
+"""One request to a discovery server; after that a ticket says where we are itself."""
+
+SERVICES_VARIABLE: Final = "DIALKEY_SERVICES"
 
 TOKEN_VARIABLE: Final = "DIALKEY_RELAY_TOKEN"
 """Holds the token itself, as services are given secrets; a file is safer among several users."""
@@ -70,6 +80,15 @@ PresetOption = Annotated[
         metavar="|".join(presets.BY_NAME),
         callback=_known_preset,
         help="How to be found and to find others.",
+    ),
+]
+ServicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--services",
+        metavar="URL",
+        help="Use the relay and the discovery server under this URL, your own; "
+        f"{SERVICES_VARIABLE} may name it instead.",
     ),
 ]
 BindOption = Annotated[
@@ -120,6 +139,8 @@ class Options:
         json: write for programs.
         secret_key: a key file, or None for a new key.
         preset: the bundle of defaults, or None for the endpoint's own default.
+        services: URL of services of one's own, in place of a preset; or None for what the environment
+            variable ``DIALKEY_SERVICES`` names, if there is no preset either.
         bind: the local address and port, or None for all addresses and any port.
         relays: URLs of relays to be reached through; None, as `RelayOption` gives it, for none.
         relay_token: a file with what those relays want to see, or None for what the environment
@@ -134,6 +155,44 @@ class Options:
     relays: tuple[str, ...] = attrs.field(default=(), converter=_as_tuple)
     relay_token: Path | None = None
     relay_ca: Path | None = None
+    services: str | None = None
+
+    def chosen_preset(self) -> presets.Preset:
+        """Return the preset that these options and the environment choose.
+
+        Raises:
+            InvalidInput: there are two, or the URL of services is not one.
+        """
+        from dialkey.errors import InvalidInput
+
+        if self.preset is not None and self.services is not None:
+            raise InvalidInput("give either --preset or --services")
+        if self.preset is not None:
+            return presets.BY_NAME[self.preset]
+        url = self.services or os.environ.get(SERVICES_VARIABLE)
+        return presets.services(url) if url else presets.minimal
+
+    def say_whose_services(self, output: Output) -> None:
+        """Say in one line whose relays and discovery are used, if any."""
+        preset = self.chosen_preset()
+        if preset in (presets.public, presets.relay_only):
+            output.remark(
+                "Using iroh's public relays and discovery;"
+                f" --services URL or {SERVICES_VARIABLE} takes your own."
+            )
+        elif preset.discovery and preset.relays:
+            output.remark(f"Using the services at {preset.relays[0]}")
+
+    async def own_addr(self, endpoint: Endpoint) -> EndpointAddr:
+        """Return what a ticket says of us: the id alone where a lookup publishes us, else all.
+
+        Waits a moment for that to happen.
+        """
+        from dialkey.identity import EndpointAddr
+
+        if self.chosen_preset().discovery and await endpoint.published(PUBLISHED_TIMEOUT_S):
+            return EndpointAddr(endpoint.id)
+        return endpoint.addr()
 
     async def open_endpoint(self, *plugins: object) -> Endpoint:
         """Bind an endpoint as these options say; the caller closes it.
@@ -146,7 +205,7 @@ class Options:
 
         return await Endpoint.bind(
             secret_key=SecretKey.load(self.secret_key) if self.secret_key is not None else None,
-            preset=presets.BY_NAME[self.preset] if self.preset is not None else presets.minimal,
+            preset=self.chosen_preset(),
             bind=self.bind if self.bind is not None else (),
             relays=self.endpoint_relays(),
             plugins=plugins,
@@ -162,8 +221,9 @@ class Options:
         from dialkey.identity import RelayAccess
 
         given: tuple[str | RelayChoice, ...] | None = self.relays
-        if not self.relays and self.preset is not None:
-            given = presets.BY_NAME[self.preset].relays
+        preset = self.chosen_preset()
+        if not self.relays and (self.preset is not None or preset is not presets.minimal):
+            given = preset.relays
         roots: tuple[Path, ...] = () if self.relay_ca is None else (self.relay_ca,)
         access = RelayAccess(self._token(), roots)
         if given is None or access == RelayAccess():
@@ -202,11 +262,16 @@ class Options:
         """
         from dialkey.errors import Offline
 
-        if not self.relays:
+        self.say_whose_services(output)
+        if self.relays:
+            timeout_s = ONLINE_TIMEOUT_S
+            output.remark(f"connecting to {', '.join(self.relays)} …")
+        elif self.chosen_preset().relays:
+            timeout_s = PRESET_ONLINE_TIMEOUT_S
+        else:
             return
-        output.remark(f"connecting to {', '.join(self.relays)} …")
         try:
-            await endpoint.online(ONLINE_TIMEOUT_S)
+            await endpoint.online(timeout_s)
         except Offline as error:
             output.remark(f"{error.message}; continuing without it.")
 
@@ -215,6 +280,7 @@ _SHARED: Final[dict[str, tuple[object, object]]] = {
     "json": (JsonOption, False),
     "secret_key": (SecretKeyOption, None),
     "preset": (PresetOption, None),
+    "services": (ServicesOption, None),
     "bind": (BindOption, None),
     "relay": (RelayOption, None),
     "relay_token": (RelayTokenOption, None),
@@ -241,7 +307,7 @@ def endpoint_options(
         @endpoint_options
         def listen(name: NameOption = "guest", *, options: Options) -> None: ...
 
-    The command line then shows ``--secret-key``, ``--preset``, ``--bind``, ``--relay``,
+    The command line then shows ``--secret-key``, ``--preset``, ``--services``, ``--bind``, ``--relay``,
     ``--relay-token`` and ``--relay-ca``, and options that come later appear in all commands at once.
 
     Args:

@@ -46,6 +46,9 @@ logger = logging.getLogger("dialkey.endpoint")
 
 DIAL_TIMEOUT_S: Final = 30.0
 
+_PUBLISHED_POLL_S: Final = 0.05
+"""Lookups of plugins say that they have published when they are asked."""
+
 Bind = str | IpAddr | Sequence[str | IpAddr]
 
 
@@ -458,6 +461,19 @@ class Endpoint(AsyncOnly):
     def is_published(self) -> bool:
         """Whether a lookup has told others where we are now, so that our id alone is enough."""
         return self._publishing.is_done
+
+    async def published(self, timeout: float) -> bool:
+        """Wait until `is_published`; return it. At once where no lookup publishes.
+
+        Args:
+            timeout: seconds.
+        """
+        until = asyncio.get_running_loop().time() + timeout
+        while self._publishing.may_publish and not self.is_published:
+            if asyncio.get_running_loop().time() >= until or self._state != "open":
+                break
+            await asyncio.sleep(_PUBLISHED_POLL_S)
+        return self.is_published
 
     def lookup_troubles(self) -> dict[str, str]:
         """Say for each lookup that failed to publish us what was wrong, by the lookup's name."""

@@ -45,6 +45,11 @@ class Publishing:
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
     @property
+    def may_publish(self) -> bool:
+        """Whether some lookup says how publishing goes."""
+        return any(each.reports for each in self._workers)
+
+    @property
     def is_done(self) -> bool:
         """Whether some lookup says that others find what it was told."""
         return any(each.is_published for each in self._workers)
@@ -72,6 +77,10 @@ class _Worker:
         lookup = self._lookup
         own = lookup.publish_trouble if isinstance(lookup, ReportingLookup) else ""
         return self.trouble or own
+
+    @property
+    def reports(self) -> bool:
+        return isinstance(self._lookup, ReportingLookup)
 
     @property
     def is_published(self) -> bool:

@@ -246,7 +246,7 @@ def test_broken_plugin_spoils_no_other_command(capsys: pytest.CaptureFixture[str
         raise OSError("gone")
 
     cli = build(plugins_of(adds("one", "1"), broken, adds("two", "2")))
-    assert sorted(cli.command_names()) == ["key", "one", "ticket", "two"]
+    assert sorted(cli.command_names()) == ["key", "lookup", "one", "ticket", "two"]
     assert "plugin 'plugin1' failed in hook dialkey_commands: OSError" in capsys.readouterr().err
 
 
@@ -255,7 +255,7 @@ def test_a_taken_command_name_is_reported_and_the_first_stays(
     taken: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli = build(plugins_of(adds("one", "1"), adds(taken, "other")))
-    assert sorted(cli.command_names()) == ["key", "one", "ticket"]
+    assert sorted(cli.command_names()) == ["key", "lookup", "one", "ticket"]
     assert f"plugin 'plugin1' adds the command '{taken}'" in capsys.readouterr().err
 
 
@@ -263,7 +263,7 @@ def test_a_taken_group_name_is_reported(capsys: pytest.CaptureFixture[str]) -> N
     def group(cli: CommandLine) -> None:
         cli.add_typer(typer.Typer(name="ticket"))
 
-    assert sorted(build(plugins_of(group)).command_names()) == ["key", "ticket"]
+    assert sorted(build(plugins_of(group)).command_names()) == ["key", "lookup", "ticket"]
     assert "adds the command 'ticket'" in capsys.readouterr().err
 
 
