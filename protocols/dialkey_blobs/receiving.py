@@ -40,7 +40,7 @@ logger = logging.getLogger("dialkey.blobs.receiving")
 READ_BYTES: Final = 1 << 20
 READ_AHEAD_BYTES: Final = BATCH_BYTES
 """What is read while a batch is verified and stored."""
-PIECE_BYTES: Final = 1 << 18
+PIECE_BYTES: Final = 1 << 20
 PIECE_WAIT_S: Final = 0.03
 """Going to a thread and back for each packet would cost more than the work there. So a piece waits
 until it has this many bytes or is this old, unless the stream has ended."""

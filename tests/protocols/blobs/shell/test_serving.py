@@ -322,11 +322,13 @@ async def test_requests_of_all_endpoints_wait_for_each_other() -> None:
         count = active(peers)
         events = peers.sharing.provider_events()
         streams = []
+        observers = []  # a stream that nobody holds is stopped
         for _ in range(3):
             endpoint = await stack.enter_async_context(bind())
             connection = await endpoint.connect(peers.provider.addr(), ALPN)
             streams.append(await ask(connection, GetRequest.blob(tag.hash)))
-            await (await ask(connection, ObserveRequest(UNKNOWN))).read()
+            observers.append(await ask(connection, ObserveRequest(UNKNOWN)))
+            await observers[-1].read()
         await started(events, 2 + 3)
         assert count() == 2 + 3
         contents = await asyncio.gather(*(recv.read_to_end(1 << 30) for recv in streams))
