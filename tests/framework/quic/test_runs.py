@@ -510,3 +510,15 @@ def test_any_mutation_of_a_run_leaves_the_state_that_single_packets_leave(
         together = taken_in(False, batches, auto_read, window)
         apart = taken_in(True, batches, auto_read, window)
     assert together == apart
+
+
+@both
+def test_a_run_beyond_the_window_counts_as_far_as_its_packets_do(
+    implementation: Implementation,
+) -> None:
+    batches: list[tuple[int, list[Fault], bool]] = [(12, [], False)]
+    with in_use(implementation):
+        together = taken_in(False, batches, False, 9_000)
+        assert together == taken_in(True, batches, False, 9_000)
+    assert together["closed"].error_code == codes.FLOW_CONTROL_ERROR
+    assert together["streams"][STREAM][0] == 8_174
