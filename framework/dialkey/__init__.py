@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dialkey.errors import DialkeyError
     from dialkey.hookspecs import Refusal, hookimpl
     from dialkey.identity import EndpointAddr, EndpointId, EndpointTicket, SecretKey
+    from dialkey.opening import Opening
     from dialkey.router import ProtocolHandler, Router
 
 __version__ = "0.1.0"
@@ -59,6 +60,7 @@ __all__ = [
     "LookupReport",
     "MemoryDirectory",
     "NetworkChanged",
+    "Opening",
     "PathClosed",
     "PathDemoted",
     "PathEvent",
@@ -107,6 +109,7 @@ _HOMES = {
     "dialkey.errors": ("DialkeyError",),
     "dialkey.hookspecs": ("Refusal", "hookimpl"),
     "dialkey.identity": ("EndpointAddr", "EndpointId", "EndpointTicket", "SecretKey"),
+    "dialkey.opening": ("Opening",),
     "dialkey.router": ("ProtocolHandler", "Router"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -86,7 +86,7 @@ async def _listen(output: Output, options: Options) -> None:
     from dialkey import EndpointTicket, Router
     from dialkey_ping.protocol import ALPN, PingHandler
 
-    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+    async with options.open_endpoint() as endpoint, Router(endpoint) as router:
         if ALPN not in router.alpns():
             router.accept(ALPN, PingHandler())
         await options.until_online(endpoint, output)
@@ -109,7 +109,7 @@ async def _ping(
     from dialkey_ping.protocol import ALPN, ping
 
     times_s: list[float] = []
-    async with await options.open_endpoint() as endpoint:
+    async with options.open_endpoint() as endpoint:
         try:
             connection = await endpoint.connect(remote, ALPN)
         except AlpnMismatch as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dialkey_blobs.bitfield import Bitfield
-    from dialkey_blobs.blobs import Blobs, Entry, Exported
+    from dialkey_blobs.blobs import Blobs, Entry, Export, Exported
     from dialkey_blobs.collecting import LeftOut
     from dialkey_blobs.collection import Collection
     from dialkey_blobs.download import (
@@ -84,6 +84,7 @@ __all__ = [
     "DownloadEvent",
     "Downloaded",
     "Entry",
+    "Export",
     "Exported",
     "FsStore",
     "GetManyRequest",
@@ -120,7 +121,7 @@ __all__ = [
 
 _HOMES = {
     "bitfield": ("Bitfield",),
-    "blobs": ("Blobs", "Entry", "Exported"),
+    "blobs": ("Blobs", "Entry", "Export", "Exported"),
     "collecting": ("LeftOut",),
     "collection": ("Collection",),
     "download": (

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -17,7 +18,14 @@ from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.collecting import LeftOut, collect
 from dialkey_blobs.collection import Collection
 from dialkey_blobs.download import PATIENCE_S, Download
-from dialkey_blobs.files import Exported, FolderExporter, complete_sizes, open_folder, place_below
+from dialkey_blobs.files import (
+    Export,
+    Exported,
+    FolderExporter,
+    complete_sizes,
+    open_folder,
+    place_below,
+)
 from dialkey_blobs.getting import get, observe, push
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hash_seq import HashSeq
@@ -29,7 +37,7 @@ from dialkey_blobs.responder import load_hash_seq
 from dialkey_blobs.store import FsStore, ImportMode, MemoryStore, Store, TempTag
 from dialkey_blobs.ticket import BlobTicket
 
-__all__ = ["Blobs", "Entry", "Exported"]
+__all__ = ["Blobs", "Entry", "Export", "Exported"]
 
 logger = logging.getLogger("dialkey.blobs")
 
@@ -345,7 +353,7 @@ class Blobs:
             for (name, hash), status in zip(collection, statuses, strict=True)
         ]
 
-    async def export(
+    def export(
         self,
         content: HashAndFormat | Hash,
         target: str | Path,
@@ -353,11 +361,11 @@ class Blobs:
         overwrite: bool = False,
         durable: bool = False,
         move: bool = False,
-    ) -> AsyncIterator[Exported]:
-        """Write content to files; yield each as it is done.
+    ) -> Export:
+        """Write content to files: iterate over them as they are done, or await all of them.
 
         A name that the file system of `target` cannot hold, or cannot tell from another one, is
-        changed; the path of what is yielded says to what.
+        changed; the path of the `Exported` says to what.
 
         Args:
             content: a blob, which goes to the file `target`; or a collection, whose files go below
@@ -377,7 +385,18 @@ class Blobs:
             DiskFull: there is not enough space for a copy of a file; noticed before it is begun.
             StorageError: a file cannot be written. Partial data never stands under a final name.
         """
-        target = Path(target)
+        options = {"overwrite": overwrite, "durable": durable, "move": move}
+        return Export(partial(self._export, content, Path(target), **options))
+
+    async def _export(
+        self,
+        content: HashAndFormat | Hash,
+        target: Path,
+        *,
+        overwrite: bool,
+        durable: bool,
+        move: bool,
+    ) -> AsyncGenerator[Exported, None]:
         if isinstance(content, Hash):
             content = HashAndFormat(content)
         if content.format is BlobFormat.RAW:

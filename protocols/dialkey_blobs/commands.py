@@ -71,7 +71,7 @@ async def send(
             # Whoever asks before everything was read would hear that it is not here.
             offer = await _read(output, blobs, paths, text, name)
             async with (
-                await options.open_endpoint() as endpoint,
+                options.open_endpoint() as endpoint,
                 Router(endpoint) as router,
             ):
                 with offer.tag:

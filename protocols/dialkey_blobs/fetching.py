@@ -419,8 +419,7 @@ class _Receiving:
         if self._content.format is BlobFormat.RAW or self._is_for_one:
             content = HashAndFormat(self._entries[0].hash)
             [path] = self._paths
-        async for _ in self._blobs.export(content, path, overwrite=self._overwrite, move=True):
-            pass
+        await self._blobs.export(content, path, overwrite=self._overwrite, move=True)
 
     async def _print(self, hash: Hash) -> None:
         stdout = self._output.stdout.buffer

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -26,7 +35,7 @@ from dialkey_blobs.store.values import BlobState, finish
 if TYPE_CHECKING:
     from dialkey_blobs.store import Store
 
-__all__ = ["Exported", "FolderExporter", "complete_sizes", "open_folder", "place_below"]
+__all__ = ["Export", "Exported", "FolderExporter", "complete_sizes", "open_folder", "place_below"]
 
 BATCH_BYTES: Final = 4 << 20
 BATCH_FILES: Final = 64
@@ -44,6 +53,31 @@ class Exported:
 
     path: Path
     size: int
+
+
+class Export:
+    """An export: iterate over the files as they are done, or await it for all of them.
+
+    It runs while it is iterated over or awaited. Leaving the iteration or cancelling stops it; files
+    that are done stay.
+
+    Args:
+        run: does it, from the beginning, and yields each file.
+    """
+
+    def __init__(self, run: Callable[[], AsyncGenerator[Exported, None]]) -> None:
+        self._run = run
+
+    def __aiter__(self) -> AsyncGenerator[Exported, None]:
+        """Return an iterator; close it (`contextlib.aclosing`) to stop at once."""
+        return self._run()
+
+    def __await__(self) -> Generator[object, None, list[Exported]]:
+        return self._to_end().__await__()
+
+    async def _to_end(self) -> list[Exported]:
+        async with aclosing(self._run()) as files:
+            return [file async for file in files]
 
 
 def complete_sizes(reader: StoreReader, collection: Collection) -> list[int]:

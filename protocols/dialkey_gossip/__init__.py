@@ -4,7 +4,7 @@ Wire-compatible with iroh-gossip 0.101. Each member is connected to a few others
 messages travel along a tree that builds and repairs itself (PlumTree)::
 
     gossip = router.add(Gossip())
-    async with await gossip.join(TopicId.from_name("weather"), bootstrap=[ticket]) as topic:
+    async with gossip.join(TopicId.from_name("weather"), bootstrap=[ticket]) as topic:
         await topic.joined()
         await topic.broadcast(b"rain")
         async for event in topic:

@@ -47,11 +47,11 @@ async def talk(
     """
     named = _named(topic)
     signing = Signing() if is_signed else None
-    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+    async with options.open_endpoint() as endpoint, Router(endpoint) as router:
         await options.until_online(endpoint, output)
         gossip = router.add(Gossip())
         router.add_installed("ping")
-        async with await gossip.join(named, peers, signing=signing) as handle:
+        async with gossip.join(named, peers, signing=signing) as handle:
             if text is not None:
                 await handle.joined(timeout=JOIN_TIMEOUT_S)
                 await handle.broadcast(text.encode())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey import DialLimits, NetworkChanged, hookimpl
+from dialkey import DialLimits, NetworkChanged, Opening, hookimpl
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, EndpointId, RelayUrl, Remote, parse_remote
 from dialkey_gossip.actions import Action, Delivered, Learned, PeerDown, PeerUp, Release, Send, Tell
@@ -194,15 +194,18 @@ class Gossip:
 
     # --- topics ---------------------------------------------------------------------------------
 
-    async def join(
+    def join(
         self,
         topic: TopicId | TopicTicket | bytes | str,
         bootstrap: Iterable[Remote] = (),
         *,
         signing: Signing | None = None,
         capacity: int = DEFAULT_CAPACITY,
-    ) -> Topic:
+    ) -> Opening[Topic]:
         """Enter a topic and begin to look for its members. Returns at once: see `Topic.joined`.
+
+        ``async with gossip.join(…) as topic`` leaves the topic at the end; after
+        ``topic = await gossip.join(…)`` call `Topic.leave` yourself.
 
         Peers that do not answer are tried again, with pauses, for as long as the topic is held, and
         so are neighbours that get lost. Without any bootstrap peer we wait for others to come.
@@ -223,6 +226,15 @@ class Gossip:
             LocalError: gossip does not serve an endpoint yet.
             EndpointClosed: gossip was shut down.
         """
+        return Opening(self._join(topic, bootstrap, signing, capacity))
+
+    async def _join(
+        self,
+        topic: TopicId | TopicTicket | bytes | str,
+        bootstrap: Iterable[Remote],
+        signing: Signing | None,
+        capacity: int,
+    ) -> Topic:
         self._check_open()
         id, named = parse_topic(topic)
         peers = [*named, *(parse_remote(remote) for remote in bootstrap)]

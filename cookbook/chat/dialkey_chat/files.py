@@ -93,7 +93,7 @@ class Files:
                             )
                         progress(event.held_bytes, file.size)
             target = folder if folder is not None else self.downloads
-            return [each.path async for each in self.blobs.export(content, target)]
+            return [each.path for each in await self.blobs.export(content, target)]
 
 
 @contextlib.asynccontextmanager

@@ -107,7 +107,7 @@ async def _chat(
 
     _leave_with_the_terminal()
     settings = Settings(name=name, downloads=downloads, heartbeat_s=heartbeat_s)
-    async with await options.open_endpoint() as endpoint:
+    async with options.open_endpoint() as endpoint:
         await options.until_online(endpoint, output)
         async with open_chat(endpoint, place, settings) as chat:
             if not place.peers:

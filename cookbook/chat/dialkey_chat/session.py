@@ -114,7 +114,7 @@ async def open_chat(
             gossip = router.add(Gossip())
             router.accept(ALPN, History(room))
             async with (
-                await gossip.join(place.members, signing=Signing()) as topic,
+                gossip.join(place.members, signing=Signing()) as topic,
                 asyncio.TaskGroup() as tasks,
             ):
                 chat = Chat(

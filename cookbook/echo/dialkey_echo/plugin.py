@@ -60,7 +60,7 @@ async def _listen(output: Output, options: Options) -> None:
     from dialkey import Router
     from dialkey_echo.protocol import ALPN, Echo
 
-    async with await options.open_endpoint() as endpoint, Router(endpoint) as router:
+    async with options.open_endpoint() as endpoint, Router(endpoint) as router:
         router.accept(ALPN, Echo())
         await options.until_online(endpoint, output)
         ticket = str(endpoint.ticket())
@@ -73,7 +73,7 @@ async def _ask(output: Output, options: Options, ticket: str, text: str) -> None
     from dialkey_echo.protocol import ALPN, echo
 
     async with (
-        await options.open_endpoint() as endpoint,
+        options.open_endpoint() as endpoint,
         await endpoint.connect(ticket, ALPN) as connection,
     ):
         answer = (await echo(connection, text.encode())).decode()

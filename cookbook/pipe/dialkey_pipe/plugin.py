@@ -97,7 +97,7 @@ async def _listen(output: Output, options: Options, local: Local | None, allow: 
     from dialkey import EndpointId, EndpointTicket
 
     allowed = [EndpointId.parse(text) for text in allow]
-    async with await options.open_endpoint() as endpoint:
+    async with options.open_endpoint() as endpoint:
         await options.until_online(endpoint, output)
         ticket = str(EndpointTicket(await options.own_addr(endpoint)))
         if local is None:
@@ -145,7 +145,7 @@ async def _connect(output: Output, options: Options, local: Local | None, ticket
     from dialkey_pipe.addresses import StdioNear
     from dialkey_pipe.forwarding import Dialer, forward_all, forward_one
 
-    async with await options.open_endpoint() as endpoint:
+    async with options.open_endpoint() as endpoint:
         dialer = Dialer(endpoint, parse_remote(ticket))
         if local is None:
             await forward_one(dialer, StdioNear())

@@ -57,13 +57,13 @@ async def work(
         output.remark(f"{order.job} for {caller.short()}: {what}")
         output.result("job", None, id=order.id, job=order.job, client=str(caller), what=what)
 
-    async with await options.open_endpoint() as endpoint, open_site(endpoint) as site:
+    async with options.open_endpoint() as endpoint, open_site(endpoint) as site:
         changed = asyncio.Event()
         worker = Worker(site, terms, changed=changed.set, tell=tell)
         policy = None if allowed is None else {"*": allowed}
         site.router.add(rpc.Rpc(worker, Workshop, allow=policy))
         await options.until_online(endpoint, output)
-        async with await site.join(topic_of) as topic:
+        async with site.join(topic_of) as topic:
             if ticket is not None:
                 await topic.joined(JOIN_TIMEOUT_S)
             own = str(topic.ticket())
@@ -89,9 +89,9 @@ async def list_workers(
     """Listen for a while, and list who was heard."""
     board = Board()
     async with (
-        await options.open_endpoint() as endpoint,
+        options.open_endpoint() as endpoint,
         open_site(endpoint) as site,
-        await site.join(TopicTicket.parse(ticket)) as topic,
+        site.join(TopicTicket.parse(ticket)) as topic,
     ):
         await options.until_online(endpoint, output)
         await topic.joined(JOIN_TIMEOUT_S)
@@ -142,9 +142,9 @@ async def run_jobs(
     """
     where = TopicTicket.parse(ticket)
     allowed = _ids(allow)
-    async with await options.open_endpoint() as endpoint, open_site(endpoint) as site:
+    async with options.open_endpoint() as endpoint, open_site(endpoint) as site:
         await options.until_online(endpoint, output)
-        async with await site.join(where) as topic:
+        async with site.join(where) as topic:
             await topic.joined(JOIN_TIMEOUT_S)
             with output.progress(job, sum(file.stat().st_size for file in files)) as progress:
                 display = _Display(output, progress, len(files))

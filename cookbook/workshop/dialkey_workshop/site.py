@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey import EndpointId, Refusal, Router
+from dialkey import EndpointId, Opening, Refusal, Router
 from dialkey.cli import scratch_folder
 from dialkey.errors import LimitExceeded
 from dialkey_blobs import (
@@ -85,9 +85,9 @@ class Site:
     grants: Grants
     folder: Path
 
-    async def join(self, topic: TopicId | TopicTicket) -> Topic:
+    def join(self, topic: TopicId | TopicTicket) -> Opening[Topic]:
         """Enter the topic of a workshop, in which every message is signed."""
-        return await self.gossip.join(topic, signing=Signing())
+        return self.gossip.join(topic, signing=Signing())
 
     async def fetch(
         self,

@@ -13,6 +13,7 @@ import attrs
 import typer
 
 from dialkey import presets
+from dialkey.opening import Opening
 
 if TYPE_CHECKING:
     from dialkey.cli.output import Output
@@ -194,12 +195,15 @@ class Options:
             return EndpointAddr(endpoint.id)
         return endpoint.addr()
 
-    async def open_endpoint(self, *plugins: object) -> Endpoint:
-        """Bind an endpoint as these options say; the caller closes it.
+    def open_endpoint(self, *plugins: object) -> Opening[Endpoint]:
+        """Bind an endpoint as these options say, with ``async with`` or ``await``.
 
         Raises:
             LocalError: a file cannot be used, or no socket can be opened.
         """
+        return Opening(self._open_endpoint(plugins))
+
+    async def _open_endpoint(self, plugins: tuple[object, ...]) -> Endpoint:
         from dialkey.endpoint import Endpoint
         from dialkey.identity import SecretKey
 

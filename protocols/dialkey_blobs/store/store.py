@@ -12,6 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Se
 from pathlib import Path
 from typing import Final, TypeVar
 
+from dialkey import Opening
 from dialkey.errors import DialkeyError, InvalidInput, StorageError
 from dialkey_blobs.events import VerifiedContent, VerifiedParent
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
@@ -164,17 +165,20 @@ class Store:
             BlobMissing: nothing is known of the blob.
             RangeMissing: some of that is not held; all before it has been yielded.
         """
-        async with await self.blob(hash) as blob:
+        async with self.blob(hash) as blob:
             stop = blob.size if length is None else min(blob.size, offset + length)
             for start in range(offset, stop, _READ_BYTES):
                 yield await blob.read(start, min(_READ_BYTES, stop - start))
 
-    async def blob(self, hash: Hash) -> StoredBlob:
-        """Open a blob for reading.
+    def blob(self, hash: Hash) -> Opening[StoredBlob]:
+        """Open a blob for reading: ``async with store.blob(hash) as blob``, or await it.
 
         Raises:
             BlobMissing: nothing is known of it.
         """
+        return Opening(self._open_blob(hash))
+
+    async def _open_blob(self, hash: Hash) -> StoredBlob:
         opened = await self._worker.call(lambda core: core.open(hash))
         return StoredBlob(self._worker, opened)
 

@@ -50,6 +50,27 @@ async def test_ways_to_name_a_topic() -> None:
 
 
 @virtual
+async def test_a_topic_is_awaited_or_entered() -> None:
+    async with Swarm(network()) as swarm:
+        gossip = (await swarm.add()).gossip
+        async with gossip.join(TOPIC) as topic:
+            assert gossip.topics() == (TOPIC,)
+        assert topic.is_left
+        assert gossip.topics() == ()
+        async with await gossip.join(TOPIC) as topic:
+            assert not topic.is_left
+        assert topic.is_left
+        with pytest.raises(InvalidInput):
+            async with gossip.join("nonsense"):
+                pytest.fail("entered")
+        joining = gossip.join(TOPIC)
+        assert gossip.topics() == ()
+        await (await joining).leave()
+        with pytest.raises(LocalError, match="awaited already"):
+            await joining
+
+
+@virtual
 async def test_a_ticket_is_enough_and_names_neighbours_too() -> None:
     async with joined(3, network()) as (swarm, topics):
         await until(lambda: len(topics[2].neighbors()) == 2)

@@ -25,7 +25,7 @@ from dialkey_blobs import (
     HashSeq,
     Progress,
 )
-from dialkey_blobs.store import BlobState
+from dialkey_blobs.store import BlobMissing, BlobState
 
 HASH_SEQ = BlobFormat.HASH_SEQ
 
@@ -304,6 +304,26 @@ async def test_a_folder(peers: Pair, tmp_path: Path) -> None:
         name: len(data) for name, data in files.items()
     }
     assert await peers.fetching.entries(done.content) == entries
+
+
+async def test_an_export_is_awaited_or_iterated_over(peers: Pair, tmp_path: Path) -> None:
+    write_tree(tmp_path / "album", {"one": b"1", "two": p(100_000)})
+    tag, _ = await peers.sharing.add_files([tmp_path / "album"])
+    await peers.fetching.download(peers.sharing.ticket(tag))
+    awaited = await peers.fetching.export(tag.content, tmp_path / "awaited")
+    export = peers.fetching.export(tag.content, tmp_path / "iterated")
+    assert not (tmp_path / "iterated").exists()
+    iterated = [file async for file in export]
+    assert sorted(file.path for file in awaited) == [
+        tmp_path / "awaited/album/one",
+        tmp_path / "awaited/album/two",
+    ]
+    assert [file.size for file in awaited] == [file.size for file in iterated]
+    assert read_tree(tmp_path / "awaited") == read_tree(tmp_path / "iterated")
+    with pytest.raises(BlobMissing):
+        await peers.fetching.export(Hash.of(b"unknown"), tmp_path / "nothing")
+    async with peers.fetching.store.blob(Hash.of(p(100_000))) as blob:
+        assert blob.size == 100_000
 
 
 async def test_a_single_file_is_a_collection_of_one(peers: Pair, tmp_path: Path) -> None:
