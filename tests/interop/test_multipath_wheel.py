@@ -77,7 +77,7 @@ async def open_second(
     core = ours._driver.core
 
     def try_open() -> bool:
-        path = multipath.open_path(core, remote(rust, last), endpoint._driver.now())
+        path = core.open_path(remote(rust, last), endpoint._driver.now())
         opened.append(path)
         ours._driver.flush_soon()
         return path is not None
@@ -93,12 +93,11 @@ async def test_a_second_path_carries_data_after_the_first_is_abandoned() -> None
     async with connected() as (rust, theirs, endpoint, ours):
         path_id = await open_second(rust, theirs, endpoint, ours, 2)
         assert path_id == 1
-        multipath.select(ours._driver.core, 1)
+        ours._driver.core.paths.select(1)
         before = ours._driver.core.paths[1].recovery.sent_packets
         await echo(ours, theirs, 200_000)
         assert ours._driver.core.paths[1].recovery.sent_packets > before + 100
-        assert multipath.abandon(
-            ours._driver.core,
+        assert ours._driver.core.paths.abandon(
             ours._driver.core.paths[0],
             codes.PATH_UNSTABLE_OR_POOR,
             endpoint._driver.now(),
@@ -114,9 +113,8 @@ async def test_many_paths_one_after_the_other() -> None:
         for turn in range(20):
             path_id = await open_second(rust, theirs, endpoint, ours, 2 + turn % 2)
             assert path_id == turn + 1
-            multipath.select(ours._driver.core, path_id)
-            multipath.abandon(
-                ours._driver.core,
+            ours._driver.core.paths.select(path_id)
+            ours._driver.core.paths.abandon(
                 ours._driver.core.paths[previous],
                 codes.APPLICATION_ABANDON_PATH,
                 endpoint._driver.now(),
@@ -141,7 +139,7 @@ async def test_keys_change_from_both_sides_across_two_paths() -> None:
         await until(lambda: updates(ours) >= 1, lambda: answer(ours, theirs, 300_000))
         own = 0
         for turn in range(12):
-            multipath.select(ours._driver.core, turn % 2)
+            ours._driver.core.paths.select(turn % 2)
             await echo(ours, theirs, 100_000)
             own += ours.request_key_update()
             await answer(ours, theirs, 100_000)
@@ -176,13 +174,13 @@ async def test_attempts_over_a_dead_way_use_up_no_ids() -> None:
         async with connected() as (rust, theirs, endpoint, ours):
             await echo(ours, theirs)
             for _ in range(20):
-                path = multipath.open_path(ours._driver.core, dead, endpoint._driver.now())
+                path = ours._driver.core.open_path(dead, endpoint._driver.now())
                 ours._driver.flush_soon()
                 assert path is not None
                 await echo(ours, theirs)
-                multipath.give_up(ours._driver.core, path, endpoint._driver.now())
+                ours._driver.core.paths.give_up(path, endpoint._driver.now())
             assert await open_second(rust, theirs, endpoint, ours, 2) == 1
-            multipath.select(ours._driver.core, 1)
+            ours._driver.core.paths.select(1)
             await echo(ours, theirs, 200_000)
 
 
@@ -193,9 +191,8 @@ async def test_traffic_with_updates_and_many_paths_one_after_the_other() -> None
         previous, turn, own, ends_at = 0, 0, 0, loop.time() + TRAFFIC_S
         while loop.time() < ends_at:
             path_id = await open_second(rust, theirs, endpoint, ours, 2 + turn % 3)
-            multipath.select(ours._driver.core, path_id)
-            multipath.abandon(
-                ours._driver.core,
+            ours._driver.core.paths.select(path_id)
+            ours._driver.core.paths.abandon(
                 ours._driver.core.paths[previous],
                 codes.APPLICATION_ABANDON_PATH,
                 endpoint._driver.now(),
@@ -208,7 +205,7 @@ async def test_traffic_with_updates_and_many_paths_one_after_the_other() -> None
         assert turn > 10
         assert own > 5
         assert not ours.is_closed
-        state = ours._driver.core.multipath
+        state = ours._driver.core.paths.multipath
         assert state is not None
         assert len(state.abandoned) <= 2
         assert len(ours._driver.core.paths) <= 2 + multipath.MAX_DRAINING
@@ -278,7 +275,7 @@ async def test_the_wheel_opens_a_second_path_and_keys_change_from_both_sides() -
         for turn in range(6):
             # We answer over the relay, the wheel goes on asking directly, and the other way round.
             ours._driver.path_manager = None
-            multipath.select(ours._driver.core, usable(ours)[("relay", "direct")[turn % 2]])
+            ours._driver.core.paths.select(usable(ours)[("relay", "direct")[turn % 2]])
             await asked(ours, theirs, 50_000)
             own += ours.request_key_update()
             await asked(ours, theirs, 50_000)
@@ -293,7 +290,7 @@ async def test_traffic_with_updates_and_changing_paths_when_the_wheel_dialled() 
         ours._driver.path_manager = None
         turn, own, ends_at = 0, 0, loop.time() + TRAFFIC_S / 2
         while loop.time() < ends_at:
-            multipath.select(ours._driver.core, usable(ours)[("relay", "direct")[turn % 2]])
+            ours._driver.core.paths.select(usable(ours)[("relay", "direct")[turn % 2]])
             await asked(ours, theirs, 200_000)
             if turn % 3 == 0:
                 own += ours.request_key_update()
@@ -308,8 +305,8 @@ async def test_traffic_with_updates_and_changing_paths_when_the_wheel_dialled() 
 async def test_we_abandon_a_path_that_the_wheel_opened(kind: str) -> None:
     async with dialled() as (theirs, endpoint, ours):
         path = ours._driver.core.paths[usable(ours)[kind]]
-        assert multipath.abandon(
-            ours._driver.core, path, codes.APPLICATION_ABANDON_PATH, endpoint._driver.now()
+        assert ours._driver.core.paths.abandon(
+            path, codes.APPLICATION_ABANDON_PATH, endpoint._driver.now()
         )
         ours._driver.flush_soon()
         await asked(ours, theirs, 500_000)
@@ -320,6 +317,6 @@ async def test_we_abandon_a_path_that_the_wheel_opened(kind: str) -> None:
         (left,) = ours._driver.core.paths.values()
         assert left.cids.peer_status_sequence >= 1, "the wheel told that it sends there now"
         assert left.cids.peer_available
-        state = ours._driver.core.multipath
+        state = ours._driver.core.paths.multipath
         assert state is not None
         assert (state.local_max, state.peer_max) == (8, 8), "both allow another"

@@ -20,7 +20,7 @@ from dialkey.limits import HANDSHAKE_TIMEOUT_S
 from dialkey.quic import codes, events, stateless
 from dialkey.quic.connection import Config, Connection, State
 from dialkey.quic.events import CloseReason
-from dialkey.quic.packets import builder
+from dialkey.quic.packets.builder import Builder
 from dialkey.quic.paths.path import Address, Path
 from dialkey.quic.streams.halves import RecvHalf, SendHalf
 from dialkey.testing import Channel, Conditions
@@ -95,7 +95,7 @@ class Side:
 
     def open(self, *, uni: bool = False) -> int | None:
         """Open a stream; return its id, or None when the peer allows no more now."""
-        opened = self.c.open_stream(unidirectional=uni)
+        opened = self.c.streams.open(unidirectional=uni)
         if opened is None:
             return None
         send, recv = opened
@@ -112,7 +112,7 @@ class Side:
     def accept(self, stream: int) -> None:
         """Take a stream that the other side opened."""
         self.accepted.append(stream)
-        self.c.taken(stream)
+        self.c.streams.taken(stream)
         self.pair.wants_flush(self)
 
     def write(self, stream: int, data: bytes, *, finish: bool = False) -> None:
@@ -120,18 +120,18 @@ class Side:
         half.write(data)
         if finish:
             half.finish()
-        self.c.wake(half)
+        self.c.streams.wake(half)
         self.pair.wants_flush(self)
 
     def finish(self, stream: int) -> None:
         self.write(stream, b"", finish=True)
 
     def reset(self, stream: int, code: int) -> None:
-        self.c.reset(self.send[stream], code)
+        self.c.streams.reset(self.send[stream], code)
         self.pair.wants_flush(self)
 
     def stop(self, stream: int, code: int) -> None:
-        self.c.stop(self.recv[stream], code)
+        self.c.streams.stop(self.recv[stream], code)
         self.pair.wants_flush(self)
 
     def read(self, stream: int, limit: int = 1 << 30) -> bytes:
@@ -140,11 +140,11 @@ class Side:
         data = half.read(limit)
         self.data[stream] += data
         if data:
-            self.c.consumed(half, len(data))
+            self.c.streams.consumed(half, len(data))
         if half.reset_code is not None:
             self.reset_codes.setdefault(stream, half.reset_code)
         elif half.at_end and half.stop_code is None and stream not in self.ended:
-            self.c.consumed(half, 0)
+            self.c.streams.consumed(half, 0)
             self.ended.add(stream)
         self.pair.wants_flush(self)
         return data
@@ -154,7 +154,7 @@ class Side:
         self.pair.wants_flush(self)
 
     def send_datagram(self, data: bytes) -> None:
-        self.c.send_datagram(data)
+        self.c.datagrams.send(data)
         self.pair.wants_flush(self)
 
     @property
@@ -205,15 +205,21 @@ class Side:
     def craft(self, payload: bytes) -> bytes:
         """Seal any payload as the next 1-RTT packet of this side."""
         path = self.path
-        return builder.seal_packet(self.c, path, payload, peer_cid_of(path))
+        return builder_of(self.c).seal(path, payload, peer_cid_of(path))
 
     def inject(self, payload: bytes) -> None:
         """Let the other side receive a payload of ours now, whatever it says."""
         self.pair.deliver(self.pair.other(self), self.address, [self.craft(payload)])
 
 
+def builder_of(core: Connection) -> Builder:
+    """Return what seals a connection's packets, for tests that seal their own."""
+    assert core.builder is not None, "the handshake is not complete"
+    return core.builder
+
+
 def peer_cid_of(path: Path) -> bytes:
-    cid = builder._cid(path)
+    cid = path.cid
     assert cid is not None
     return cid
 
@@ -272,6 +278,7 @@ class Pair:
             **{
                 "secret_key": secret_key(number),
                 "draw": random.Random(number).randrange,
+                "random_bytes": random.Random(-number).randbytes,
                 "new_cid": lambda: rng.randbytes(8),
                 "reset_token": lambda cid: hashlib.sha256(b"%d" % number + cid).digest()[:16],
                 **(extra or {}),
@@ -325,7 +332,7 @@ class Pair:
         if not data[0] & 0x80 and len(data) == segment:
             if core.state is State.GONE:
                 return
-            known = data[1:9] in core.cids
+            known = data[1:9] in core.paths.ids.by_cid
             if not known and data[-16:] in side.reset_tokens:
                 core.receive_stateless_reset(self.now)
                 return

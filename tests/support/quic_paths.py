@@ -16,7 +16,6 @@ from quic_pair import Datagram, Pair, Side
 
 from dialkey.quic import events
 from dialkey.quic.connection import State
-from dialkey.quic.paths import multipath
 from dialkey.quic.paths.path import Address, Path
 from dialkey.testing import Channel, Conditions
 
@@ -106,7 +105,7 @@ class PathPair(Pair):
     # --- paths ----------------------------------------------------------------------------------
 
     def open_path(self, way: Way) -> Path | None:
-        path = multipath.open_path(self.client.c, way.server, self.now)
+        path = self.client.c.open_path(way.server, self.now)
         self.wants_flush(self.client)
         return path
 
@@ -136,11 +135,11 @@ class PathPair(Pair):
 
     def select(self, path_id: int, *sides: Side) -> None:
         for side in sides or self.sides:
-            multipath.select(side.c, path_id)
+            side.c.paths.select(path_id)
             self.wants_flush(side)
 
     def abandon(self, side: Side, path_id: int, code: int) -> bool:
-        done = multipath.abandon(side.c, side.c.paths[path_id], code, self.now)
+        done = side.c.paths.abandon(side.c.paths[path_id], code, self.now)
         self.wants_flush(side)
         return done
 
@@ -157,9 +156,9 @@ class PathPair(Pair):
 
     def _choose(self, side: Side) -> None:
         core = side.core
-        if core is None or core.state is not State.OPEN or core.multipath is None:
+        if core is None or core.state is not State.OPEN or core.paths.multipath is None:
             return
-        selected = core.selected_path
+        selected = core.paths.selected
         if selected is None or not selected.suspect:
             return
         for path in core.paths.values():
@@ -171,15 +170,17 @@ class PathPair(Pair):
 def footprint(side: Side) -> dict[str, int]:
     """Return the sizes of everything that a connection keeps of its paths."""
     core = side.c
-    state = core.multipath
+    state = core.paths.multipath
     assert state is not None
     return {
         "paths": len(core.paths),
-        "cid sets": len(core.cid_sets),
-        "ids": len(core.cids),
+        "cid sets": len(core.paths.ids.sets),
+        "ids": len(core.paths.ids.by_cid),
         "ranges of ids that are over": len(state.abandoned),
-        "peer ids": sum(len(cids.peer.spare) + 1 for cids in core.cid_sets.values()),
-        "seen numbers of peer ids": sum(len(cids.peer._seen) for cids in core.cid_sets.values()),
+        "peer ids": sum(len(cids.peer.spare) + 1 for cids in core.paths.ids.sets.values()),
+        "seen numbers of peer ids": sum(
+            len(cids.peer._seen) for cids in core.paths.ids.sets.values()
+        ),
         "reset tokens": len(side.reset_tokens),
         "owed frames": len(core.control),
         "records in flight": sum(len(path.recovery.sent) for path in core.paths.values()),

@@ -34,7 +34,6 @@ from dialkey.identity import EndpointId
 from dialkey.network.transport import PathAddress
 from dialkey.quic import connection as quic
 from dialkey.quic import events
-from dialkey.quic.paths import multipath
 from dialkey.quic.paths.path import Path
 from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
@@ -155,7 +154,7 @@ class ConnectionDriver:
             now = self._loop.time()
             # The silence counts from here at most: before there may have been nothing to answer.
             # A peer that only does not read answers all that it is sent; it is looked at again.
-            since = self.core.unanswered_since
+            since = self.core.paths.unanswered_since
             silent_at = max(begin, since if since is not None else now) + limits.DELIVERY_SILENCE_S
             left = min(until, silent_at) - now
             if left <= 0:
@@ -228,13 +227,13 @@ class ConnectionDriver:
             self.check_open()
             # First come, first served: do not overtake those who wait.
             if not turns:
-                opened = self.core.open_stream(unidirectional=unidirectional)
+                opened = self.core.streams.open(unidirectional=unidirectional)
                 if opened is not None:
                     return opened
                 self.flush_soon()
             await turns.wait()
             self.check_open()
-            opened = self.core.open_stream(unidirectional=unidirectional)
+            opened = self.core.streams.open(unidirectional=unidirectional)
             if opened is not None:
                 turns.next()
                 return opened
@@ -263,14 +262,14 @@ class ConnectionDriver:
         return recv
 
     def _take(self, recv: RecvHalf) -> None:
-        self.core.taken(recv.id)
+        self.core.streams.taken(recv.id)
         if recv.finished:
             # It was over before it was accepted: its place is free only now.
             self.flush_soon()
 
     def wake(self, half: SendHalf) -> None:
         """Send what a half has, soon."""
-        self.core.wake(half)
+        self.core.streams.wake(half)
         self.driver.flush_soon(self)
 
     def set_priority(self, half: SendHalf, priority: int) -> None:
@@ -281,19 +280,19 @@ class ConnectionDriver:
     def consumed(self, half: RecvHalf, length: int) -> None:
         """Note that the application read; tell the peer when its limits rise."""
         core = self.core
-        core.consumed(half, length)
-        if core.max_data_pending or core.limit_updates or core.control:
+        core.streams.consumed(half, length)
+        if core.has_work:
             self.driver.flush_soon(self)
 
     def reset(self, half: SendHalf, code: int) -> None:
         """Abandon what a half was to send."""
-        self.core.reset(half, code)
+        self.core.streams.reset(half, code)
         wake(self._writers.get(half))
         self.flush_soon()
 
     def stop(self, half: RecvHalf, code: int) -> None:
         """Ask the peer to send no more."""
-        self.core.stop(half, code)
+        self.core.streams.stop(half, code)
         wake(self._readers.get(half))
         self.flush_soon()
 
@@ -351,7 +350,7 @@ class ConnectionDriver:
 
     def send_datagram(self, data: bytes) -> None:
         """Send a message that fits."""
-        self.core.send_datagram(data)
+        self.core.datagrams.send(data)
         self.flush_soon()
 
     async def read_datagram(self) -> bytes:
@@ -390,7 +389,7 @@ class ConnectionDriver:
             id=path.id,
             remote=path.remote,
             kind=kind_of(path.remote),
-            is_selected=path is self.core.selected_path,
+            is_selected=path is self.core.paths.selected,
             state="suspect" if path.suspect else state,
             rtt_s=recovery.srtt,
             lost_packets=recovery.lost_packets,
@@ -413,12 +412,12 @@ class ConnectionDriver:
 
     def select_path(self, path_id: int) -> None:
         """Send application data on a path from now on."""
-        multipath.select(self.core, path_id)
+        self.core.paths.select(path_id)
         self.announce_selection()
 
     def announce_selection(self) -> None:
         """Announce it if data goes another way now, no matter who decided it."""
-        path = self.core.selected_path
+        path = self.core.paths.selected
         if path is None:
             return
         announced, self._announced = self._announced, (path.id, path.remote)
@@ -510,7 +509,7 @@ class ConnectionDriver:
                 wake(self._drained)
 
     def _on_handshake(self) -> None:
-        if self.core.multipath is not None:
+        if self.core.paths.multipath is not None:
             self.path_manager = PathManager(self)
         for path in self.core.paths.values():
             self._emit_path(PathOpened(self.path_info(path)))

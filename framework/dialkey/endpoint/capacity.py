@@ -52,7 +52,9 @@ class Capacity:
             return False
         give_way = _weakly(connection, lambda each: each.give_way())
         id = connection.remote_id
-        core.share_memory(self.memory.open(id, source, core.intake.window, give_way))
+        core.streams.intake.share_memory(
+            self.memory.open(id, source, core.streams.intake.window, give_way)
+        )
         return True
 
     def _take_place(self, connection: ConnectionDriver, source: str) -> bool:

@@ -199,7 +199,7 @@ class Connection(AsyncOnly):
         """Return the counters as they stand."""
         core = self._driver.core
         paths = list(core.paths.values())
-        selected = core.selected_path
+        selected = core.paths.selected
         lost = sum(path.recovery.lost_packets for path in paths)
         sent = sum(path.recovery.sent_packets for path in paths)
         return ConnectionStats(
@@ -208,9 +208,9 @@ class Connection(AsyncOnly):
             received_packets=core.packets_received,
             undecryptable_packets=core.packets_undecryptable,
             duplicate_packets=core.packets_duplicate,
-            lost_packets=core.lost_packets_before + lost,
-            sent_packets=core.sent_packets_before + sent,
-            dropped_datagrams=core.datagrams_dropped + self._driver.datagrams_dropped,
+            lost_packets=core.paths.lost_packets_before + lost,
+            sent_packets=core.paths.sent_packets_before + sent,
+            dropped_datagrams=core.datagrams.dropped + self._driver.datagrams_dropped,
             key_updates=core.protection.updates if core.protection is not None else 0,
             rtt_s=selected.recovery.srtt if selected is not None else 0.0,
         )

@@ -126,7 +126,7 @@ class Demux:
 
     def forget(self, connection: ConnectionDriver) -> None:
         """Drop every route to a connection."""
-        for cid in connection.core.cids:
+        for cid in connection.core.paths.ids.by_cid:
             self._by_cid.pop(cid, None)
         original = self._original_cids.pop(connection, None)
         if original is not None:

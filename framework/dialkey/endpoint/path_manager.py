@@ -15,7 +15,6 @@ from dialkey.identity import TransportAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes
 from dialkey.quic.connection import State
-from dialkey.quic.paths import multipath
 
 if TYPE_CHECKING:
     from dialkey.endpoint._connection_driver import ConnectionDriver
@@ -90,7 +89,7 @@ class PathManager:
     def update(self) -> None:
         """Look at all paths: select, open, abandon; and set the time of the next look."""
         core = self._core
-        if core.multipath is None or core.state is not State.OPEN:
+        if core.paths.multipath is None or core.state is not State.OPEN:
             return
         now = self._driver.now()
         for path in core.paths.values():
@@ -107,7 +106,7 @@ class PathManager:
         self._schedule(now)
 
     def _views(self) -> list[PathView]:
-        selected = self._core.selected_path
+        selected = self._core.paths.selected
         return [
             PathView(
                 id=path.id,
@@ -146,14 +145,14 @@ class PathManager:
         for each in self._policy.to_leave(self._views(), now):
             path = self._core.paths[each.path_id]
             if each.is_attempt:
-                multipath.give_up(self._core, path, now)
+                self._core.paths.give_up(path, now)
             else:
-                multipath.abandon(self._core, path, codes.APPLICATION_ABANDON_PATH, now)
+                self._core.paths.abandon(path, codes.APPLICATION_ABANDON_PATH, now)
 
     def _open(self, now: float) -> None:
         views = self._views()
         for address in self._policy.to_open(views, now):
-            if multipath.open_path(self._core, address, now) is None:
+            if self._core.open_path(address, now) is None:
                 # There are no ids: PathsAvailable follows.
                 return
             self._policy.opened(address, views, now)

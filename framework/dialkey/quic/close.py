@@ -15,6 +15,14 @@ from dialkey.quic.paths.path import Address
 LINGER_PTOS: Final = 3
 
 
+class ClosedByPeer(Exception):
+    """The peer's CONNECTION_CLOSE was read; nothing behind it is."""
+
+    def __init__(self, reason: CloseReason) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Closing:
     """What a connection keeps of its end.
 

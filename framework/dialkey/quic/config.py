@@ -14,9 +14,10 @@ from dialkey.identity import SecretKey
 from dialkey.quic.handshake.parameters import TransportParameters
 from dialkey.quic.paths import multipath
 from dialkey.quic.paths.bbr import bbr
+from dialkey.quic.paths.cids import MAX_PEER_CIDS
 from dialkey.quic.paths.congestion import MakeController
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
-from dialkey.quic.paths.path import MAX_PEER_CIDS, Address
+from dialkey.quic.paths.path import Address
 from dialkey.quic.paths.skipped_numbers import Draw
 from dialkey.quic.qlog import Qlog
 
@@ -42,6 +43,7 @@ class Config:
         new_cid: makes a fresh connection id.
         reset_token: derives the stateless-reset token of a connection id.
         draw: returns an unforeseeable number below its argument.
+        random_bytes: returns so many unforeseeable bytes.
         make_controller: makes the congestion controller of a new path.
         max_datagram: upper end of path MTU discovery, bytes of UDP payload.
         stream_window: what a stream may hold of which nobody has read.
@@ -54,6 +56,7 @@ class Config:
     new_cid: Callable[[], bytes]
     reset_token: Callable[[bytes], bytes]
     draw: Draw = secrets.randbelow
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
     multipath: bool = True
     idle_timeout_s: float = 30.0
     keep_alive_s: float = 5.0

@@ -1,10 +1,9 @@
 """A QUIC connection, sans-IO: datagrams and `now` in, datagrams and events out.
 
-Who does what: `handshake` runs Initial and Handshake packets on aioquic and then disappears. This
-class owns everything after it. What is done with its state is told by topic: `handshake.driver` and
-`close` for its beginning and end, `packets.reader` opens packets and applies their frames,
-`packets.builder` builds packets, `paths.multipath` keeps the paths, `streams.table` the streams, `timers`
-says when what is due.
+Who does what: `handshake` runs Initial and Handshake packets and then disappears. After it `streams`
+and `datagrams` hold what the connection carries, `paths` over what; the `reader` opens packets and hands
+each frame to the component that it is about, the `builder` lets each write what it has to say. Each owns
+its state and its timers. Here they are put together, and here the connection begins and ends.
 
 The life of a connection is the table `TRANSITIONS`::
 
@@ -20,47 +19,32 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 from dialkey import limits
 from dialkey.identity import EndpointId
 from dialkey.printable import printable_bytes
-from dialkey.quic import codes, events, fate
-from dialkey.quic.close import Closing
+from dialkey.quic import codes, events
+from dialkey.quic.close import ClosedByPeer, Closing
 from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Config, Send, State
 from dialkey.quic.events import CloseReason, Event
 from dialkey.quic.handshake.driver import Handshake
-from dialkey.quic.packets import builder, reader
+from dialkey.quic.handshake.parameters import TransportParameters
+from dialkey.quic.packets.builder import PACKET_OVERHEAD, Builder
+from dialkey.quic.packets.control import ControlFrames
+from dialkey.quic.packets.frames import read_bytes, read_varint
 from dialkey.quic.packets.protection import PacketProtection
-from dialkey.quic.paths import multipath
-from dialkey.quic.paths.amplification import Room
-from dialkey.quic.paths.path import (
-    ACK_EVERY,
-    MAX_LOCAL_CIDS,
-    Address,
-    LocalCid,
-    Path,
-    PathCids,
-    PeerCid,
-)
-from dialkey.quic.paths.recovery import Frame, Sent
-from dialkey.quic.streams.table import StreamTable
+from dialkey.quic.packets.reader import Arrival, Handler, Reader
+from dialkey.quic.paths.mtu import BASE_BYTES
+from dialkey.quic.paths.path import Address, Path
+from dialkey.quic.paths.recovery import Frame
+from dialkey.quic.paths.table import Paths
+from dialkey.quic.streams.datagrams import Datagrams
+from dialkey.quic.streams.table import Streams
 from dialkey.quic.timers import IdleTimer
 
 __all__ = ["Config", "Connection", "Send", "State"]
-
-MAX_OWED_FRAMES = 1000
-"""Frames that answer the peer's and wait to be sent. Honest ones are some sixty after the handshake."""
-
-_OWED_FRAMES = frozenset(
-    {
-        codes.NEW_CONNECTION_ID,
-        codes.RETIRE_CONNECTION_ID,
-        codes.PATH_ABANDON,
-        codes.MAX_PATH_ID,
-    }
-)
 
 
 class Happening(enum.Enum):
@@ -96,7 +80,7 @@ class IllegalTransition(Exception):
     """Something happened to a connection that its state does not allow: a fault of ours."""
 
 
-class Connection(StreamTable):
+class Connection:
     """One connection. Use `client` or `server` to make it.
 
     Call `receive` for each datagram, `flush` after calls that may have queued something, and
@@ -112,40 +96,40 @@ class Connection(StreamTable):
         host_cid: bytes,
         deadline: float,
     ) -> None:
-        super().__init__(config, is_client=is_client)
+        self.config = config
+        self.is_client = is_client
         self.handshake: Handshake | None = handshake
         self.state = State.HANDSHAKE
-        self._remote = handshake.remote
         self.events: deque[Event] = deque()
         self.peer_id: EndpointId | None = None
         self.alpn = b""
+        self.peer_parameters = TransportParameters()
         self.protection: PacketProtection | None = None
         self.confirmed = False
-        self.paths: dict[int, Path] = {}
-        self.multipath: multipath.Multipath | None = None
-        self.cid_sets: dict[int, PathCids] = {}
-        self.cids: dict[bytes, tuple[int, int]] = {host_cid: (0, 0)}
         self.host_cid = host_cid
-        self.idle_timeout_s = config.idle_timeout_s
         self.qlog = handshake.trace
-
-        self.ack_only_packets = 0
-
-        # counters
-        self.packet_bytes_sent = 0
-        self.bytes_received = 0
-        self.packets_received = 0
-        self.packets_undecryptable = 0
-        self.packets_duplicate = 0
-        # Of paths that are over.
-        self.sent_packets_before = 0
-        self.lost_packets_before = 0
-
-        # timers and closing
         self.idle = IdleTimer(deadline)
-        self.pacing_at: float | None = None
         self.closing = Closing()
+        self.bytes_received = 0
+        self.control = ControlFrames()
+        emit = self.events.append
+        self.streams = Streams(config, is_client=is_client, control=self.control, emit=emit)
+        self.datagrams = Datagrams(emit)
+        self.paths = Paths(
+            config,
+            is_client=is_client,
+            host_cid=host_cid,
+            control=self.control,
+            emit=emit,
+            qlog=self.qlog,
+        )
+        self.reader: Reader | None = None
+        self.builder: Builder | None = None
+        self._remote = handshake.remote
+        self._idle_timeout_s = config.idle_timeout_s
         self._handshake_bytes_sent = 0
+        # Whether a Delivered event is wanted.
+        self._watches_delivery = False
 
     # --- making one -----------------------------------------------------------------------------
 
@@ -252,7 +236,10 @@ class Connection(StreamTable):
         except TransportError as exc:
             self._fail(exc, now)
             return
-        if not self.memory_suffices:
+        except ClosedByPeer as exc:
+            self._end(Happening.CLOSED_BY_PEER, exc.reason, now)
+            return
+        if not self.streams.intake.memory_suffices:
             self.give_way(now)
 
     def _receive_long(self, datagram: bytes, remote: Address, now: float) -> None:
@@ -275,7 +262,7 @@ class Connection(StreamTable):
             )
             return
         if received.is_authentic:
-            self.heard(now)
+            self._heard(now)
         if self.protection is None and handshake.complete:
             self._install_keys(handshake, now)
         if received.short_packet:
@@ -283,8 +270,8 @@ class Connection(StreamTable):
             self._receive_short(short, len(short), remote, now)
 
     def _receive_short(self, data: memoryview, segment: int, remote: Address, now: float) -> None:
-        if self.protection is not None:
-            reader.receive_packets(self, data, segment, remote, now)
+        if self.reader is not None:
+            self.reader.receive(data, segment, remote, now)
         elif self.handshake is not None:
             self.handshake.hold_early(data, segment, remote)
 
@@ -293,113 +280,60 @@ class Connection(StreamTable):
         send, recv = handshake.send_secret, handshake.recv_secret
         assert send is not None
         assert recv is not None
-        self.protection = PacketProtection(send, recv)
-        self.peer_id = handshake.peer_id
-        self.alpn = handshake.alpn
         if len(handshake.peer_cid) != codes.CID_LENGTH:
             raise TransportError(codes.PROTOCOL_VIOLATION, "connection ids must have 8 bytes")
+        protection = self.protection = PacketProtection(send, recv)
+        self.peer_id = handshake.peer_id
+        self.alpn = handshake.alpn
         peer = self.peer_parameters = handshake.peer_parameters
         if peer.max_idle_timeout_ms:
-            self.idle_timeout_s = min(self.idle_timeout_s, peer.max_idle_timeout_ms / 1000)
-        self.peer_max_data = peer.initial_max_data
-        self.bidi.peer_allows = peer.initial_max_streams_bidi
-        self.uni.peer_allows = peer.initial_max_streams_uni
-        first = PeerCid(0, handshake.peer_cid, peer.stateless_reset_token)
-        cids = self.cid_sets[0] = PathCids(0, first)
-        cids.local.append(LocalCid(0, self.host_cid, self.config.reset_token(self.host_cid)))
-        cids.next_sequence = 1
-        path = self.new_path(
-            cids, handshake.remote, validated=True, initial_rtt=handshake.rtt_sample_s
+            self._idle_timeout_s = min(self._idle_timeout_s, peer.max_idle_timeout_ms / 1000)
+        self.streams.start(peer)
+        self.paths.start(
+            peer,
+            handshake.peer_cid,
+            handshake.remote,
+            initial_rtt=handshake.rtt_sample_s,
+            doubtful_room=handshake.doubtful_room,
+            now=now,
         )
-        if handshake.doubtful_room is not None:
-            path.doubt(handshake.doubtful_room, now)
-        path.last_received = path.last_activity = now
-        self.paths[0] = path
-        if self.config.multipath and peer.initial_max_path_id is not None:
-            local_max = multipath.MAX_CONCURRENT_PATHS - 1
-            self.multipath = multipath.Multipath(local_max, peer.initial_max_path_id)
+        reader = self.reader = Reader(
+            protection,
+            self.paths,
+            self.streams,
+            (self.streams, self.paths.frames, self.datagrams, self),
+            is_client=self.is_client,
+            heard=self._heard,
+            confirm=self._confirm,
+            qlog=self.qlog,
+        )
+        self.builder = Builder(
+            protection,
+            self.paths,
+            self.streams,
+            self.datagrams,
+            self.control,
+            asked=self._asked,
+            update_keys=self.update_keys,
+            qlog=self.qlog,
+        )
         self._go(Happening.KEYS)
-        self.idle.deadline = now + self.idle_timeout_s
+        self.idle.restart(now + self._idle_timeout_s)
         self.events.append(events.HandshakeCompleted())
-        self.publish_reset_token(cids)
-        self.issue_cids(cids)
-        if self.multipath is not None:
-            multipath.issue_cids(self)
+        self.paths.issue_ids()
         if not self.is_client:
             self.confirmed = True
-            self.control.append((codes.HANDSHAKE_DONE,))
+            self.control.append((self, codes.HANDSHAKE_DONE))
         for packet, remote in handshake.take_early():
-            reader.receive_packets(self, memoryview(packet), len(packet), remote, now)
+            reader.receive(memoryview(packet), len(packet), remote, now)
 
-    def new_path(
-        self, cids: PathCids, remote: Address, *, validated: bool, initial_rtt: float | None = None
-    ) -> Path:
-        """Make the state of a path; the caller adds it to `paths`."""
-        peer = self.peer_parameters
-        path = Path(
-            cids,
-            remote,
-            validated=validated,
-            room=None if self.is_client or validated else Room(),
-            initial_rtt=initial_rtt or self.config.initial_rtt_s,
-            max_datagram=min(self.config.max_datagram, peer.max_udp_payload_size),
-            draw=self.config.draw,
-            make_controller=self.config.make_controller,
-            on_acked=self._on_acked,
-            on_lost=self._on_lost,
-        )
-        path.recovery.max_ack_delay = peer.max_ack_delay_ms / 1000
-        return path
-
-    def issue_cids(self, cids: PathCids, most: int = MAX_LOCAL_CIDS) -> None:
-        """Give the peer connection ids of ours for a path id, until it holds enough."""
-        wanted = min(most, self.peer_parameters.active_connection_id_limit)
-        while len(cids.local) < wanted:
-            cid = self.config.new_cid()
-            local = LocalCid(cids.next_sequence, cid, self.config.reset_token(cid))
-            cids.next_sequence += 1
-            cids.local.append(local)
-            self.cids[cid] = (cids.id, local.sequence)
-            self.events.append(events.CidIssued(cid))
-            self.owe((codes.NEW_CONNECTION_ID, cids, local))
-
-    def owe(self, frame: Frame) -> None:
-        """Queue a frame that the peer made us send.
-
-        Raises:
-            TransportError: it makes us send many, and never lets us send them.
-        """
-        self.control.append(frame)
-        if len(self.control) > MAX_OWED_FRAMES:
-            owed = sum(1 for each in self.control if each[0] in _OWED_FRAMES)
-            if owed > MAX_OWED_FRAMES:
-                raise TransportError(codes.PROTOCOL_VIOLATION, "too many frames are owed")
-
-    @property
-    def selected_path(self) -> Path | None:
-        """The path that carries application data: the owner's choice, else the best there is."""
-        chosen = suspect = unproven = None
-        if self.multipath is not None and self.multipath.selected_id is not None:
-            chosen = self.paths.get(self.multipath.selected_id)
-            if chosen is not None and chosen.validated and not chosen.abandoned:
-                return chosen
-        for path in self.paths.values():
-            if not path.abandoned and not path.parked:
-                if not path.validated:
-                    # The owner's choice, on its way to another address, before any that is new.
-                    unproven = path if path is chosen else unproven or path
-                elif path.suspect:
-                    suspect = suspect or path
-                else:
-                    return path
-        return suspect or unproven
-
-    def handshake_confirmed(self) -> None:
-        """Note HANDSHAKE_DONE."""
-        self.confirmed = True
-        if self.handshake is not None:
-            self.handshake.confirm()
-            self._drop_handshake()
+    def _confirm(self) -> None:
+        """Note that the server has confirmed the handshake."""
+        if not self.confirmed:
+            self.confirmed = True
+            if self.handshake is not None:
+                self.handshake.confirm()
+                self._drop_handshake()
 
     def receive_stateless_reset(self, now: float) -> None:
         """Note that the peer has forgotten this connection."""
@@ -428,42 +362,33 @@ class Connection(StreamTable):
             handshake.send(now, send)
             if self.confirmed and not self.is_client:
                 self._drop_handshake()
-        if self.protection is not None:
-            self.pacing_at = None
-            self.grant_streams(now)
-            if self.max_data_pending or self.limit_updates or 2 * self.held > self.intake.window:
-                path = self.selected_path
+        if self.builder is not None:
+            self.streams.grant(now)
+            if self.streams.intake.wants_sizing:
+                path = self.paths.selected
                 rtt_s = path.recovery.srtt if path is not None else self.config.initial_rtt_s
-                self.size_windows(now, rtt_s)
-            selected = self.selected_path
-            if selected is not None and not selected.may_carry_data:
-                selected = None
-            if selected is not None and self.multipath is not None:
-                multipath.use(self, selected)
-            for path in self.paths.values():
-                builder.flush_path(self, path, path is selected, now, send)
-            if self.delivery_event_due():
+                self.streams.intake.size_windows(now, rtt_s)
+            self.builder.flush(now, send, may_probe_mtu=self.confirmed)
+            if self._watches_delivery and self.is_delivered:
+                self._watches_delivery = False
                 self.events.append(events.Delivered())
 
     @property
     def has_urgent_work(self) -> bool:
         """Whether a flush would send something now even if the application adds nothing."""
-        if self.handshake is not None or self.ready or self.state is not State.OPEN:
+        if self.handshake is not None or self.streams.scheduler or self.state is not State.OPEN:
             return True
-        for path in self.paths.values():
-            if path.ack_pending >= ACK_EVERY or path.responses or path.challenge is not None:
-                return True
-        return bool(self.control)
+        return bool(self.control) or any(path.has_urgent_work for path in self.paths.values())
 
-    def pace(self, at: float) -> None:
-        """Note that the pacer allows more at `at`."""
-        if self.pacing_at is None or at < self.pacing_at:
-            self.pacing_at = at
+    @property
+    def has_work(self) -> bool:
+        """Whether a flush would send something beside what the application writes."""
+        return bool(self.control) or self.streams.intake.has_updates
 
-    def sent_eliciting(self, now: float) -> None:
+    def _asked(self, now: float) -> None:
         """Note that something was sent that the peer must answer."""
         if self.idle.is_first_question:
-            self.idle.asked(now, self._idle_period())
+            self.idle.asked(now, self.paths.idle_period(self._idle_timeout_s))
 
     # --- timers ---------------------------------------------------------------------------------
 
@@ -474,15 +399,17 @@ class Connection(StreamTable):
         if self.closing.gone_at is not None:
             return self.closing.gone_at
         at = self.idle.deadline
-        if self.pacing_at is not None and self.pacing_at < at:
-            at = self.pacing_at
-        if self.credit_at is not None and self.credit_at < at:
-            at = self.credit_at
+        builder = self.builder
+        if builder is not None and builder.pacing_at is not None and builder.pacing_at < at:
+            at = builder.pacing_at
+        credit_at = self.streams.credit_at
+        if credit_at is not None and credit_at < at:
+            at = credit_at
         if self.handshake is not None:
             other = self.handshake.timer()
             if other is not None and other < at:
                 at = other
-        return min(at, multipath.next_timer(self))
+        return min(at, self.paths.next_timer())
 
     def on_timer(self, now: float) -> None:
         """Do what is due; call `flush` afterwards."""
@@ -501,24 +428,16 @@ class Connection(StreamTable):
             at = self.handshake.timer()
             if at is not None and now >= at:
                 self.handshake.handle_timer(now)
-        multipath.on_timers(self, now)
-        if self.multipath is not None and multipath.is_stranded(self, now):
+        self.paths.on_timer(now, lambda: self.streams.expect_data)
+        if self.paths.is_stranded(now):
             self._end(Happening.LOST, CloseReason("no path", codes.NO_VIABLE_PATH), now)
 
-    def heard(self, now: float) -> None:
+    def _heard(self, now: float) -> None:
         """Note that something authentic arrived."""
         if self.state is State.OPEN:
-            self.idle.heard(now, self._idle_period())
+            self.idle.heard(now, self.paths.idle_period(self._idle_timeout_s))
         else:
             self.idle.heard_in_handshake()
-
-    def _idle_period(self) -> float:
-        period = self.idle_timeout_s
-        for path in self.paths.values():
-            # Asked for each packet: three probe timeouts matter only on very slow paths.
-            if 20 * path.recovery.srtt > period:
-                period = max(period, 3 * path.recovery.pto)
-        return period
 
     # --- closing --------------------------------------------------------------------------------
 
@@ -551,19 +470,9 @@ class Connection(StreamTable):
 
     def give_way(self, now: float) -> None:
         """Close because what is held unread here is more than there is room for, and drop it."""
-        self.drop_unread()
+        self.streams.drop_unread()
         reason = CloseReason("overfull", codes.INTERNAL_ERROR, b"too much unread data")
         self._end(Happening.CLOSED_HERE, reason, now)
-
-    def peer_closed(
-        self, error_code: int, reason: bytes, *, is_application: bool, now: float
-    ) -> None:
-        """Note the peer's CONNECTION_CLOSE."""
-        self._end(
-            Happening.CLOSED_BY_PEER,
-            CloseReason("peer", error_code, reason, is_application=is_application),
-            now,
-        )
 
     def discard(self) -> None:
         """Forget everything at once, without a word to the peer."""
@@ -595,36 +504,21 @@ class Connection(StreamTable):
                 handshake.close(reason.error_code, text, is_application=reason.is_application)
             for remote, datagram, room in handshake.last_words(now):
                 self.closing.farewell.add(remote, datagram, room)
-        if happening is not Happening.LOST and self.protection is not None:
+        if happening is not Happening.LOST and self.builder is not None:
             # Entering the draining state answers once, so that the peer need not ask again.
             answer = reason if happening is Happening.CLOSED_HERE else CloseReason("local")
-            for path in self._ways_of_the_close():
-                packet = builder.build_close(self, path, answer)
+            for path in self.paths.for_the_close:
+                packet = self.builder.close(path, answer)
                 room = None if path.validated else path.room
                 self.closing.farewell.add(path.remote, packet, room)
         self.events.append(events.Closed(reason))
-        self.end_of_data()
+        self.streams.intake.end_of_data()
         self._drop_handshake()
         if happening is Happening.LOST:
             self._be_gone(happening)
         else:
             self._go(happening)
-            # A path that was never answered knows no round trip, only a cautious guess at one.
-            ptos = (path.recovery.pto for path in self.paths.values() if path.validated)
-            self.closing.linger(now, max(ptos, default=0.0) or 3 * self.config.initial_rtt_s)
-
-    def _ways_of_the_close(self) -> list[Path]:
-        """Return the selected path, and all others that have been proven.
-
-        The one that carried data may have died a moment ago, and nothing is repeated by itself.
-        """
-        selected = self.selected_path
-        return [
-            path
-            for path in self.paths.values()
-            if path is selected
-            or (path.validated and not path.abandoned and path.cids.peer.active is not None)
-        ]
+            self.closing.linger(now, self.paths.proved_pto_s)
 
     def _say_farewell(self, send: Send) -> None:
         """Send the close, at first and again for packets that still arrive."""
@@ -646,12 +540,9 @@ class Connection(StreamTable):
         self._go(happening)
         self.closing.over()
         self.control.clear()
-        self.ready.clear()
         self.datagrams.clear()
-        self.send_halves.clear()
-        self.recv_halves.clear()
-        for path in self.paths.values():
-            path.recovery.forget()
+        self.streams.clear()
+        self.paths.clear()
         if self.qlog is not None:
             self.qlog.close()
         self.events.append(events.Drained())
@@ -663,75 +554,54 @@ class Connection(StreamTable):
         """Return the largest application datagram that fits now; None if the peer takes none."""
         if not self.peer_parameters.max_datagram_frame_size:
             return None
-        path = self.selected_path
-        size = path.mtu.current if path is not None else 1200
-        room = size - builder.PACKET_OVERHEAD - 3
+        path = self.paths.selected
+        size = path.mtu.current if path is not None else BASE_BYTES
+        room = size - PACKET_OVERHEAD - 3
         return min(room, self.peer_parameters.max_datagram_frame_size - 3)
+
+    @property
+    def packets_received(self) -> int:
+        """1-RTT packets that were opened."""
+        return self.reader.packets if self.reader is not None else 0
+
+    @property
+    def packets_undecryptable(self) -> int:
+        """1-RTT packets that were not authentic."""
+        return self.reader.undecryptable if self.reader is not None else 0
+
+    @property
+    def packets_duplicate(self) -> int:
+        """1-RTT packets that had arrived before."""
+        return self.reader.duplicate if self.reader is not None else 0
 
     @property
     def bytes_sent(self) -> int:
         """Whole datagrams so far, the handshake's included; the farewell is not counted."""
         handshake = self.handshake
         in_handshake = self._handshake_bytes_sent if handshake is None else handshake.bytes_sent
-        return in_handshake + self.packet_bytes_sent
+        return in_handshake + (self.builder.bytes_sent if self.builder is not None else 0)
 
     # --- addresses and keys ---------------------------------------------------------------------
 
     @property
     def remote(self) -> Address:
         """Where most of what we send goes."""
-        path = self.selected_path
+        path = self.paths.selected
         if path is not None:
             return path.remote
         return self._remote if self.handshake is None else self.handshake.remote
 
     def network_changed(self, now: float) -> None:
         """Look at every path anew: this machine's addresses or routes may have changed."""
-        for path in self.paths.values():
-            if path.parked or path.abandoned:
-                continue
-            path.recovery.pto_count = 0
-            path.ping_pending = True
-            if path.challenge is not None:
-                path.challenge.restart(now)
-            # A new connection id, so that the new address is not linked with the old one.
-            self.rotate_cid(path)
+        self.paths.network_changed(now)
 
     def on_too_large(self, remote: Address, max_datagram_bytes: int) -> None:
         """Note that this machine sends no larger datagrams to an address."""
-        for path in self.paths.values():
-            if path.remote == remote:
-                path.mtu.on_too_large(max_datagram_bytes + 1)
+        self.paths.on_too_large(remote, max_datagram_bytes)
 
-    def rotate_cid(self, path: Path) -> None:
-        if path.cids.peer.rotate():
-            self.announce_retirements(path.cids)
-
-    def announce_retirements(self, cids: PathCids) -> None:
-        """Queue RETIRE_CONNECTION_ID frames and publish the reset token now in force."""
-        peer = cids.peer
-        while peer.retirements:
-            self.owe((codes.RETIRE_CONNECTION_ID, cids, peer.retirements.popleft()))
-        self.publish_reset_token(cids)
-
-    def publish_reset_token(self, cids: PathCids) -> None:
-        """Tell the owner which reset token is in force for a path, and which is not any more."""
-        active = cids.peer.active
-        token = active.reset_token if active is not None else None
-        if token == cids.published_token:
-            return
-        if cids.published_token is not None:
-            self.events.append(events.PeerResetTokenRetired(cids.published_token))
-        if token is not None:
-            self.events.append(events.PeerResetToken(token))
-        cids.published_token = token
-
-    @property
-    def unanswered_since(self) -> float | None:
-        """Since when nothing has arrived, though something is in flight that the peer must answer."""
-        if not any(path.recovery.eliciting_in_flight for path in self.paths.values()):
-            return None
-        return max(path.last_received for path in self.paths.values())
+    def open_path(self, remote: Address, now: float) -> Path | None:
+        """Open another path to `remote` as the client; None while there are no ids."""
+        return self.paths.open(remote, now) if self.confirmed else None
 
     @property
     def has_heard_peer(self) -> bool:
@@ -742,26 +612,75 @@ class Connection(StreamTable):
         """Start a key update; False when one is under way or the handshake is not confirmed."""
         if self.protection is None or not self.confirmed:
             return False
-        started = self.protection.initiate_update(now, self.key_keep_s, self.next_numbers)
+        started = self.protection.initiate_update(
+            now, self.paths.key_keep_s, self.paths.next_numbers
+        )
         if started and self.qlog is not None:
             self.qlog.now = now
             self.qlog.keys_updated(self.protection.updates)
         return started
 
-    @property
-    def next_numbers(self) -> dict[int, int]:
-        """The next packet number of each path."""
-        return {path.id: path.next_number for path in self.paths.values()}
+    # --- the application's side -----------------------------------------------------------------
 
     @property
-    def key_keep_s(self) -> float:
-        """How long keys of an earlier phase stay usable: three times the slowest path's PTO."""
-        return 3 * max((p.recovery.pto for p in self.paths.values()), default=1.0)
+    def is_delivered(self) -> bool:
+        """Whether the peer has all that was written, and no message waits to be sent."""
+        return not self.datagrams and self.streams.are_delivered
 
-    # --- the fate of what was sent --------------------------------------------------------------
+    def watch_delivery(self) -> None:
+        """Ask for one Delivered event: at the next flush after which `is_delivered` holds."""
+        self._watches_delivery = True
 
-    def _on_acked(self, path: Path, record: Sent) -> None:
-        fate.on_acked(self, path, record)
+    # --- frames about the connection itself -----------------------------------------------------
 
-    def _on_lost(self, path: Path, record: Sent) -> None:
-        fate.on_lost(self, path, record)
+    def encode(self, frame: Frame) -> bytes | None:
+        """Write HANDSHAKE_DONE, the only one of these that may have to be sent again."""
+        return bytes((frame[1],))
+
+    def on_frame_acked(self, frame: Frame) -> None:
+        """Nothing follows from it."""
+
+    def on_frame_lost(self, frame: Frame) -> None:
+        """Send it again."""
+        self.control.append(frame)
+
+    def _on_crypto(self, data: bytes, pos: int, frame: int, arrival: Arrival) -> int:
+        """Read past a CRYPTO frame: session tickets, which we never asked for (docs/wire/quic.md 1.8)."""
+        offset, pos = read_varint(data, pos)
+        length, pos = read_varint(data, pos)
+        if offset + length > limits.MAX_POST_HANDSHAKE_CRYPTO_BYTES:
+            raise TransportError(
+                codes.CRYPTO_BUFFER_EXCEEDED, "too much after the handshake", frame
+            )
+        _, pos = read_bytes(data, pos, length)
+        return pos
+
+    def _on_new_token(self, data: bytes, pos: int, frame: int, arrival: Arrival) -> int:
+        length, pos = read_varint(data, pos)
+        if not self.is_client or not length:
+            raise TransportError(codes.PROTOCOL_VIOLATION, "a token out of place", frame)
+        _, pos = read_bytes(data, pos, length)
+        return pos
+
+    def _on_handshake_done(self, data: bytes, pos: int, frame: int, arrival: Arrival) -> int:
+        if not self.is_client:
+            raise TransportError(codes.PROTOCOL_VIOLATION, "HANDSHAKE_DONE from a client", frame)
+        self._confirm()
+        return pos
+
+    def _on_close(self, data: bytes, pos: int, frame: int, arrival: Arrival) -> int:
+        code, pos = read_varint(data, pos)
+        if frame == codes.CONNECTION_CLOSE:
+            _, pos = read_varint(data, pos)
+        length, pos = read_varint(data, pos)
+        reason, pos = read_bytes(data, pos, length)
+        is_application = frame == codes.APPLICATION_CLOSE
+        raise ClosedByPeer(CloseReason("peer", code, reason, is_application=is_application))
+
+    HANDLERS: ClassVar[Mapping[int, Handler]] = {
+        codes.CRYPTO: _on_crypto,
+        codes.NEW_TOKEN: _on_new_token,
+        codes.HANDSHAKE_DONE: _on_handshake_done,
+        codes.CONNECTION_CLOSE: _on_close,
+        codes.APPLICATION_CLOSE: _on_close,
+    }

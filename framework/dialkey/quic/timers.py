@@ -34,6 +34,10 @@ class IdleTimer:
         self._has_asked = True
         self.deadline = now + period_s
 
+    def restart(self, deadline: float) -> None:
+        """Count from anew: the handshake is complete."""
+        self.deadline = deadline
+
     def heard_in_handshake(self) -> None:
         """Note that something authentic arrived before the handshake is complete."""
         self._has_asked = False

@@ -378,7 +378,7 @@ async def test_without_the_key_no_reset_can_be_made() -> None:
         await asyncio.sleep(1)
         endpoint = here.endpoint
         (transport,) = endpoint.transports
-        cid = next(iter(here._driver.core.cids))
+        cid = next(iter(here._driver.core.paths.ids.by_cid))
         for token in (bytes(16), os.urandom(16), endpoint._driver.demux.reset_token(cid)):
             reset = stateless.stateless_reset(token, 60)
             assert reset is not None
@@ -536,16 +536,17 @@ async def test_a_transport_that_is_blocked_for_ever_loses_its_connections_only()
 
 @virtual
 async def test_a_peer_that_breaks_the_rules_is_named() -> None:
+    from quic_pair import builder_of
+
     from dialkey.errors import ProtocolViolation
-    from dialkey.quic.packets import builder
 
     async with connected(network()) as (here, there):
         await asyncio.sleep(1)
         core = here._driver.core
         path = next(iter(core.paths.values()))
-        cid = builder._cid(path)
+        cid = path.cid
         assert cid is not None
-        packet = builder.seal_packet(core, path, b"\x21", cid)
+        packet = builder_of(core).seal(path, b"\x21", cid)
         (transport,) = there.endpoint.transports
         transport.inject("alice", packet)  # type: ignore[attr-defined]
         error = await there.closed()

@@ -155,8 +155,8 @@ def test_ways_come_and_go_and_data_flows(seed: int, relayed: bool) -> None:
             for side in (here, there):
                 assert not side.is_closed
                 core = side._driver.core
-                assert core.multipath is not None
+                assert core.paths.multipath is not None
                 assert len(core.paths) <= 10
-                assert len(core.multipath.abandoned) <= 9
+                assert len(core.paths.multipath.abandoned) <= 9
 
     scenario()

@@ -26,7 +26,6 @@ from dialkey.event_queue import EventQueue, Lagged
 from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes
-from dialkey.quic.paths import multipath
 from dialkey.quic.paths.path import HUSH_S
 from dialkey.testing import Conditions
 
@@ -291,7 +290,7 @@ async def test_attempts_over_dead_ways_use_up_no_path_ids() -> None:
     async with joined(world) as (here, _):
         assert selected(here) == RELAY
         await asyncio.sleep(600)
-        state = here._driver.core.multipath
+        state = here._driver.core.paths.multipath
         assert state is not None
         assert state.next_id == 2
         assert [path.remote for path in here.paths()] == [RELAY]
@@ -311,8 +310,8 @@ async def test_a_path_that_the_peer_gave_up_without_being_heard() -> None:
         relay = next(
             path for path in there._driver.core.paths.values() if path.remote == ViaRelay("alice")
         )
-        assert multipath.abandon(
-            there._driver.core, relay, codes.APPLICATION_ABANDON_PATH, there.endpoint._driver.now()
+        assert there._driver.core.paths.abandon(
+            relay, codes.APPLICATION_ABANDON_PATH, there.endpoint._driver.now()
         )
         await talk(here, 10)
         assert not here.is_closed

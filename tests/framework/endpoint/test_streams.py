@@ -598,7 +598,7 @@ def test_a_thousand_streams_at_once(lossy: bool) -> None:
                 group.create_task(serve())
                 for i in range(1000):
                     group.create_task(ask(i))
-            assert not here._driver.core.send_halves
+            assert not here._driver.core.streams.send_halves
 
     scenario()
 

@@ -15,7 +15,6 @@ from quic_pair import SERVER_ADDRESS, Pair, Side
 
 from dialkey.quic import codes
 from dialkey.quic.connection import State
-from dialkey.quic.paths import multipath
 from dialkey.testing import Conditions
 
 WHO = st.sampled_from(["client", "server"])
@@ -135,7 +134,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         if streams:
             half = self.side(who).send[data.draw(st.sampled_from(streams))]
             half.priority = priority
-            self.side(who).c.wake(half)
+            self.side(who).c.streams.wake(half)
 
     @precondition(lambda self: self.alive)
     @rule(who=WHO, size=st.integers(0, 1000))
@@ -168,8 +167,8 @@ class ConnectionMachine(RuleBasedStateMachine):
     @rule()
     def open_path(self) -> None:
         client = self.pair.client
-        if client.c.multipath is not None:
-            multipath.open_path(client.c, SERVER_ADDRESS, self.pair.now)
+        if client.c.paths.multipath is not None:
+            client.c.open_path(SERVER_ADDRESS, self.pair.now)
             self.pair.wants_flush(client)
 
     @precondition(lambda self: self.alive)
@@ -177,8 +176,8 @@ class ConnectionMachine(RuleBasedStateMachine):
     def select_path(self, who: str, data: st.DataObject) -> None:
         core = self.side(who).c
         usable = [path.id for path in core.paths.values() if path.validated and not path.abandoned]
-        if core.multipath is not None and usable:
-            multipath.select(core, data.draw(st.sampled_from(usable)))
+        if core.paths.multipath is not None and usable:
+            core.paths.select(data.draw(st.sampled_from(usable)))
             self.pair.wants_flush(self.side(who))
 
     @precondition(lambda self: self.alive)
@@ -187,9 +186,9 @@ class ConnectionMachine(RuleBasedStateMachine):
         core = self.side(who).c
         # The last one that works is left alone: the peer might be about to leave another.
         usable = [path for path in core.paths.values() if path.validated and not path.abandoned]
-        if core.multipath is not None and len(usable) > 2:
+        if core.paths.multipath is not None and len(usable) > 2:
             path = data.draw(st.sampled_from(usable))
-            multipath.abandon(core, path, codes.APPLICATION_ABANDON_PATH, self.pair.now)
+            core.paths.abandon(path, codes.APPLICATION_ABANDON_PATH, self.pair.now)
             self.pair.wants_flush(self.side(who))
 
     @precondition(lambda self: self.alive)

@@ -107,7 +107,7 @@ def test_the_client_is_as_robust_as_the_server(parts: list[bytes], seed: int) ->
 def test_random_datagrams(data: bytes, known_id: bool, source: str) -> None:
     pair = SHARED.get()
     if known_id and len(data) > 9:
-        data = data[:1] + next(iter(pair.server.c.cids)) + data[9:]
+        data = data[:1] + next(iter(pair.server.c.paths.ids.by_cid)) + data[9:]
     if data:
         pair.deliver(pair.server, source, [data])
     assert pair.server.close_reason is None, "who has no key closes nothing"

@@ -8,11 +8,10 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quic_pair import Pair, Side, frame, transfer
+from quic_pair import Pair, Side, builder_of, frame, transfer
 from quic_paths import PathPair, footprint
 
 from dialkey.quic import codes
-from dialkey.quic.packets import builder
 from dialkey.quic.packets.frames import VARINT_MAX
 from dialkey.quic.paths import multipath
 from dialkey.testing import Conditions
@@ -81,10 +80,10 @@ def code_after(payload: bytes, role: str = "server") -> int | None:
 def send_on(pair: PathPair, attacker: Side, path_id: int, payload: bytes) -> None:
     """Let the other side receive any payload on one of the paths."""
     path = attacker.c.paths[path_id]
-    cid = builder._cid(path)
+    cid = path.cid
     way = pair.ways[min(path_id, 1)]
     if cid is not None:
-        packet = builder.seal_packet(attacker.c, path, payload, cid)
+        packet = builder_of(attacker.c).seal(path, payload, cid)
         source = way.client if attacker is pair.client else way.server
         pair.deliver(pair.other(attacker), source, [packet])
 
@@ -189,7 +188,7 @@ def test_a_server_that_ends_paths_before_they_are_opened() -> None:
     send_on(pair, attacker, 0, b"".join(frame(codes.PATH_ABANDON, n, 0) for n in range(2, 8)))
     pair.settle(2)
     assert victim.close_reason is None
-    state = victim.c.multipath
+    state = victim.c.paths.multipath
     assert state is not None
     assert state.local_max == 7 + 6
     assert state.next_id == 8
@@ -199,7 +198,7 @@ def test_an_end_of_a_path_again_and_again_allows_one_other() -> None:
     pair, attacker, victim = pair_with("server")
     for _ in range(50):
         send_on(pair, attacker, 0, frame(codes.PATH_ABANDON, 1, 0) * 20)
-    state = victim.c.multipath
+    state = victim.c.paths.multipath
     assert state is not None
     assert state.local_max == LIMIT
     pair.settle(10)
@@ -262,11 +261,11 @@ def test_random_frames_on_random_paths(
     attacker = pair.other(victim)
     for path_id, parts, waits in packets:
         path = attacker.c.paths.get(path_id)
-        cid = builder._cid(path) if path is not None else None
+        cid = path.cid if path is not None else None
         if path is None or cid is None or victim.close_reason is not None:
             continue
         payload = b"".join(parts)[:1100]
-        packet = builder.seal_packet(attacker.c, path, payload, cid)
+        packet = builder_of(attacker.c).seal(path, payload, cid)
         way = pair.ways[path_id]
         pair.deliver(victim, way.client if role == "server" else way.server, [packet])
         pair.flush()

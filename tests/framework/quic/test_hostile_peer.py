@@ -332,7 +332,7 @@ def test_ids_retired_again_and_again(pair: Pair) -> None:
 def test_our_ids_retired_again_and_again(pair: Pair) -> None:
     grown = grows_by(pair, 3000, lambda n: frame(codes.RETIRE_CONNECTION_ID, n))
     assert len(pair.server.c.control) <= 1001
-    assert len(pair.server.c.cids) <= 100
+    assert len(pair.server.c.paths.ids.by_cid) <= 100
     assert grown < 1_000_000
 
 
@@ -377,7 +377,7 @@ def test_streams_opened_and_reset_without_reading_acknowledgements(pair: Pair) -
         lambda n: stream_frame(4 * n, 0, b"x") + frame(codes.RESET_STREAM, 4 * n, 0, 1),
     )
     assert close_code(pair) in (None, codes.STREAM_LIMIT_ERROR)
-    assert len(pair.server.c.recv_halves) <= 200
+    assert len(pair.server.c.streams.recv_halves) <= 200
     assert grown < 2_000_000
 
 

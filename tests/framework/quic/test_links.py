@@ -113,7 +113,7 @@ def transfer(
         size * 8 / (pair.now - started) / 1e6,
         trips[len(trips) // 2],
         trips[len(trips) * 95 // 100],
-        pair.client.send[stream].blocked_at >= 0 or pair.client.c._data_blocked_at >= 0,
+        pair.client.send[stream]._asked_at >= 0 or pair.client.c.streams.scheduler._asked_at >= 0,
         recovery.lost_packets,
         recovery.spurious_packets,
         most,

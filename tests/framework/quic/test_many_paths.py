@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from quic_pair import Side, Transfer, are_over, frame, transfer
+from quic_pair import Side, Transfer, are_over, builder_of, frame, transfer
 from quic_paths import PathPair, Way, footprint
 
 from dialkey.quic import codes, events
 from dialkey.quic.connection import State
-from dialkey.quic.packets import builder
 from dialkey.quic.paths import multipath
 from dialkey.quic.paths.path import MAX_PENDING_RESPONSES
 from dialkey.quic.paths.received import ReceivedPackets
@@ -42,7 +41,7 @@ def test_bytes_arrive_whole_while_both_sides_keep_changing_paths(seed: int) -> N
         if pair.now - changed_at > 0.3:
             changed_at = pair.now
             for side in pair.sides:
-                current = side.c.selected_path
+                current = side.c.paths.selected
                 assert current is not None
                 pair.select((current.id + pair.rng.choice([1, 2])) % 3, side)
         return are_over(running)
@@ -102,7 +101,7 @@ def test_what_arrived_on_a_path_that_is_over_is_acknowledged_on_another() -> Non
     assert pair.abandon(pair.server, 1, codes.PATH_UNSTABLE_OR_POOR)
     pair.run(lambda: stream in pair.server.ended, seconds=5)
     pair.settle(3)
-    assert not pair.client.c.send_halves
+    assert not pair.client.c.streams.send_halves
     assert late.id not in pair.client.c.paths
 
 
@@ -154,7 +153,7 @@ def test_what_was_sent_on_a_suspect_path_for_want_of_another_is_sent_again() -> 
     pair.flush()
     assert core.paths[0].recovery.cc.in_flight > 10 * KIB
     # No choice is made: the path that answers again is used by itself.
-    multipath_state = core.multipath
+    multipath_state = core.paths.multipath
     assert multipath_state is not None
     multipath_state.selected_id = None
     pair.ways[1].mend()
@@ -169,11 +168,11 @@ def test_while_a_rebound_path_is_proved_again_another_carries_the_data() -> None
     pair.ways[0].rebind()
     server = pair.server.c
     pair.run(lambda: not server.paths[0].validated, seconds=1)
-    assert server.selected_path is server.paths[1]
+    assert server.paths.selected is server.paths[1]
     pair.run(lambda: moving.is_over)
     moving.check()
     assert server.paths[0].validated
-    assert server.selected_path is server.paths[0]
+    assert server.paths.selected is server.paths[0]
 
 
 def test_an_acknowledgement_that_may_not_be_sent_yet_does_not_spin() -> None:
@@ -190,12 +189,12 @@ def test_an_acknowledgement_that_may_not_be_sent_yet_does_not_spin() -> None:
     moved = pair.server.c.paths[0]
     moved.count_sent(max(0, moved.amplification_room() - 20))
     second = pair.client.c.paths[1]
-    cid = builder._cid(second)
+    cid = second.cid
     assert cid is not None
     for payload in (frame(codes.PATH_ABANDON, 1, 0), bytes((codes.PING,))):
-        packet = builder.seal_packet(pair.client.c, second, payload, cid)
+        packet = builder_of(pair.client.c).seal(second, payload, cid)
         pair.deliver(pair.server, pair.ways[1].client, [packet])
-    assert pair.server.c.selected_path is moved
+    assert pair.server.c.paths.selected is moved
     pair.settle(2)
 
 
@@ -234,7 +233,7 @@ def test_two_hundred_paths_one_after_the_other_leave_nothing_behind(loss: float)
     pair.settle(10)
     assert path_id >= 200
     for side in pair.sides:
-        state = side.c.multipath
+        state = side.c.paths.multipath
         assert state is not None
         assert len(side.c.paths) == 1
         assert len(state.abandoned) <= 2
@@ -265,7 +264,7 @@ def test_paths_that_never_worked_use_up_no_allowance_for_good() -> None:
     pair.run(lambda: path.validated, seconds=2)
     assert path.id == 31
     for side in pair.sides:
-        state = side.c.multipath
+        state = side.c.paths.multipath
         assert state is not None
         assert state.local_max == 7 + 30
 
@@ -277,7 +276,7 @@ def test_an_attempt_that_was_given_up_is_answered_late() -> None:
     path = pair.open_path(pair.ways[1])
     assert path is not None
     pair.settle(1.5)
-    multipath.give_up(pair.client.c, path, pair.now)
+    pair.client.c.paths.give_up(path, pair.now)
     assert path.parked
     pair.settle(1)
     assert not path.parked, "the answer shows that the way works"
@@ -293,12 +292,11 @@ def test_a_parked_attempt_that_the_peer_abandons_is_over() -> None:
     path = pair.open_path(pair.ways[1])
     assert path is not None
     pair.settle(1)
-    multipath.give_up(pair.client.c, path, pair.now)
-    late = builder.seal_packet(
-        pair.server.c,
+    pair.client.c.paths.give_up(path, pair.now)
+    late = builder_of(pair.server.c).seal(
         pair.server.c.paths[1],
         bytes((codes.PING,)),
-        builder._cid(pair.server.c.paths[1]) or b"",
+        pair.server.c.paths[1].cid or b"",
     )
     assert pair.abandon(pair.server, 1, codes.PATH_UNSTABLE_OR_POOR)
     pair.settle(0.1)
@@ -320,7 +318,7 @@ def test_an_attempt_that_was_given_up_leaves_its_id_and_its_packet_numbers() -> 
     pair.settle(3)
     used = path.next_number
     assert used > 1
-    multipath.give_up(pair.client.c, path, pair.now)
+    pair.client.c.paths.give_up(path, pair.now)
     at = len(pair.sent)
     pair.settle(60)
     assert not [e for e in pair.sent[at:] if e.destination == pair.ways[1].server], (
@@ -330,7 +328,7 @@ def test_an_attempt_that_was_given_up_leaves_its_id_and_its_packet_numbers() -> 
     assert again is path
     assert (again.id, again.next_number) == (1, used)
     pair.run(lambda: path.validated and pair.server.c.paths[1].validated, seconds=2)
-    state = pair.client.c.multipath
+    state = pair.client.c.paths.multipath
     assert state is not None
     assert state.next_id == 2
 
@@ -342,11 +340,11 @@ def test_an_answer_that_never_comes_is_not_waited_for() -> None:
     pair.settle()
     pair.drop = lambda datagram: datagram.sender == "server"
     assert pair.abandon(pair.client, 1, codes.PATH_UNSTABLE_OR_POOR)
-    state = pair.client.c.multipath
+    state = pair.client.c.paths.multipath
     assert state is not None
     pair.run(lambda: state.local_max == 8, seconds=5)
     # Late packets are read for much longer: a peer that does not know must not be told of an end.
-    assert any(place == 1 for place, _ in pair.client.c.cids.values())
+    assert any(place == 1 for place, _ in pair.client.c.paths.ids.by_cid.values())
     pair.drop = None
     pair.settle(5)
     assert 1 not in pair.client.c.paths
@@ -404,7 +402,7 @@ def test_the_close_arrives_though_the_path_in_use_has_just_died(closing: str) ->
     pair = PathPair(FAST, FAST).with_paths()
     transfer((pair.client, 10 * KIB), (pair.server, 10 * KIB))
     one, other = (pair.client, pair.server) if closing == "client" else (pair.server, pair.client)
-    way = pair.way_of(one.c.selected_path)
+    way = pair.way_of(one.c.paths.selected)
     assert way is not None
     way.cut()
     one.c.close(5, b"done", pair.now)
@@ -419,7 +417,7 @@ def test_only_the_client_opens_paths_and_only_after_the_handshake() -> None:
     assert pair.open_path(pair.ways[1]) is None
     pair.connect()
     pair.settle()
-    assert multipath.open_path(pair.server.c, pair.ways[1].client, pair.now) is None
+    assert pair.server.c.open_path(pair.ways[1].client, pair.now) is None
     assert pair.open_path(pair.ways[1]) is not None
 
 
@@ -428,19 +426,19 @@ def test_frames_as_the_wire_reference_writes_them() -> None:
     pair = PathPair(FAST, FAST).with_paths()
     core = pair.client.c
     first = core.paths[0]
-    assert multipath.encode(
-        core, (codes.PATH_ABANDON, 0, codes.PATH_UNSTABLE_OR_POOR)
+    frames = core.paths.frames
+    assert frames.encode(
+        (frames, codes.PATH_ABANDON, 0, codes.PATH_UNSTABLE_OR_POOR)
     ) == bytes.fromhex("7e75007e76")
     first.id, first.status_sequence = 3, 1
-    assert multipath.encode(core, (codes.PATH_STATUS_AVAILABLE, first, 1)) == bytes.fromhex(
-        "7e770301"
-    )
+    status = (frames, codes.PATH_STATUS_AVAILABLE, first, 1)
+    assert frames.encode(status) == bytes.fromhex("7e770301")
     second = core.paths[1]
     second.received = ReceivedPackets()
     for number in range(10):
         second.received.add(number)
     second.largest_received_time = pair.now
-    assert builder._write_acks(core, [second], pair.now) == [bytes.fromhex("3e0109000009")]
+    assert frames.encode_ack(second, pair.now) == bytes.fromhex("3e0109000009")
 
 
 def test_acknowledgements_of_one_path_may_come_on_another() -> None:
@@ -479,7 +477,7 @@ def test_statuses_tell_the_peer_and_old_ones_change_nothing() -> None:
     server = pair.server.c
     assert server.paths[1].cids.peer_available
     assert not server.paths[0].cids.peer_available
-    assert server.selected_path is server.paths[0], "a hint: each side decides alone"
+    assert server.paths.selected is server.paths[0], "a hint: each side decides alone"
     sequence = server.paths[0].cids.peer_status_sequence
     pair.client.inject(frame(codes.PATH_STATUS_AVAILABLE, 0, sequence))
     assert not server.paths[0].cids.peer_available
@@ -535,7 +533,7 @@ def test_a_peer_without_the_extension_is_served_on_one_path() -> None:
         transfer((pair.client, 100 * KIB), (pair.server, 100 * KIB))
         for side in pair.sides:
             assert list(side.c.paths) == [0]
-            assert side.c.multipath is None
+            assert side.c.paths.multipath is None
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -590,7 +588,7 @@ def test_a_stranger_gets_no_more_than_eight_paths() -> None:
     for _ in range(100):
         pair.client.inject(frame(codes.PATH_ABANDON, 3, 0))
     pair.settle(5)
-    state = pair.server.c.multipath
+    state = pair.server.c.paths.multipath
     assert state is not None
     assert state.local_max == 8
     for _ in range(5):
@@ -612,7 +610,7 @@ def test_paths_opened_and_abandoned_in_a_moment_are_not_kept() -> None:
             pair.abandon(pair.client, path.id, codes.APPLICATION_ABANDON_PATH)
         pair.run(seconds=0.005)
         most = max(most, len(pair.server.c.paths))
-    state = pair.server.c.multipath
+    state = pair.server.c.paths.multipath
     assert state is not None
     assert most <= 8 + multipath.MAX_DRAINING
     assert len(state.abandoned) <= 9
@@ -635,9 +633,9 @@ def test_an_address_that_proves_nothing_gets_three_times_what_it_sent(size: int)
     came = 0
     for _ in range(20):
         payload = challenge * (size // len(challenge))
-        cid = builder._cid(path)
+        cid = path.cid
         assert cid is not None
-        packet = builder.seal_packet(pair.client.c, path, payload[: size - 30], cid)
+        packet = builder_of(pair.client.c).seal(path, payload[: size - 30], cid)
         came += len(packet)
         pair.deliver(pair.server, pair.ways[1].client, [packet])
         pair.flush()
@@ -673,7 +671,7 @@ def test_challenges_are_padded_answered_on_their_path_and_by_one_answer_each() -
 def test_reset_tokens_are_known_only_while_they_are_in_force() -> None:
     pair = PathPair(FAST, FAST).with_paths()
     for turn in range(30):
-        pair.client.c.rotate_cid(pair.client.c.paths[turn % 2])
+        pair.client.c.paths.ids.rotate(pair.client.c.paths[turn % 2].cids)
         pair.wants_flush(pair.client)
         pair.settle(0.2)
     active = {path.cids.peer.active for path in pair.client.c.paths.values()}
@@ -694,7 +692,7 @@ def test_counters_outlive_their_paths() -> None:
     pair.settle(10)
     assert 1 not in core.paths
     after = sum(path.recovery.sent_packets for path in core.paths.values())
-    assert core.sent_packets_before + after >= before
+    assert core.paths.sent_packets_before + after >= before
 
 
 def test_ids_that_are_over_are_kept_as_ranges() -> None:

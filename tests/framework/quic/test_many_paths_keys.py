@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 
 import pytest
-from quic_pair import Side, Transfer, are_over, transfer
+from quic_pair import Side, Transfer, are_over, builder_of, transfer
 from quic_paths import PathPair, footprint
 
 from dialkey.quic import codes
-from dialkey.quic.packets import builder
 from dialkey.quic.paths.congestion import Cubic
 from dialkey.testing import Conditions
 
@@ -31,9 +30,9 @@ def updates(side: Side) -> int:
 def sealed_on(side: Side, path_id: int) -> bytes:
     """Return a packet of one path, sealed with the keys of this moment."""
     path = side.c.paths[path_id]
-    cid = builder._cid(path)
+    cid = path.cid
     assert cid is not None
-    return builder.seal_packet(side.c, path, bytes((codes.PING,)), cid)
+    return builder_of(side.c).seal(path, bytes((codes.PING,)), cid)
 
 
 def arrives(pair: PathPair, receiver: Side, way: int, packet: bytes) -> bool:

@@ -15,7 +15,7 @@ LOSSY = Conditions(delay_s=0.01, loss=0.2, duplicate=0.2, jitter_s=0.01)
 
 
 def both_forgot(pair: Pair) -> bool:
-    return not any(side.c.send_halves or side.c.recv_halves for side in pair.sides)
+    return not any(side.c.streams.send_halves or side.c.streams.recv_halves for side in pair.sides)
 
 
 # --- streams --------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_each_direction_of_a_stream_ends_by_itself() -> None:
     pair.client.write(stream, b"question", finish=True)
     pair.settle()
     assert stream in pair.server.ended
-    assert stream in pair.server.c.send_halves
+    assert stream in pair.server.c.streams.send_halves
     pair.server.write(stream, b"answer")
     pair.server.reset(stream, 4)
     pair.settle()
@@ -268,9 +268,9 @@ def test_closing_with_data_in_flight_frees_everything() -> None:
     pair.client.close()
     pair.run(lambda: all(side.c.state is State.GONE for side in pair.sides), seconds=10)
     core = pair.client.c
-    assert not core.send_halves
-    assert not core.recv_halves
-    assert not core.ready
+    assert not core.streams.send_halves
+    assert not core.streams.recv_halves
+    assert not core.streams.scheduler
     assert not pair.client.path.recovery.sent
     # What the path was like can still be told.
     assert pair.client.path.recovery.sent_packets > 10

@@ -9,7 +9,6 @@ from quic_pair import HostPort, Pair, Side, Transfer, are_over, frame, transfer
 
 from dialkey.quic import codes, events, stateless
 from dialkey.quic.connection import State
-from dialkey.quic.paths import multipath
 from dialkey.quic.paths.bbr import bbr
 from dialkey.quic.paths.congestion import Cubic, MakeController
 from dialkey.testing import Conditions
@@ -69,7 +68,7 @@ def test_a_new_connection_id_hides_that_both_addresses_are_one_client(with_multi
     assert not there & used, before
     # What was given up was told, and replaced.
     assert pair.client.seen(events.CidRetired)
-    assert len(pair.client.c.cid_sets[0].local) == 5
+    assert len(pair.client.c.paths.ids.sets[0].local) == 5
 
 
 @EITHER
@@ -176,8 +175,8 @@ def test_a_client_that_moves_again_and_again_over_a_bad_link(
     assert pair.server.path.validated
     for side in pair.sides:
         # No id is lost on the way: both still hold as many as they may.
-        assert len(side.c.cid_sets[0].local) == 5
-        assert len(side.c.cid_sets[0].peer.spare) == 4
+        assert len(side.c.paths.ids.sets[0].local) == 5
+        assert len(side.c.paths.ids.sets[0].peer.spare) == 4
 
 
 def test_another_network_starts_with_a_small_window_another_port_does_not() -> None:
@@ -228,10 +227,10 @@ def test_five_ids_are_issued_and_no_more(with_multipath: bool) -> None:
     pair = connected(with_multipath)
     pair.settle()
     for side in pair.sides:
-        local = side.c.cid_sets[0].local
+        local = side.c.paths.ids.sets[0].local
         assert len(local) == 5
         assert len({each.cid for each in local}) == 5
-        other = pair.other(side).c.cid_sets[0].peer
+        other = pair.other(side).c.paths.ids.sets[0].peer
         assert other.active is not None
         held = {other.active.cid, *(each.cid for each in other.spare)}
         assert held == {each.cid for each in local}
@@ -243,14 +242,14 @@ def test_each_id_can_be_used_up_and_is_replaced(with_multipath: bool) -> None:
     pair.settle()
     seen = set()
     for _ in range(25):
-        pair.client.c.rotate_cid(pair.client.path)
-        active = pair.client.c.cid_sets[0].peer.active
+        pair.client.c.paths.ids.rotate(pair.client.path.cids)
+        active = pair.client.c.paths.ids.sets[0].peer.active
         assert active is not None
         assert active.cid not in seen
         seen.add(active.cid)
         transfer((pair.client, 100))
         pair.settle(0.2)
-    assert len(pair.server.c.cids) <= 5 + 7 * 5
+    assert len(pair.server.c.paths.ids.by_cid) <= 5 + 7 * 5
     assert len(pair.server.seen(events.CidRetired)) == 25
 
 
@@ -259,10 +258,10 @@ def test_the_peer_may_ask_for_its_ids_to_be_given_back() -> None:
     pair = connected(False)
     pair.settle()
     new = frame(codes.NEW_CONNECTION_ID, 100, 100, b"\x08" + b"new id 1", bytes(16))
-    pair.server.c.cids[b"new id 1"] = (0, 100)
-    pair.server.c.cid_sets[0].next_sequence = 101
+    pair.server.c.paths.ids.by_cid[b"new id 1"] = (0, 100)
+    pair.server.c.paths.ids.sets[0].next_sequence = 101
     pair.server.inject(new)
-    active = pair.client.c.cid_sets[0].peer.active
+    active = pair.client.c.paths.ids.sets[0].peer.active
     assert active is not None
     assert active.cid == b"new id 1"
     pair.run(lambda: len(pair.server.seen(events.CidRetired)) == 5, seconds=1)
@@ -289,7 +288,7 @@ def test_every_token_in_force_is_made_known() -> None:
     pair = connected(False)
     pair.settle()
     for _ in range(8):
-        pair.client.c.rotate_cid(pair.client.path)
+        pair.client.c.paths.ids.rotate(pair.client.path.cids)
         pair.wants_flush(pair.client)
         pair.settle(0.2)
         active = pair.client.path.cids.peer.active
@@ -461,11 +460,11 @@ def test_a_second_path_whose_ids_are_late_does_not_spin(
     pair = connected(True)
     client = pair.client.c
     # As if all frames with the client's ids for path 1 were lost: the server has none.
-    pair.server.c.cid_sets[1].peer.active = None
-    pair.server.c.cid_sets[1].peer.spare = []
-    issue_cids = client.issue_cids
-    monkeypatch.setattr(client, "issue_cids", lambda *_: None)
-    path = multipath.open_path(client, "server", pair.now)
+    pair.server.c.paths.ids.sets[1].peer.active = None
+    pair.server.c.paths.ids.sets[1].peer.spare = []
+    issue_cids = client.paths.ids.issue
+    monkeypatch.setattr(client.paths.ids, "issue", lambda *_: None)
+    path = client.open_path("server", pair.now)
     assert path is not None
     pair.wants_flush(pair.client)
     pair.settle(2)
@@ -481,11 +480,11 @@ def test_a_second_path_whose_ids_are_late_does_not_spin(
 def test_a_second_path_to_the_same_place(loss: float) -> None:
     pair = connected(True, conditions=Conditions(loss=loss), seed=9)
     pair.settle()
-    path = multipath.open_path(pair.client.c, "server", pair.now)
+    path = pair.client.c.open_path("server", pair.now)
     assert path is not None
     pair.wants_flush(pair.client)
     pair.run(lambda: path.validated and pair.server.c.paths[1].validated, seconds=5)
     for side in pair.sides:
-        multipath.select(side.c, 1)
+        side.c.paths.select(1)
     transfer((pair.client, 300 * KIB), (pair.server, 300 * KIB))
     assert path.recovery.sent_packets > 100

@@ -10,7 +10,7 @@ import pytest
 from quic_pair import START, Datagram, Pair, Transfer, stream_frame, transfer
 
 from dialkey.quic import events
-from dialkey.quic.packets import builder
+from dialkey.quic.packets.builder import Builder
 from dialkey.quic.paths.congestion import Cubic
 from dialkey.testing import Conditions
 
@@ -30,12 +30,12 @@ def test_no_byte_is_kept_when_all_is_acknowledged() -> None:
     transfer((pair.client, MIB))
     pair.settle()
     core = pair.client.c
-    assert not core.send_halves
-    assert not core.ready
+    assert not core.streams.send_halves
+    assert not core.streams.scheduler
     assert not pair.client.path.recovery.sent
     assert pair.client.path.recovery.cc.in_flight == 0
     assert pair.client.path.recovery.eliciting_in_flight == 0
-    assert not pair.server.c.recv_halves
+    assert not pair.server.c.streams.recv_halves
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_offsets_beyond_a_gibibyte_are_written_in_the_wide_form() -> None:
     half = pair.client.send[stream]
     begin = (1 << 30) - 300_000
     half.offset = half._acked = begin
-    half.limit = pair.client.c.peer_max_data = begin + 2_000_000
+    half.limit = pair.client.c.streams.scheduler.limit = begin + 2_000_000
     recv = None
     pair.client.write(stream, b"x")
     # The receiver is told nothing of the first gibibyte: it has it already.
@@ -182,8 +182,8 @@ def test_the_connection_limit_holds_for_all_streams_together() -> None:
     for stream in streams:
         pair.client.write(stream, bytes([stream]) * 200_000, finish=True)
     pair.settle(10)
-    assert pair.server.c.data_received == 100_000
-    assert pair.client.c.data_sent == 100_000
+    assert pair.server.c.streams.intake.received == 100_000
+    assert pair.client.c.streams.scheduler.sent == 100_000
     assert sum(half.buffered for half in pair.server.recv.values()) == 100_000
     pair.server.auto_read = True
     for half in list(pair.server.recv.values()):
@@ -207,8 +207,8 @@ def test_what_is_stopped_or_reset_gives_its_window_back() -> None:
         else:
             pair.server.stop(stream, 2)
         pair.settle(0.5)
-    assert pair.server.c.data_consumed == pair.server.c.data_received
-    assert not pair.server.c.recv_halves
+    assert pair.server.c.streams.intake.consumed == pair.server.c.streams.intake.received
+    assert not pair.server.c.streams.recv_halves
 
 
 def test_equal_streams_share_and_higher_priorities_go_first() -> None:
@@ -237,7 +237,7 @@ def test_a_priority_may_change_while_data_waits() -> None:
     for _ in range(200):
         half = pair.client.send[rng.choice(streams)]
         half.priority = rng.randrange(-3, 4)
-        pair.client.c.wake(half)
+        pair.client.c.streams.wake(half)
         pair.wants_flush(pair.client)
         pair.run(seconds=0.01)
     pair.run(lambda: set(streams) <= pair.server.ended)
@@ -298,8 +298,8 @@ def test_thousands_of_streams_one_after_the_other(loss: float, uni: bool) -> Non
     assert got == list(range(1500))
     for side in pair.sides:
         # What is over is forgotten, on both sides.
-        assert not side.c.send_halves
-        assert not side.c.recv_halves
+        assert not side.c.streams.send_halves
+        assert not side.c.streams.recv_halves
         assert not side.c.control
 
 
@@ -344,14 +344,14 @@ def test_the_largest_datagram_fits() -> None:
 def test_too_many_datagrams_push_out_the_oldest() -> None:
     pair = Pair().connect()
     for i in range(3000):
-        pair.client.c.send_datagram(b"%04d" % i + bytes(996))
+        pair.client.c.datagrams.send(b"%04d" % i + bytes(996))
     core = pair.client.c
-    assert core.datagram_bytes == sum(map(len, core.datagrams)) <= 1_250_000
-    assert core.datagrams_dropped == 3000 - len(core.datagrams)
-    assert core.datagrams[-1][:4] == b"2999"
+    assert core.datagrams.waiting_bytes == sum(map(len, core.datagrams._waiting)) <= 1_250_000
+    assert core.datagrams.dropped == 3000 - len(core.datagrams)
+    assert core.datagrams._waiting[-1][:4] == b"2999"
     pair.wants_flush(pair.client)
     pair.settle(5)
-    assert core.datagram_bytes == 0
+    assert core.datagrams.waiting_bytes == 0
     assert pair.server.datagrams[-1][:4] == b"2999"
 
 
@@ -363,7 +363,7 @@ def test_a_path_slower_than_the_probe_timeout_is_waited_for() -> None:
         channel.conditions = Conditions(delay_s=1.5)
     stream = pair.client.must_open(uni=True)
     pair.client.write(stream, b"slowly", finish=True)
-    pair.run(lambda: stream not in pair.client.c.send_halves, seconds=30)
+    pair.run(lambda: stream not in pair.client.c.streams.send_halves, seconds=30)
     transfer((pair.client, 20_000), seconds=120)
     assert pair.client.path.recovery.srtt > 1.0
 
@@ -376,7 +376,7 @@ def test_bulk_data_leaves_in_bursts_of_equal_packets() -> None:
     stream = pair.client.must_open(uni=True)
     half = pair.client.send[stream]
     half.write(bytes(60_000))
-    pair.client.c.wake(half)
+    pair.client.c.streams.wake(half)
     pair.client.path.recovery.cc.window = 1 << 20
     pair.client.c.flush(
         pair.now,
@@ -423,8 +423,8 @@ def test_a_flush_with_nothing_to_send_does_next_to_nothing(monkeypatch: pytest.M
     pair = Pair().connect()
     pair.settle()
     built = []
-    build = builder._send_lone
-    monkeypatch.setattr(builder, "_send_lone", lambda *args: built.append(args[1]) or build(*args))
+    build = Builder._send_lone
+    monkeypatch.setattr(Builder, "_send_lone", lambda *args: built.append(args[1]) or build(*args))
     for side in pair.sides:
         side.c.flush(pair.now, lambda *_: pytest.fail("nothing was due"))
     assert not built

@@ -69,9 +69,9 @@ class PathMachine(RuleBasedStateMachine):
         paths = [path for path in pair.client.c.paths.values() if not path.abandoned]
         if any(path.validated and not path.suspect for path in paths):
             return
-        state = pair.client.c.multipath
+        state = pair.client.c.paths.multipath
         assert state is not None
-        if any(side.c.multipath and side.c.multipath.ends_at for side in pair.sides):
+        if any(side.c.paths.multipath and side.c.paths.multipath.ends_at for side in pair.sides):
             # Both gave up what the other kept: there are three seconds, enough on a clean way.
             for way in pair.ways:
                 way.mend()
@@ -185,7 +185,7 @@ class PathMachine(RuleBasedStateMachine):
     @invariant()
     def limits_hold(self) -> None:
         for side in self.pair.sides:
-            core, state = side.c, side.c.multipath
+            core, state = side.c, side.c.paths.multipath
             assert core.close_reason is None
             assert state is not None
             open_paths = [path for path in core.paths.values() if not path.abandoned]
@@ -201,7 +201,7 @@ class PathMachine(RuleBasedStateMachine):
             assert sizes["cid sets"] <= 3 * multipath.MAX_CONCURRENT_PATHS
             assert sizes["owed frames"] <= 300
             assert sizes["reset tokens"] <= 20
-            for cids in core.cid_sets.values():
+            for cids in core.paths.ids.sets.values():
                 assert len(cids.local) <= 5
             for path in core.paths.values():
                 assert path.recovery.cc.in_flight >= 0
@@ -229,16 +229,16 @@ class PathMachine(RuleBasedStateMachine):
         self.nothing_is_lost_doubled_or_out_of_order()
         self.limits_hold()
         here, there = pair.client.c, pair.server.c
-        assert here.multipath is not None
-        assert there.multipath is not None
+        assert here.paths.multipath is not None
+        assert there.paths.multipath is not None
         live = [{p.id for p in core.paths.values() if p.validated} for core in (here, there)]
         assert live[0] == live[1], "and both agree on what is left"
         assert not any(path.abandoned for path in here.paths.values())
-        assert here.multipath.local_max == there.multipath.peer_max
-        assert here.multipath.peer_max == there.multipath.local_max
+        assert here.paths.multipath.local_max == there.paths.multipath.peer_max
+        assert here.paths.multipath.peer_max == there.paths.multipath.local_max
         for core in (here, there):
             assert not core.control
-            assert not core.send_halves
+            assert not core.streams.send_halves
 
 
 PathMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)

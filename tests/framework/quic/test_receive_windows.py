@@ -67,7 +67,7 @@ def hold(pair: Pair, streams: int, size: int) -> int:
         pair.client.write(pair.client.must_open(uni=True), bytes(size))
     pair.settle(20)
     held = sum(half.held for half in pair.server.recv.values())
-    assert pair.server.c.held == held
+    assert pair.server.c.streams.intake.held == held
     return held
 
 
@@ -95,14 +95,14 @@ def test_what_is_held_is_what_arrived_whatever_its_order() -> None:
     for at in (5000, 3000, 1000, 4500, 900):
         pair.client.inject(stream_frame(2, at, bytes(1000)))
     half = pair.server.recv[2]
-    assert core.held == half.held == 1000 + 1000 + 500 + 1000 + 100
+    assert core.streams.intake.held == half.held == 1000 + 1000 + 500 + 1000 + 100
     pair.client.inject(stream_frame(2, 0, bytes(1000)))
-    assert core.held == half.held == 4500
+    assert core.streams.intake.held == half.held == 4500
     assert half.buffered == 2000
     pair.server.read(2, 1500)
-    assert core.held == half.held == 3000
+    assert core.streams.intake.held == half.held == 3000
     pair.server.stop(2, 0)
-    assert core.held == half.held == 0
+    assert core.streams.intake.held == half.held == 0
 
 
 @pytest.mark.parametrize("how", ["stop", "reset", "read"])
@@ -117,7 +117,7 @@ def test_what_nobody_keeps_is_not_held(how: str) -> None:
         else:
             pair.server.read(stream)
     pair.settle(5)
-    assert pair.server.c.held == 0
+    assert pair.server.c.streams.intake.held == 0
 
 
 # --- all connections of an endpoint ------------------------------------------------------------------
@@ -128,8 +128,8 @@ def share(
 ) -> MemoryClaim:
     """Count what a server holds."""
     core = pair.server.c
-    claim = memory.open(id, source, core.intake.window, lambda: core.give_way(pair.now))
-    core.share_memory(claim)
+    claim = memory.open(id, source, core.streams.intake.window, lambda: core.give_way(pair.now))
+    core.streams.intake.share_memory(claim)
     return claim
 
 
@@ -144,7 +144,7 @@ def test_connections_of_one_id_share_its_windows() -> None:
     pairs = [connected(memory) for _ in range(4)]
     held = [hold(pair, 10, MIB) for pair in pairs]
     assert sum(held) <= 8 * limits.STREAM_RECEIVE_WINDOW_BYTES
-    assert memory.windows_of(ALICE) == sum(each.server.c.intake.window for each in pairs)
+    assert memory.windows_of(ALICE) == sum(each.server.c.streams.intake.window for each in pairs)
     # Nobody was closed, and everything arrives when it is read.
     for pair in pairs:
         pair.server.auto_read = True
@@ -167,7 +167,7 @@ def test_no_window_grows_while_memory_is_short() -> None:
     stream = pair.client.must_open(uni=True)
     pair.client.write(stream, bytes(8 * MIB), finish=True)
     pair.run(lambda: stream in pair.server.ended)
-    assert pair.server.c.intake.window == limits.STREAM_RECEIVE_WINDOW_BYTES
+    assert pair.server.c.streams.intake.window == limits.STREAM_RECEIVE_WINDOW_BYTES
 
 
 def test_the_fullest_connection_of_the_fullest_id_gives_way() -> None:
@@ -212,7 +212,7 @@ def test_what_is_only_announced_is_not_charged() -> None:
     pair.server.auto_read = False
     for stream in range(2, 40, 4):
         pair.client.inject(stream_frame(stream, 100_000, b"x"))
-    assert pair.server.c.held == 10
+    assert pair.server.c.streams.intake.held == 10
     assert memory.held_bytes == 0
     assert pair.server.close_reason is None
 
@@ -236,8 +236,8 @@ def test_a_connection_that_is_over_and_dropped_gives_everything_back() -> None:
     hold(pair, 3, 500_000)
     pair.client.close(0)
     pair.settle(1)
-    claim = pair.server.c._memory
+    claim = pair.server.c.streams.intake._memory
     assert claim is not None
-    pair.server.c._memory = None
+    pair.server.c.streams.intake._memory = None
     del claim
     assert memory.held_bytes == memory.windows_of(ALICE) == 0

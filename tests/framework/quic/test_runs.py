@@ -424,10 +424,14 @@ def state_of(side: Side) -> dict[str, Any]:
         "times": (path.largest_received_time, path.last_received, path.last_activity, core.timer()),
         "acks": (path.ack_pending, path.ack_at, path.is_receiving),
         "phase": (protection.recv_phase, protection.updates),
-        "data": (core.data_received, core.data_consumed, core.max_data),
+        "data": (
+            core.streams.intake.received,
+            core.streams.intake.consumed,
+            core.streams.intake.limit,
+        ),
         "streams": {
             half.id: (half.received, half.next_offset, half.buffered, half.limit, half.final_size)
-            for half in core.recv_halves.values()
+            for half in core.streams.recv_halves.values()
         },
         "read": {key: bytes(value) for key, value in side.data.items()},
         "log": [type(event).__name__ for event in side.log],

@@ -7,8 +7,9 @@ from quic_pair import Pair, frame, stream_frame
 
 from dialkey import limits
 from dialkey.quic import codes
-from dialkey.quic.packets import reader
-from dialkey.quic.streams.table import StreamLimits
+from dialkey.quic.packets.reader import Arrival
+from dialkey.quic.streams.limits import StreamLimits
+from dialkey.quic.streams.table import Streams
 
 MOST = limits.MAX_INCOMING_STREAMS
 
@@ -38,10 +39,10 @@ def test_streams_that_nobody_accepted_give_no_place_back(uni: bool) -> None:
             opened += 1
         pair.settle(2)
     assert opened == MOST
-    kind = pair.server.c.uni if uni else pair.server.c.bidi
+    kind = pair.server.c.streams.uni if uni else pair.server.c.streams.bidi
     assert kind.waiting == MOST
-    assert not pair.server.c.recv_halves
-    assert not pair.server.c.send_halves
+    assert not pair.server.c.streams.recv_halves
+    assert not pair.server.c.streams.send_halves
 
 
 def test_accepting_streams_that_are_over_frees_their_places() -> None:
@@ -90,11 +91,11 @@ def test_all_places_can_be_used_whatever_happened_before(history: int, uni: bool
 
 def test_what_is_owed_reaches_a_peer_that_never_asks() -> None:
     pair = Pair().connect()
-    before = pair.client.c.uni.peer_allows
+    before = pair.client.c.streams.uni.peer_allows
     for _ in range(MOST // 8 + 1):
         pair.client.write(pair.client.must_open(uni=True), b"x", finish=True)
     pair.settle(1)
-    assert pair.client.c.uni.peer_allows > before
+    assert pair.client.c.streams.uni.peer_allows > before
 
 
 def test_lost_credit_and_lost_questions_are_repeated() -> None:
@@ -114,11 +115,11 @@ def test_lost_credit_and_lost_questions_are_repeated() -> None:
 def test_a_question_about_an_old_limit_brings_nothing() -> None:
     pair = Pair().connect()
     pair.settle(1)
-    allowed = pair.server.c.uni.allowed
+    allowed = pair.server.c.streams.uni.allowed
     for limit in (0, 5, allowed, allowed + 1):
         pair.client.inject(frame(codes.STREAMS_BLOCKED_UNI, limit))
     pair.settle(1)
-    assert pair.server.c.uni.allowed == allowed
+    assert pair.server.c.streams.uni.allowed == allowed
     assert pair.server.close_reason is None
 
 
@@ -142,8 +143,8 @@ def test_a_fin_after_all_that_the_reader_wanted_ends_the_stream() -> None:
     assert pair.server.read(stream, 8) == b"8 bytes!"
     pair.client.finish(stream)
     pair.settle()
-    assert stream not in pair.server.c.recv_halves
-    assert pair.server.c.uni.owed == 1
+    assert stream not in pair.server.c.streams.recv_halves
+    assert pair.server.c.streams.uni.owed == 1
 
 
 # --- limits on bytes -----------------------------------------------------------------------------
@@ -157,28 +158,28 @@ def test_a_question_for_more_bytes_is_answered_with_what_is_owed() -> None:
     pair.settle()
     pair.server.read(stream)
     limit = pair.client.send[stream].limit
-    data = pair.client.c.peer_max_data
+    data = pair.client.c.streams.scheduler.limit
     pair.settle()
     assert pair.client.send[stream].limit == limit, "not worth a packet by itself"
     pair.client.inject(frame(codes.STREAM_DATA_BLOCKED, stream, limit))
     pair.client.inject(frame(codes.DATA_BLOCKED, data))
     pair.settle()
     assert pair.client.send[stream].limit == limit + 1000
-    assert pair.client.c.peer_max_data == data + 1000
+    assert pair.client.c.streams.scheduler.limit == data + 1000
 
 
 def test_a_sender_that_is_held_up_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     pair = Pair(server={"stream_window": 5000, "connection_window": 8000}).connect()
     pair.server.auto_read = False
-    original = reader._HANDLERS[codes.DATA_BLOCKED]
+    original = Streams.HANDLERS[codes.DATA_BLOCKED]
 
-    def note(c: object, path: object, data: bytes, pos: int, kind: int, *rest: object) -> int:
+    def note(streams: Streams, data: bytes, pos: int, kind: int, arrival: Arrival) -> int:
         seen.append(kind)
-        return original(c, path, data, pos, kind, *rest)  # type: ignore[arg-type]
+        return original(streams, data, pos, kind, arrival)
 
     for kind in (codes.DATA_BLOCKED, codes.STREAM_DATA_BLOCKED):
-        monkeypatch.setitem(reader._HANDLERS, kind, note)
+        monkeypatch.setitem(Streams.HANDLERS, kind, note)
     for _ in range(3):
         pair.client.write(pair.client.must_open(uni=True), bytes(6000))
         pair.settle(5)
@@ -202,6 +203,6 @@ def test_an_answer_is_never_more_than_what_is_owed() -> None:
         )
     pair.settle()
     assert pair.server.recv[stream].limit == pair.server.config.stream_window
-    assert pair.server.c.max_data == pair.server.config.first_window
+    assert pair.server.c.streams.intake.limit == pair.server.config.first_window
     answers = [each for each in pair.sent[before:] if each.sender == "server"]
     assert sum(each.size for each in answers) < 100 * 60

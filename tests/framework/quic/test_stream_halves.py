@@ -134,24 +134,17 @@ class SendMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(0, 4000))
     def raise_limit(self, limit: int) -> None:
-        self.half.limit = max(self.half.limit, limit)
+        self.half.allow(limit)
 
     @precondition(lambda self: self.half.wants_to_send)
     @rule(want=st.integers(1, 500))
     def send(self, want: int) -> None:
         half = self.half
         if half.retransmit:
-            offset, data, fin = half.retransmit.popleft()
-            half.retransmit_bytes -= len(data)
-            self.flying.append((offset, bytes(data), fin))
-            return
-        offset, piece = half.offset, b""
-        if half.queued:
-            piece = bytes(half.take(min(want, half.limit - offset)))
-            half.offset += len(piece)
-        fin = half.fin and not half.queued
-        half.fin_sent = half.fin_sent or fin
-        self.flying.append((offset, piece, fin))
+            offset, data, fin = half.take_again(want)
+        else:
+            offset, data, fin = half.take_next(want)
+        self.flying.append((offset, bytes(data), fin))
 
     @precondition(lambda self: self.flying)
     @rule(data=st.data())
@@ -175,7 +168,8 @@ class SendMachine(RuleBasedStateMachine):
         half = self.half
         assert half.offset + half.queued == len(self.written)
         assert half.offset <= max(half.limit, 0) or not half.offset
-        assert half.retransmit_bytes == sum(len(data) for _, data, _ in half.retransmit)
+        waiting = [(at, bytes(data)) for at, data, _ in half.retransmit]
+        assert all(self.written[at : at + len(data)] == data for at, data in waiting)
         for offset, piece, _ in self.flying:
             assert self.written[offset : offset + len(piece)] == piece
         complete = self.fin_arrived and sum(map(len, self.arrived.values())) == len(self.written)
@@ -233,7 +227,7 @@ def test_a_reset_forgets_what_was_queued() -> None:
     half.offset = 10
     half.on_lost(0, bytes(5), False)
     half.reset(7)
-    assert (half.queued, half.retransmit_bytes, half.reset_code) == (0, 0, 7)
+    assert (half.queued, len(half.retransmit), half.reset_code) == (0, 0, 7)
     half.reset(8)
     assert half.reset_code == 7
     half.on_lost(0, bytes(5), False)

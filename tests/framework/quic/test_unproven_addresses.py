@@ -7,12 +7,11 @@ some of its packets (RFC 9000 sections 8.1, 9.3 and 21.1).
 from __future__ import annotations
 
 import pytest
-from quic_pair import Datagram, Pair, frame, peer_cid_of, stream_frame
+from quic_pair import Datagram, Pair, builder_of, frame, peer_cid_of, stream_frame
 
 from dialkey.quic import codes, events
 from dialkey.quic.close import Farewell
 from dialkey.quic.connection import State
-from dialkey.quic.packets import builder
 from dialkey.quic.paths.amplification import Room
 
 VICTIM = "victim"
@@ -31,7 +30,7 @@ class Spoof:
         if number is None:
             return self.pair.client.craft(payload)
         keep, path.next_number = path.next_number, number
-        packet = builder.seal_packet(self.pair.client.c, path, payload, peer_cid_of(path))
+        packet = builder_of(self.pair.client.c).seal(path, payload, peer_cid_of(path))
         path.next_number = keep
         return packet
 

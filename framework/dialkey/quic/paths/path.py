@@ -7,7 +7,6 @@ known here: any hashable value will do.
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -15,9 +14,8 @@ from typing import Final
 
 import attrs
 
-from dialkey.quic import codes
-from dialkey.quic.codes import TransportError
 from dialkey.quic.paths.amplification import Room
+from dialkey.quic.paths.cids import PathCids
 from dialkey.quic.paths.congestion import MakeController
 from dialkey.quic.paths.mtu import MtuDiscovery
 from dialkey.quic.paths.received import ReceivedPackets
@@ -25,13 +23,10 @@ from dialkey.quic.paths.recovery import Recovery, Sent
 from dialkey.quic.paths.skipped_numbers import Draw, Skips
 
 Address = Hashable
+NEVER: Final = float("inf")
+MAX_ACK_DELAY_S: Final = 0.025
 
-MAX_PEER_CIDS: Final = 8
-"""Connection ids of the peer that we hold for one path; announced as active_connection_id_limit."""
-MAX_LOCAL_CIDS: Final = 5
-"""Connection ids of ours that we issue for one path, if the peer's limit allows: iroh holds five."""
 MAX_PENDING_RESPONSES: Final = 32
-MAX_PENDING_RETIREMENTS: Final = 100
 ACK_EVERY: Final = 2
 """Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000
 section 13.2.2); a flush follows each batch that was read, so under load one covers the batch."""
@@ -45,120 +40,6 @@ HUSH_S: Final = 0.5
 """Silence after stream data arrived that makes a client ask whether the path still works."""
 PATH_IDLE_TIMEOUT_S: Final = 15.0
 """A silent path is abandoned after this long while there are others; iroh's own number."""
-
-
-@attrs.frozen
-class PeerCid:
-    """A connection id that the peer gave us to address it with."""
-
-    sequence: int
-    cid: bytes
-    reset_token: bytes | None = attrs.field(default=None, repr=False)
-
-
-class PeerCids:
-    """The peer's connection ids for one path: one in use, the others spare."""
-
-    __slots__ = ("_retire_prior_to", "_seen", "active", "retirements", "spare")
-
-    def __init__(self, active: PeerCid | None) -> None:
-        self.active = active
-        self.spare: list[PeerCid] = []
-        self.retirements: deque[int] = deque()
-        self._retire_prior_to = 0
-        self._seen = {active.sequence} if active is not None else set()
-
-    def add(self, new: PeerCid, retire_prior_to: int) -> bool:
-        """Take a NEW_CONNECTION_ID in; return whether the active one changed.
-
-        Raises:
-            TransportError: more ids than we allow, or a contradiction.
-        """
-        if retire_prior_to > new.sequence:
-            raise TransportError(codes.PROTOCOL_VIOLATION, "retire_prior_to beyond the sequence")
-        held = [self.active, *self.spare] if self.active is not None else self.spare
-        for other in held:
-            if other.sequence == new.sequence and other.cid != new.cid:
-                raise TransportError(codes.PROTOCOL_VIOLATION, "one sequence, two ids")
-            if other.cid == new.cid and other.sequence != new.sequence:
-                raise TransportError(codes.PROTOCOL_VIOLATION, "one id, two sequences")
-        if new.sequence not in self._seen:
-            self._seen.add(new.sequence)
-            if new.sequence < self._retire_prior_to:
-                self._retire(new.sequence)
-            elif self.active is None:
-                self.active = new
-            else:
-                self.spare.append(new)
-        changed = False
-        if retire_prior_to > self._retire_prior_to:
-            self._retire_prior_to = retire_prior_to
-            self._seen = {s for s in self._seen if s >= retire_prior_to}
-            gone = [c for c in self.spare if c.sequence < retire_prior_to]
-            self.spare = [c for c in self.spare if c.sequence >= retire_prior_to]
-            for cid in gone:
-                self._retire(cid.sequence)
-            if self.active is not None and self.active.sequence < retire_prior_to:
-                changed = self.rotate()
-        if len(self.spare) + (self.active is not None) > MAX_PEER_CIDS:
-            raise TransportError(codes.CONNECTION_ID_LIMIT_ERROR, "too many connection ids")
-        return changed
-
-    def rotate(self) -> bool:
-        """Use another id from now on and retire the one in use; False if there is no spare."""
-        if not self.spare:
-            return False
-        if self.active is not None:
-            self._retire(self.active.sequence)
-        self.active = self.spare.pop(0)
-        return True
-
-    def _retire(self, sequence: int) -> None:
-        if len(self.retirements) >= MAX_PENDING_RETIREMENTS:
-            raise TransportError(codes.CONNECTION_ID_LIMIT_ERROR, "too many retired ids")
-        self.retirements.append(sequence)
-
-
-@attrs.define
-class LocalCid:
-    """A connection id that we gave the peer."""
-
-    sequence: int
-    cid: bytes
-    reset_token: bytes = attrs.field(repr=False)
-
-
-class PathCids:
-    """Connection ids of both sides for one path id; they exist before the path does.
-
-    Attributes:
-        id: the path id.
-        local: ids of ours that the peer may use, oldest first.
-        next_sequence: sequence number of the next id of ours.
-        peer: ids that the peer gave us.
-        published_token: the reset token that the connection's owner was told of.
-        peer_available, peer_status_sequence: whether the peer means to send data on the path, as it
-            last told us.
-    """
-
-    __slots__ = (
-        "id",
-        "local",
-        "next_sequence",
-        "peer",
-        "peer_available",
-        "peer_status_sequence",
-        "published_token",
-    )
-
-    def __init__(self, path_id: int, peer_cid: PeerCid | None = None) -> None:
-        self.id = path_id
-        self.local: list[LocalCid] = []
-        self.next_sequence = 0
-        self.peer = PeerCids(peer_cid)
-        self.published_token: bytes | None = None
-        self.peer_available = True
-        self.peer_status_sequence = 0
 
 
 @attrs.define
@@ -205,6 +86,7 @@ class Path:
     """
 
     __slots__ = (
+        "_random_bytes",
         "abandoned",
         "ack_at",
         "ack_pending",
@@ -252,6 +134,7 @@ class Path:
         initial_rtt: float,
         max_datagram: int,
         draw: Draw,
+        random_bytes: Callable[[int], bytes],
         make_controller: MakeController,
         on_acked: Callable[[Path, Sent], None],
         on_lost: Callable[[Path, Sent], None],
@@ -290,6 +173,7 @@ class Path:
         self.ack_at: float | None = None
         self.next_number = 0
         self.skips = Skips(draw)
+        self._random_bytes = random_bytes
         # Tokens to return, where to, and how long the payload was that asked for it.
         self.responses: deque[tuple[bytes, Address, int]] = deque()
         self.challenge: Challenge | None = None
@@ -298,6 +182,261 @@ class Path:
         self.bytes_received = 0
         self.bytes_sent = 0
         self.last_activity = 0.0
+
+    # --- packets in -----------------------------------------------------------------------------
+
+    def on_packet(self, number: int, remote: Address, size: int, now: float) -> bool:
+        """Note that a packet arrived; return whether it is the newest."""
+        is_newest = number > self.received.largest
+        self.received.add(number)
+        if is_newest:
+            self.largest_received_time = now
+        self.count_received(remote, size)
+        if self.parked:
+            # An answer, after all.
+            self.unpark(self.remote, now)
+        self.last_received = now
+        return is_newest
+
+    def on_run(self, number: int, packets: int, size: int, now: float) -> None:
+        """Note that a run arrived at once; all of it is newer than what had arrived."""
+        self.received.add_run(number, number + packets)
+        self.largest_received_time = now
+        self.count_received(self.remote, size)
+        self.last_received = now
+
+    def owe_acknowledgement(self, packets: int, now: float, *, has_awaited_data: bool) -> None:
+        """Note that packets must be acknowledged, soon.
+
+        Args:
+            has_awaited_data: whether a client received stream data.
+        """
+        self.last_activity = now
+        if has_awaited_data:
+            self.is_receiving = True
+        self.ack_pending += packets
+        if self.ack_at is None:
+            self.ack_at = now + min(MAX_ACK_DELAY_S, max(0.001, self.recovery.srtt / 4))
+
+    def acknowledged(self) -> None:
+        """Note that an acknowledgement of all that arrived goes out."""
+        self.ack_pending = 0
+        self.ack_at = None
+
+    def postpone_acknowledgement(self) -> None:
+        """Wait until more arrives: that makes room for the acknowledgement."""
+        self.ack_at = None
+        self.ack_pending = 1
+
+    def never_acknowledge(self) -> None:
+        """Note that nothing is left on which to acknowledge what arrived."""
+        self.ack_at = None
+
+    def on_challenge(self, token: bytes, remote: Address, size: int) -> None:
+        """Note a PATH_CHALLENGE that is to be answered."""
+        if remote != self.remote:
+            # Answers to other addresses are outside congestion control: one at a time, or a peer that
+            # forges its address could have us flood whoever has it.
+            for index, (_, other, _) in enumerate(self.responses):
+                if other == remote:
+                    self.responses[index] = (token, remote, size)
+                    return
+        if len(self.responses) < MAX_PENDING_RESPONSES:
+            self.responses.append((token, remote, size))
+
+    def on_challenge_answered(self) -> None:
+        """Note that the oldest PATH_CHALLENGE was answered."""
+        self.responses.popleft()
+
+    def answer_none(self) -> None:
+        """Answer no PATH_CHALLENGE that waits."""
+        self.responses.clear()
+
+    def on_response(self, token: bytes, now: float) -> bool:
+        """Note a PATH_RESPONSE; return whether it proves that `remote` receives."""
+        if self.challenge is None or token not in self.challenge.tokens:
+            return False
+        self.prove()
+        if self.waiting_since is not None:
+            self.waiting_since = now
+        return True
+
+    # --- packets out ----------------------------------------------------------------------------
+
+    @property
+    def cid(self) -> bytes | None:
+        """The connection id with which the peer is addressed; None while it has given none."""
+        active = self.cids.peer.active
+        return active.cid if active is not None else None
+
+    def take_numbers(self, count: int) -> None:
+        """Note that so many numbers, from `begin_run` on, are used."""
+        self.next_number += count
+
+    def on_sent(self, record: Sent, now: float) -> None:
+        """Take what must be acknowledged into flight."""
+        self.recovery.on_sent(record, now)
+        if record.probe_size:
+            return
+        self.last_activity = now
+        if self.waiting_since is None:
+            self.waiting_since = now
+
+    def on_probe_written(self) -> None:
+        """Note that a packet that must be acknowledged is about to leave: it is a probe, too."""
+        self.ping_pending = False
+        if self.probes_pending:
+            self.probes_pending -= 1
+
+    def on_answered(self, now: float) -> bool:
+        """Note that what was sent was acknowledged: only that proves that the path carries.
+
+        iroh acknowledges on another path, so nothing else may ever arrive on this one.
+
+        Returns:
+            Whether it had been suspect.
+        """
+        self.waiting_since = now if self.recovery.eliciting_in_flight else None
+        self.doubted = False
+        self.last_received = now
+        was_suspect, self.suspect = self.suspect, False
+        return was_suspect
+
+    def ask(self) -> None:
+        """Send something that must be acknowledged, soon."""
+        self.ping_pending = True
+
+    # --- timers ---------------------------------------------------------------------------------
+
+    def next_timer(self, keep_alive_s: float) -> float:
+        """Return when `on_timer` is due."""
+        at = self.recovery.timer() or NEVER
+        if self.ack_at is not None and self.ack_at < at:
+            at = self.ack_at
+        if not self.abandoned:
+            at = min(at, self.ping_at(keep_alive_s))
+        challenge = self.challenge
+        if challenge is not None:
+            at = min(at, challenge.deadline)
+            if self.cids.peer.active is not None:
+                at = min(at, challenge.next_at)
+        return at
+
+    def on_timer(self, now: float, keep_alive_s: float, expects_data: Callable[[], bool]) -> bool:
+        """Do what is due on this path alone; return whether a loss timer fired."""
+        at = self.recovery.timer()
+        has_fired = at is not None and now >= at
+        if has_fired:
+            self.probes_pending = max(self.probes_pending, self.recovery.on_timeout(now))
+        if not self.abandoned and now >= self.ping_at(keep_alive_s):
+            asks = now >= self.last_activity + keep_alive_s or expects_data()
+            self.is_receiving = False
+            if asks:
+                self.ask()
+                self.last_activity = now
+        challenge = self.challenge
+        if challenge is not None and now >= challenge.deadline:
+            self.challenge = None
+            if self.previous_remote is not None:
+                # Nobody answers at the new address: go back to the one that was good.
+                self.return_to_previous()
+        return has_fired
+
+    def silence_timer(self) -> float:
+        """Return when `on_silence` is due, while there are other paths."""
+        if self.forget_at is not None:
+            return self.forget_at
+        if self.parked:
+            return NEVER
+        at = self.last_received + self.idle_period_s
+        suspect_at = self.suspect_at
+        if suspect_at is None:
+            return at
+        return min(at, suspect_at if self.doubted else self.doubt_at)
+
+    def on_silence(self, now: float) -> bool:
+        """Ask again, then suspect a path of which an answer is awaited; whether it became suspect."""
+        at = self.suspect_at
+        if at is None:
+            return False
+        if not self.doubted and now >= self.doubt_at:
+            self.doubted = True
+            if not self.recovery.pto_count:
+                # One lost packet must not cost a path.
+                self.probes_pending = max(self.probes_pending, 1)
+        if now < at:
+            return False
+        self.suspect = True
+        return True
+
+    @property
+    def idle_period_s(self) -> float:
+        """How long it may be silent while there are others."""
+        return max(self.idle_timeout_s, 3 * self.recovery.pto)
+
+    def was_idle(self, now: float) -> None:
+        """Note that the owner was told; it is told again after another period."""
+        self.last_received = now
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def retire(self, forget_at: float) -> None:
+        """Send nothing on it any more; late packets are still read until `forget_at`."""
+        self.abandoned = True
+        self.parked = False
+        self.forget_at = forget_at
+        self._silence()
+        self.recovery.discard()
+
+    def forget_later(self, at: float) -> None:
+        """Read late packets until then."""
+        self.forget_at = at
+
+    def replace(self) -> bool:
+        """Note that the peer may use another path id for this one; False if it may already."""
+        replaced, self.replaced = self.replaced, True
+        return not replaced
+
+    def on_peer_abandoned(self) -> bool:
+        """Note that the peer gave it up; False if it had said so already."""
+        known, self.peer_abandoned = self.peer_abandoned, True
+        return not known
+
+    def _silence(self) -> None:
+        self.challenge = None
+        self.probes_pending = 0
+        self.ping_pending = False
+
+    # --- the rest -------------------------------------------------------------------------------
+
+    def on_opened(self, now: float) -> None:
+        """Begin to validate a path that one side has opened."""
+        self.available = False
+        self.on_established(now)
+        self.start_challenge(now, deadline=NEVER)
+
+    def on_established(self, now: float) -> None:
+        """Count silence from now on."""
+        self.last_received = self.last_activity = now
+
+    def set_available(self, available: bool) -> int | None:
+        """Note how we use it; return the number of the status if the peer is to be told."""
+        if self.abandoned or (self.available == available and self.status_sequence):
+            return None
+        self.available = available
+        self.status_sequence += 1
+        return self.status_sequence
+
+    def on_network_changed(self, now: float) -> None:
+        """Look at it anew: this machine's addresses or routes may have changed."""
+        self.recovery.reset_pto()
+        self.ask()
+        if self.challenge is not None:
+            self.challenge.restart(now)
+
+    def on_too_large(self, size: int) -> None:
+        """Note that the network takes no datagram of `size` bytes."""
+        self.mtu.on_too_large(size)
 
     def begin_run(self) -> int:
         """Return the number of the next packet, with which a run of consecutive ones may begin."""
@@ -317,7 +456,7 @@ class Path:
         """Return the data of the next PATH_CHALLENGE and schedule the one after it."""
         challenge = self.challenge
         assert challenge is not None
-        token = os.urandom(8)
+        token = self._random_bytes(8)
         challenge.tokens.append(token)
         step = min(self.recovery.pto * (1 << challenge.tries), CHALLENGE_STEP_S)
         challenge.tries += 1
@@ -351,7 +490,7 @@ class Path:
         because the path died; and only a client can open another.
         """
         if self.parked:
-            return float("inf")
+            return NEVER
         hush_s = HUSH_S if self.is_receiving and keep_alive_s > HUSH_S else keep_alive_s
         return self.last_activity + hush_s
 
@@ -363,9 +502,7 @@ class Path:
     def park(self) -> None:
         """Send nothing any more, until the path is led elsewhere. Packet numbers go on, with the keys."""
         self.parked = True
-        self.challenge = None
-        self.probes_pending = 0
-        self.ping_pending = False
+        self._silence()
         self.waiting_since = None
         self.recovery.discard()
 
@@ -373,9 +510,14 @@ class Path:
         """Lead a parked path to another address."""
         self.parked = False
         self.remote = remote
-        self.recovery.pto_count = 0
-        self.last_received = self.last_activity = now
-        self.start_challenge(now, deadline=float("inf"))
+        self.recovery.reset_pto()
+        self.on_established(now)
+        self.start_challenge(now, deadline=NEVER)
+
+    @property
+    def has_urgent_work(self) -> bool:
+        """Whether a flush would send something on it now."""
+        return self.ack_pending >= ACK_EVERY or bool(self.responses) or self.challenge is not None
 
     def ack_is_due(self, now: float) -> bool:
         """Whether what arrived should be acknowledged now."""
@@ -402,7 +544,7 @@ class Path:
         self.room = room
         self.validated = False
         self.provisional = True
-        self.start_challenge(now, float("inf"))
+        self.start_challenge(now, NEVER)
 
     def prove(self) -> None:
         """Note that `remote` receives what is sent there."""
@@ -423,7 +565,7 @@ class Path:
         Args:
             size: of the packet that came from there.
         """
-        # Of answers to an address that is not the path's there is one at most, see `packets.reader`.
+        # Of answers to an address that is not the path's there is one at most, see `on_challenge`.
         self.responses = deque({each[1]: each for each in self.responses}.values())
         if remote == self.previous_remote:
             self.return_to_previous()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from dialkey.quic.paths.congestion import AckSummary, LossSummary, MakeController, Pacer
 from dialkey.quic.paths.delivery import DeliveryRate, Snapshot
@@ -35,13 +35,25 @@ GIVEN_UP_S: Final = 60.0
 """How long they are remembered: round trips of a phone that comes back are that long, not longer."""
 
 Frame = tuple[Any, ...]
-"""(frame type, what is needed to write it again if it is lost)."""
+"""(the component that it belongs to, frame type, what is needed to write it again if it is lost); see
+`packets.control.FrameOwner`."""
+
+
+class RunOwner(Protocol):
+    """The component that the runs belong to."""
+
+    def on_run_acked(self, record: Sent) -> None:
+        """Note that packets of a run arrived."""
+
+    def on_run_lost(self, record: Sent) -> None:
+        """Note that packets of a run were lost."""
 
 
 class Sent:
     """A record of what was sent.
 
-    For a burst `stream` is set: packet i of it carries `data[i*room : (i+1)*room]` from `offset` on.
+    For a burst `owner` and `stream` are set: packet i of it carries `data[i*room : (i+1)*room]` from
+    `offset` on.
     Otherwise `frames` lists what a lone packet carried, for whoever must know of its fate.
     """
 
@@ -52,6 +64,7 @@ class Sent:
         "frames",
         "number",
         "offset",
+        "owner",
         "probe_size",
         "room",
         "size",
@@ -72,6 +85,7 @@ class Sent:
         self.snapshot: Snapshot | None = None
         self.frames: list[Frame] | None = None
         self.probe_size = 0
+        self.owner: RunOwner | None = None
         self.stream: SendHalf | None = None
         self.offset = 0
         self.room = 0
@@ -88,6 +102,7 @@ class Sent:
         part = Sent(low, high, self.time, self.size, wire)
         part.eliciting = self.eliciting
         part.snapshot = self.snapshot
+        part.owner = self.owner
         part.stream = self.stream
         part.offset = self.offset + start
         part.room = self.room
@@ -481,6 +496,10 @@ class Recovery:
             self._lost(part)
             if part.stream is not None or part.frames:
                 return
+
+    def reset_pto(self) -> None:
+        """Wait no longer for an answer than at first."""
+        self.pto_count = 0
 
     def start_over(self, max_datagram: int, initial_rtt: float) -> None:
         """Forget what was learnt of the path, which leads elsewhere now; keep what is in flight."""

@@ -52,10 +52,10 @@ class SendHalf:
 
     __slots__ = (
         "_acked",
+        "_asked_at",
         "_head",
         "_queue",
         "_stopped_at_end",
-        "blocked_at",
         "closed",
         "fin",
         "fin_acked",
@@ -67,11 +67,9 @@ class SendHalf:
         "offset",
         "priority",
         "queued",
-        "reset_acked",
         "reset_code",
         "reset_pending",
         "retransmit",
-        "retransmit_bytes",
         "stopped_code",
         "watched",
     )
@@ -87,33 +85,19 @@ class SendHalf:
         self.fin_acked = False
         self.reset_code: int | None = None
         self.reset_pending = False
-        self.reset_acked = False
         self.stopped_code: int | None = None
         self.closed = False
-        self.blocked_at = -1
+        self._asked_at = -1
         self.in_queue = False
         self.watched = False
         self.low_water = LOW_WATER_BYTES
         self.retransmit: deque[tuple[int, Bytes, bool]] = deque()
-        self.retransmit_bytes = 0
         self._queue: deque[Bytes] = deque()
         self._head = 0
         self._acked = 0
         self._stopped_at_end = False
 
     # --- the application's side -----------------------------------------------------------------
-
-    def watch(self) -> None:
-        """Have a Writable event made when somebody who waits should look again."""
-        self.watched = True
-
-    def unwatch(self) -> None:
-        """Have none made: nobody waits any more."""
-        self.watched = False
-
-    def set_priority(self, priority: int) -> None:
-        """Send it before streams of a lower priority, from the next time that it is queued."""
-        self.priority = priority
 
     def write(self, data: Bytes) -> None:
         """Queue `data` (kept by reference; it must not change)."""
@@ -134,7 +118,18 @@ class SendHalf:
         self._head = 0
         self.queued = 0
         self.retransmit.clear()
-        self.retransmit_bytes = 0
+
+    def watch(self) -> None:
+        """Have a Writable event made when somebody who waits should look again."""
+        self.watched = True
+
+    def unwatch(self) -> None:
+        """Have none made: nobody waits any more."""
+        self.watched = False
+
+    def set_priority(self, priority: int) -> None:
+        """Send it before streams of a lower priority, from the next time that it is queued."""
+        self.priority = priority
 
     # --- the connection's side ------------------------------------------------------------------
 
@@ -180,6 +175,31 @@ class SendHalf:
         self.queued -= got
         return b"".join(pieces)
 
+    def take_again(self, want: int) -> tuple[int, Bytes, bool]:
+        """Take the next piece that was lost: (offset, data, whether it is the last)."""
+        offset, data, fin = self.retransmit.popleft()
+        if len(data) > want:
+            rest = memoryview(data)[want:]
+            self.retransmit.appendleft((offset + want, rest, fin))
+            data, fin = memoryview(data)[:want], False
+        return offset, data, fin
+
+    def take_next(self, want: int) -> tuple[int, Bytes, bool]:
+        """Take the next new piece: (offset, data, whether it is the last)."""
+        offset = self.offset
+        data: Bytes = b""
+        if self.queued:
+            data = self.take(min(want, self.limit - offset))
+            self.offset = offset + len(data)
+        fin = self.fin and not self.queued
+        if fin:
+            self.fin_sent = True
+        return offset, data, fin
+
+    def end_separately(self) -> None:
+        """Send the end of the stream on its own: the packets of a run carry none."""
+        self.fin_sent = False
+
     @property
     def all_delivered(self) -> bool:
         """Whether the peer has acknowledged every byte that was written."""
@@ -198,6 +218,26 @@ class SendHalf:
         if self.closed or self.reset_code is not None:
             return True
         return self.all_delivered and not self.fin
+
+    def must_ask(self) -> bool:
+        """Whether the peer is to be told that its limit holds us up: once for each limit."""
+        told, self._asked_at = self._asked_at == self.limit, self.limit
+        return not told
+
+    def allow(self, limit: int) -> None:
+        """Note the peer's limit on the stream."""
+        self.limit = max(self.limit, limit)
+
+    def take_watch(self) -> bool:
+        """Whether a Writable event is wanted; it comes once."""
+        watched, self.watched = self.watched, False
+        return watched
+
+    def on_reset_sent(self) -> None:
+        self.reset_pending = False
+
+    def on_reset_lost(self) -> None:
+        self.reset_pending = True
 
     def on_stopped(self, code: int) -> None:
         """Note that the peer wants no more, and reset the stream.
@@ -220,10 +260,8 @@ class SendHalf:
         """Queue a piece for sending again."""
         if self.reset_code is None:
             self.retransmit.append((offset, data, fin))
-            self.retransmit_bytes += len(data)
 
     def on_reset_acked(self) -> None:
-        self.reset_acked = True
         self.closed = True
 
 
@@ -242,7 +280,6 @@ class RecvHalf(ReceiveWindow):
         "_runs",
         "_segments",
         "buffered",
-        "ended",
         "final_size",
         "held",
         "id",
@@ -267,7 +304,6 @@ class RecvHalf(ReceiveWindow):
         self.stop_code: int | None = None
         self.stop_pending = False
         self.update_pending = False
-        self.ended = False
         self.watched = False
         # In order, ready to be read.
         self._pieces: deque[Bytes] = deque()
@@ -453,6 +489,29 @@ class RecvHalf(ReceiveWindow):
         return unknown and self.owed > 0
 
     # --- the application's side -----------------------------------------------------------------
+
+    def take_watch(self) -> bool:
+        """Whether a Readable event is wanted; it comes once."""
+        watched, self.watched = self.watched, False
+        return watched
+
+    def take_stop(self) -> bool:
+        """Whether a STOP_SENDING is to be sent; it is asked for once."""
+        pending, self.stop_pending = self.stop_pending, False
+        return pending
+
+    def queue_update(self) -> bool:
+        """Note that the peer will be told its limit; False if that was queued already."""
+        queued, self.update_pending = self.update_pending, True
+        return not queued
+
+    def on_update_queued(self) -> None:
+        """Note that the frame about the limit is on its way."""
+        self.update_pending = False
+
+    def drop_rest(self) -> None:
+        """Count what arrived and will not be read as consumed."""
+        self.consumed = self.received
 
     def watch(self) -> None:
         """Have a Readable event made when somebody who waits should look again."""

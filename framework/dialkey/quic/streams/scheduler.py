@@ -3,75 +3,112 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
-from dialkey.quic import events
 from dialkey.quic.streams.halves import Bytes, SendHalf
 
-if TYPE_CHECKING:
-    from dialkey.quic.connection import Connection
 
+class Scheduler:
+    """The sending halves that may have something to send, within the peer's limit on all data.
 
-def next_half(c: Connection) -> SendHalf | None:
-    """Return the half whose turn it is and that can send, without removing it from its queue."""
-    for priority, queue in c.ready.items():
-        while queue:
-            half = queue[0]
-            if half.wants_to_send and half.priority == priority:
-                if (
-                    half.reset_pending
-                    or half.retransmit
-                    or not half.queued
-                    or c.data_sent < c.peer_max_data
-                ):
-                    return half
+    Attributes:
+        sent: bytes that were sent for the first time, on all streams.
+        limit: how many the peer allows.
+    """
+
+    __slots__ = ("_asked_at", "_ready", "_waiting", "limit", "sent")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.limit = 0
+        self._ready: dict[int, deque[SendHalf]] = {}
+        # Those that the limit holds up.
+        self._waiting: list[SendHalf] = []
+        self._asked_at = -1
+
+    def __bool__(self) -> bool:
+        return bool(self._ready)
+
+    def add(self, half: SendHalf) -> None:
+        """Put a half that may have something to send into its queue."""
+        if not half.in_queue and half.wants_to_send:
+            half.in_queue = True
+            queue = self._ready.get(half.priority)
+            if queue is None:
+                queue = deque()
+                # A new mapping: somebody may be iterating over this one.
+                ready = {**self._ready, half.priority: queue}
+                self._ready = dict(sorted(ready.items(), reverse=True))
+            queue.append(half)
+
+    def next(self) -> SendHalf | None:
+        """Return the half whose turn it is and that can send, without removing it from its queue."""
+        for priority, queue in self._ready.items():
+            while queue:
+                half = queue[0]
+                if half.wants_to_send and half.priority == priority:
+                    if (
+                        half.reset_pending
+                        or half.retransmit
+                        or not half.queued
+                        or self.sent < self.limit
+                    ):
+                        return half
+                    queue.popleft()
+                    half.in_queue = False
+                    self._waiting.append(half)
+                    continue
                 queue.popleft()
                 half.in_queue = False
-                c.waiting_for_data_limit.append(half)
-                c.ask_for_data()
-                continue
-            queue.popleft()
-            half.in_queue = False
-            c.wake(half)
-    if c.ready and not any(c.ready.values()):
-        c.ready.clear()
-    return None
+                self.add(half)
+        if self._ready and not any(self._ready.values()):
+            self._ready.clear()
+        return None
 
-
-def rotate(c: Connection, half: SendHalf) -> None:
-    """Let the next stream of the same priority have its turn."""
-    queue: deque[SendHalf] = c.ready[half.priority]
-    if queue and queue[0] is half:
+    def rotate(self, half: SendHalf) -> bool:
+        """Let the next stream of the same priority have its turn; whether this one left the queue."""
+        queue = self._ready[half.priority]
+        if not queue or queue[0] is not half:
+            return False
         queue.popleft()
         if half.wants_to_send:
             queue.append(half)
-        else:
-            half.in_queue = False
-            if half.queued and half.reset_code is None:
-                c.ask_for_stream_data(half)
+            return False
+        half.in_queue = False
+        return True
 
+    def waiting_bytes(self, half: SendHalf) -> int:
+        """Return how many consecutive bytes of a half could be sent now."""
+        if half.retransmit:
+            return len(half.retransmit[0][1])
+        return min(half.queued, half.limit - half.offset, self.limit - self.sent)
 
-def take(c: Connection, half: SendHalf, want: int) -> tuple[int, Bytes, bool]:
-    """Take the next piece of a stream: (offset, data, whether it is the last)."""
-    if half.retransmit:
-        offset, data, fin = half.retransmit.popleft()
-        if len(data) > want:
-            rest = memoryview(data)[want:]
-            half.retransmit.appendleft((offset + want, rest, fin))
-            data, fin = memoryview(data)[:want], False
-        half.retransmit_bytes -= len(data)
-        return offset, data, fin
-    offset = half.offset
-    data = b""
-    if half.queued:
-        allowed = min(want, half.limit - offset, c.peer_max_data - c.data_sent)
-        data = half.take(allowed)
-        half.offset = offset + len(data)
-        c.data_sent += len(data)
-    fin = half.fin and not half.queued
-    if fin:
-        half.fin_sent = True
-    if half.watched and half.queued <= half.low_water:
-        half.watched = False
-        c.events.append(events.Writable(half))
-    return offset, data, fin
+    def take(self, half: SendHalf, want: int) -> tuple[int, Bytes, bool]:
+        """Take the next piece of a stream: (offset, data, whether it is the last)."""
+        if half.retransmit:
+            return half.take_again(want)
+        before = half.offset
+        piece = half.take_next(min(want, self.limit - self.sent))
+        self.sent += half.offset - before
+        return piece
+
+    # --- the peer's limit -----------------------------------------------------------------------
+
+    def allow(self, limit: int) -> None:
+        """Note the peer's limit on all data."""
+        if limit > self.limit:
+            self.limit = limit
+            waiting, self._waiting = self._waiting, []
+            for half in waiting:
+                self.add(half)
+
+    def must_ask(self) -> bool:
+        """Whether the peer is to be told that its limit holds us up: once for each limit."""
+        if not self._waiting or self._asked_at == self.limit:
+            return False
+        self._asked_at = self.limit
+        return True
+
+    def clear(self) -> None:
+        """Forget all of them: the connection is over."""
+        self._ready.clear()
+        self._waiting.clear()

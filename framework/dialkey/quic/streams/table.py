@@ -1,410 +1,543 @@
-"""The streams of a connection: opening, limits, turns, the end; and its application datagrams.
+"""The streams of a connection: which there are, what they may send and receive, and their frames.
 
-What a connection is beside its paths. The halves themselves are in `streams.halves`.
+The halves themselves are in `halves`, whose turn it is in `scheduler`, what is received on all streams
+together in `intake`. A frame about a stream is read, written, acknowledged and lost here.
 
-Sources: RFC 9000 sections 2 to 4, RFC 9221.
+Sources: RFC 9000 sections 2 to 4 and 19.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from dialkey import limits
-from dialkey.quic import codes
+from dialkey.quic import codes, events
+from dialkey.quic.codes import TransportError
 from dialkey.quic.config import Config
+from dialkey.quic.events import Event
 from dialkey.quic.handshake.parameters import TransportParameters
-from dialkey.quic.paths.recovery import Frame
-from dialkey.quic.streams.halves import RecvHalf, SendHalf, is_client_initiated, is_unidirectional
-from dialkey.quic.streams.memory import MemoryClaim
-from dialkey.quic.streams.windows import ReceiveWindow
+from dialkey.quic.packets.control import ControlFrames, Payload
+from dialkey.quic.packets.frames import VARINT_MAX, read_varint, varint
+from dialkey.quic.paths.recovery import Frame, Sent
+from dialkey.quic.streams.halves import (
+    Bytes,
+    RecvHalf,
+    SendHalf,
+    is_client_initiated,
+    is_unidirectional,
+)
+from dialkey.quic.streams.intake import Intake
+from dialkey.quic.streams.limits import StreamLimits
+from dialkey.quic.streams.scheduler import Scheduler
+
+if TYPE_CHECKING:
+    from dialkey.quic.packets.reader import Handler
 
 CREDIT_DELAY_S: Final = 0.025
 """How long credit for streams waits for a packet to travel with: one of its own costs more."""
+_MAX_STREAM_HEAD: Final = 1 + 8 + 8 + 2
 
 
-class StreamLimits:
-    """How many streams of one direction each side may open, and has opened.
-
-    A stream of the peer's takes a place when the peer opens it, and gives the place back when it is
-    over *and* the application has taken it: what waits to be accepted never exceeds the limit, however
-    fast the peer resets it.
+class Streams:
+    """See the module.
 
     Attributes:
-        next_local: the id of the next stream that we open.
-        peer_allows: how many the peer lets us open, since the beginning.
-        accepted: how many the peer has opened.
-        allowed: how many the peer may open, as it was told.
-        update_pending: whether a MAX_STREAMS frame is queued.
+        send_halves, recv_halves: those that are not over, by stream id.
+        bidi, uni: how many there may be.
+        scheduler: those that may have something to send.
+        intake: what is received on all of them together.
+        credit_at: when credit for streams goes in a packet of its own.
     """
 
-    __slots__ = (
-        "_blocked_at",
-        "_most",
-        "_over_untaken",
-        "_peer_is_blocked",
-        "_returned",
-        "_untaken",
-        "accepted",
-        "allowed",
-        "next_local",
-        "peer_allows",
-        "update_pending",
-    )
-
-    def __init__(self, next_local: int, most: int) -> None:
-        self.next_local = next_local
-        self.peer_allows = 0
-        self.accepted = 0
-        self.allowed = most
-        self.update_pending = False
-        self._most = most
-        self._returned = 0
-        self._untaken: set[int] = set()
-        self._over_untaken: set[int] = set()
-        self._peer_is_blocked = False
-        self._blocked_at = -1
-
-    # --- streams of the peer's ------------------------------------------------------------------
-
-    def opened(self, stream_id: int) -> None:
-        """Note a stream that the peer opened."""
-        self._untaken.add(stream_id)
-
-    def taken(self, stream_id: int) -> None:
-        """Note that the application has accepted a stream."""
-        self._untaken.discard(stream_id)
-        if stream_id in self._over_untaken:
-            self._over_untaken.remove(stream_id)
-            self._returned += 1
-
-    def over(self, stream_id: int) -> None:
-        """Note that nothing more can happen on a stream."""
-        if stream_id in self._untaken:
-            self._over_untaken.add(stream_id)
-        else:
-            self._returned += 1
-
-    @property
-    def waiting(self) -> int:
-        """Streams that the application has not accepted."""
-        return len(self._untaken)
-
-    @property
-    def owed(self) -> int:
-        """How many more streams the peer may open than it was told."""
-        return self._returned + self._most - self.allowed
-
-    @property
-    def is_urgent(self) -> bool:
-        """Whether the peer waits for what it is owed, or may soon."""
-        room = self.allowed - self.accepted
-        return self.owed > 0 and (self._peer_is_blocked or 2 * room <= self._most)
-
-    @property
-    def is_worth_a_packet(self) -> bool:
-        """Whether what is owed is more than a trifle, or urgent.
-
-        A trifle waits for the next packet: a peer that misses it asks (STREAMS_BLOCKED).
-        """
-        return 8 * self.owed >= self._most or self.is_urgent
-
-    def peer_is_blocked(self, limit: int) -> None:
-        """Note a STREAMS_BLOCKED frame; one about an earlier limit was answered already."""
-        self._peer_is_blocked = limit >= self.allowed
-
-    def grant(self) -> int:
-        """Allow all that is owed; return the new limit."""
-        self.update_pending = False
-        if self.owed > 0:
-            self._peer_is_blocked = False
-            self.allowed += self.owed
-        return self.allowed
-
-    # --- streams of ours ------------------------------------------------------------------------
-
-    @property
-    def is_blocked(self) -> bool:
-        """Whether the peer lets us open no more for now."""
-        return self.next_local >> 2 >= self.peer_allows
-
-    def must_ask(self) -> bool:
-        """Whether the peer is to be told that we are blocked: once for each limit."""
-        told, self._blocked_at = self._blocked_at == self.peer_allows, self.peer_allows
-        return not told
-
-
-class StreamTable:
-    """See the module. `Connection` is one.
-
-    Attributes:
-        control: frames that wait to be sent, whatever they are about.
-        ready: halves that may have something to send, by priority.
-        intake: the limit on the data of all streams together.
-        held: bytes that were received and that nobody has read.
-    """
-
-    def __init__(self, config: Config, *, is_client: bool) -> None:
-        self.config = config
-        self.is_client = is_client
-        self.peer_parameters = TransportParameters()
-        self.control: deque[Frame] = deque()
-
+    def __init__(
+        self,
+        config: Config,
+        *,
+        is_client: bool,
+        control: ControlFrames,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._config = config
+        self._is_client = is_client
+        self._peer = TransportParameters()
+        self._control = control
+        self._emit = emit
         self.send_halves: dict[int, SendHalf] = {}
         self.recv_halves: dict[int, RecvHalf] = {}
         self.bidi = StreamLimits(0 if is_client else 1, config.max_streams)
         self.uni = StreamLimits(2 if is_client else 3, config.max_streams)
-        self.ready: dict[int, deque[SendHalf]] = {}
-        self.waiting_for_data_limit: list[SendHalf] = []
-
-        # flow control of the connection
-        self.peer_max_data = 0
-        self.data_sent = 0
-        self.intake = ReceiveWindow(config.first_window, config.most_connection_window)
-        self.data_received = 0
-        self.held = 0
-        self._memory: MemoryClaim | None = None
-        self._is_over = False
-        self.max_data_pending = False
-        self.limit_updates: list[RecvHalf] = []
-        self._data_blocked_at = -1
-        # Whether a Delivered event is wanted.
-        self._delivery_watched = False
-        # When credit for streams goes in a packet of its own.
+        self.scheduler = Scheduler()
+        self.intake = Intake(config)
         self.credit_at: float | None = None
 
-        # datagrams of the application
-        self.datagrams: deque[bytes] = deque()
-        self.datagram_bytes = 0
-        self.datagrams_dropped = 0
+    def start(self, peer: TransportParameters) -> None:
+        """Begin with the limits that the peer announced in its handshake."""
+        self._peer = peer
+        self.scheduler.allow(peer.initial_max_data)
+        self.bidi.peer_allows = peer.initial_max_streams_bidi
+        self.uni.peer_allows = peer.initial_max_streams_uni
 
-    @property
-    def max_data(self) -> int:
-        """What the peer may send on all streams together, since the beginning."""
-        return self.intake.limit
-
-    @property
-    def data_consumed(self) -> int:
-        """What was read or dropped on all streams together, since the beginning."""
-        return self.intake.consumed
-
-    # --- streams --------------------------------------------------------------------------------
-
-    def open_stream(self, *, unidirectional: bool) -> tuple[SendHalf, RecvHalf | None] | None:
-        """Open a stream; None while the peer allows no more (StreamsAvailable follows)."""
-        kind = self.uni if unidirectional else self.bidi
-        if kind.is_blocked:
-            if kind.must_ask():
-                asks = codes.STREAMS_BLOCKED_UNI if unidirectional else codes.STREAMS_BLOCKED_BIDI
-                self.control.append((asks,))
-            return None
-        stream_id = kind.next_local
-        kind.next_local += 4
-        peer = self.peer_parameters
-        limit = (
-            peer.initial_max_stream_data_uni
-            if unidirectional
-            else peer.initial_max_stream_data_bidi_remote
-        )
-        send = self.send_halves[stream_id] = SendHalf(stream_id, limit)
-        recv = None
-        if not unidirectional:
-            recv = self.new_recv_half(stream_id)
-        return send, recv
-
-    def new_recv_half(self, stream_id: int) -> RecvHalf:
-        """Make the receiving half of a stream."""
-        config = self.config
-        half = RecvHalf(stream_id, config.stream_window, config.most_stream_window)
-        self.recv_halves[stream_id] = half
-        return half
-
-    def wake(self, half: SendHalf) -> None:
-        """Put a half that may have something to send into the send queue."""
-        if not half.in_queue and half.wants_to_send:
-            half.in_queue = True
-            queue = self.ready.get(half.priority)
-            if queue is None:
-                queue = deque()
-                # A new mapping: somebody may be iterating over this one.
-                ready = {**self.ready, half.priority: queue}
-                self.ready = dict(sorted(ready.items(), reverse=True))
-            queue.append(half)
-
-    def consumed(self, half: RecvHalf, length: int) -> None:
-        """Note that the application took `length` bytes: limits may rise, the half may be over."""
-        self.credit(length)
-        self.let_go(length)
-        if half.final_size is None and half.is_low:
-            self.queue_limit_update(half)
-        if half.finished:
-            self.forget_recv(half)
-
-    def renew_data(self) -> None:
-        """Queue what may be allowed for all streams together, however little."""
-        if self.intake.owed > 0:
-            self.max_data_pending = True
-
-    def credit(self, length: int) -> None:
-        """Give `length` bytes back to the connection's window."""
-        intake = self.intake
-        intake.consumed += length
-        if intake.is_low:
-            self.max_data_pending = True
-
-    # --- memory ---------------------------------------------------------------------------------
-
-    def share_memory(self, claim: MemoryClaim) -> None:
-        """Count what is held against budgets that the connection shares with others."""
-        self._memory = claim
-
-    @property
-    def memory_suffices(self) -> bool:
-        """Report what is held to the shared budgets; whether there is room for it."""
-        return self._memory is None or self._memory.holds(self.held)
-
-    def let_go(self, length: int) -> None:
-        """Note that this many bytes are no longer held."""
-        self.held -= length
-        if self._memory is not None:
-            self._memory.holds(self.held)
-            if self._is_over and not self.held:
-                self.release_memory()
-
-    def end_of_data(self) -> None:
-        """Note that nothing more will arrive; what is held counts until it is read or dropped."""
-        self._is_over = True
-        self.let_go(0)
+    def clear(self) -> None:
+        """Free everything: the connection is over."""
+        self.scheduler.clear()
+        self.send_halves.clear()
+        self.recv_halves.clear()
 
     def drop_unread(self) -> None:
         """Let go of what was received and not read, of all streams."""
         for half in self.recv_halves.values():
             half.drop_unread()
-        self.let_go(self.held)
+        self.intake.let_go(self.intake.held)
 
-    def release_memory(self) -> None:
-        """Count what is held no longer. Idempotent."""
-        if self._memory is not None:
-            self._memory.release()
-            self._memory = None
+    # --- the application's side -----------------------------------------------------------------
 
-    def size_windows(self, now: float, rtt_s: float) -> None:
-        """Let windows grow that are about to be renewed, or are half full and yet small."""
-        intake = self.intake
-        wanted = intake.window
-        if self.max_data_pending:
-            wanted = intake.wanted(now, rtt_s)
-        if 2 * self.held > intake.window:
-            # Streams that wait must not hold up the others.
-            wanted = max(wanted, min(2 * intake.window, self.config.connection_window))
-        if wanted > intake.window and (self._memory is None or self._memory.grow(wanted)):
-            intake.widen(wanted)
-            self.max_data_pending = True
-        for half in self.limit_updates:
-            # What the connection may have is what counts; this only shares it out.
-            half.widen(min(half.wanted(now, rtt_s), max(half.window, intake.window)))
+    def open(self, *, unidirectional: bool) -> tuple[SendHalf, RecvHalf | None] | None:
+        """Open a stream; None while the peer allows no more (StreamsAvailable follows)."""
+        kind = self.uni if unidirectional else self.bidi
+        if kind.is_blocked:
+            if kind.must_ask():
+                asks = codes.STREAMS_BLOCKED_UNI if unidirectional else codes.STREAMS_BLOCKED_BIDI
+                self._control.append((self, asks))
+            return None
+        stream_id = kind.next_local
+        kind.next_local += 4
+        if unidirectional:
+            limit = self._peer.initial_max_stream_data_uni
+        else:
+            limit = self._peer.initial_max_stream_data_bidi_remote
+        send = self.send_halves[stream_id] = SendHalf(stream_id, limit)
+        return send, None if unidirectional else self._new_recv_half(stream_id)
 
-    def queue_limit_update(self, half: RecvHalf) -> None:
-        if not half.update_pending:
-            half.update_pending = True
-            self.limit_updates.append(half)
+    def _new_recv_half(self, stream_id: int) -> RecvHalf:
+        config = self._config
+        half = RecvHalf(stream_id, config.stream_window, config.most_stream_window)
+        self.recv_halves[stream_id] = half
+        return half
+
+    def taken(self, stream_id: int) -> None:
+        """Note that the application has accepted a stream of the peer's."""
+        self._kind(stream_id).taken(stream_id)
+
+    def wake(self, half: SendHalf) -> None:
+        """Note that a half may have something to send."""
+        self.scheduler.add(half)
+
+    def consumed(self, half: RecvHalf, length: int) -> None:
+        """Note that the application took `length` bytes: limits may rise, the half may be over."""
+        self.intake.credit(length)
+        self.intake.let_go(length)
+        if half.final_size is None and half.is_low:
+            self.intake.queue_update(half)
+        if half.finished:
+            self._forget_recv(half)
 
     def stop(self, half: RecvHalf, code: int) -> None:
         """Ask the peer to stop sending on a stream; what has arrived unread is dropped."""
         held = half.held
-        self.credit(half.stop(code))
-        self.let_go(held - half.held)
-        if half.stop_pending:
-            half.stop_pending = False
-            self.control.append((codes.STOP_SENDING, half))
+        self.intake.credit(half.stop(code))
+        self.intake.let_go(held - half.held)
+        if half.take_stop():
+            self._control.append((self, codes.STOP_SENDING, half))
         if half.finished:
-            self.forget_recv(half)
+            self._forget_recv(half)
 
     def reset(self, half: SendHalf, code: int) -> None:
         """Abandon what we send on a stream."""
         half.reset(code)
         self.wake(half)
 
-    def forget_recv(self, half: RecvHalf) -> None:
-        if self.recv_halves.pop(half.id, None) is not None and half.id not in self.send_halves:
-            self._stream_over(half.id)
-
-    def forget_send(self, half: SendHalf) -> None:
-        if self.send_halves.pop(half.id, None) is not None and half.id not in self.recv_halves:
-            self._stream_over(half.id)
+    @property
+    def are_delivered(self) -> bool:
+        """Whether the peer has all that was written."""
+        return all(half.is_settled for half in self.send_halves.values())
 
     @property
-    def is_delivered(self) -> bool:
-        """Whether the peer has all that was written, and no message waits to be sent."""
-        return not self.datagrams and all(half.is_settled for half in self.send_halves.values())
+    def expect_data(self) -> bool:
+        """Whether one is open on which the peer may send."""
+        return any(half.final_size is None for half in self.recv_halves.values())
 
-    def watch_delivery(self) -> None:
-        """Ask for one Delivered event: at the next flush after which `is_delivered` holds."""
-        self._delivery_watched = True
+    # --- the end of a stream --------------------------------------------------------------------
 
-    def delivery_event_due(self) -> bool:
-        """Whether a Delivered event is due; each call of `watch_delivery` brings one."""
-        if not self._delivery_watched or not self.is_delivered:
-            return False
-        self._delivery_watched = False
-        return True
+    def _forget_recv(self, half: RecvHalf) -> None:
+        if self.recv_halves.pop(half.id, None) is not None and half.id not in self.send_halves:
+            self._over(half.id)
 
-    def _stream_over(self, stream_id: int) -> None:
-        if is_client_initiated(stream_id) != self.is_client:
+    def _forget_send(self, half: SendHalf) -> None:
+        if self.send_halves.pop(half.id, None) is not None and half.id not in self.recv_halves:
+            self._over(half.id)
+
+    def _over(self, stream_id: int) -> None:
+        if is_client_initiated(stream_id) != self._is_client:
             self._kind(stream_id).over(stream_id)
 
     def _kind(self, stream_id: int) -> StreamLimits:
         return self.uni if is_unidirectional(stream_id) else self.bidi
 
-    def taken(self, stream_id: int) -> None:
-        """Note that the application has accepted a stream of the peer's."""
-        self._kind(stream_id).taken(stream_id)
+    # --- credit for streams ---------------------------------------------------------------------
 
-    def grant_streams(self, now: float) -> None:
+    def grant(self, now: float) -> None:
         """Queue the credit for streams that is due; what is not waits a moment for company."""
         if not self.bidi.is_worth_a_packet and not self.uni.is_worth_a_packet:
             self.credit_at = None
             return
         is_due = self.credit_at is not None and now >= self.credit_at
         if is_due or self.bidi.is_urgent or self.uni.is_urgent:
-            self.add_stream_credit()
+            self._add_credit()
         elif self.credit_at is None:
             self.credit_at = now + CREDIT_DELAY_S
 
-    def add_stream_credit(self) -> None:
+    def _add_credit(self) -> None:
         """Queue all credit for streams that is owed: a packet leaves in any case."""
         self.credit_at = None
         for kind, frame in ((self.bidi, codes.MAX_STREAMS_BIDI), (self.uni, codes.MAX_STREAMS_UNI)):
             if kind.owed > 0 and not kind.update_pending:
                 kind.update_pending = True
-                self.control.append((frame,))
+                self._control.append((self, frame))
 
-    # --- what we ask for ------------------------------------------------------------------------
+    def queue_updates(self) -> None:
+        """Queue the limits of which the peer is to be told, for a packet that is being built."""
+        self._add_credit()
+        is_pending, halves = self.intake.take_updates()
+        if is_pending:
+            self._control.append((self, codes.MAX_DATA))
+        for half in halves:
+            self._control.append((self, codes.MAX_STREAM_DATA, half))
 
-    def ask_for_data(self) -> None:
-        """Tell the peer that its limit on all data holds us up: once for each limit."""
-        if self._data_blocked_at != self.peer_max_data:
-            self._data_blocked_at = self.peer_max_data
-            self.control.append((codes.DATA_BLOCKED,))
+    # --- data out -------------------------------------------------------------------------------
 
-    def ask_for_stream_data(self, half: SendHalf) -> None:
-        """Tell the peer that the limit of a stream holds us up: once for each limit."""
-        if half.blocked_at != half.limit:
-            half.blocked_at = half.limit
-            self.control.append((codes.STREAM_DATA_BLOCKED, half))
+    def next_half(self) -> SendHalf | None:
+        """Return the half whose turn it is to send."""
+        half = self.scheduler.next()
+        if self.scheduler.must_ask():
+            self._control.append((self, codes.DATA_BLOCKED))
+        return half
 
-    # --- datagrams of the application -----------------------------------------------------------
+    def take_run(self, half: SendHalf, want: int) -> tuple[int, Bytes]:
+        """Take the bytes of a run; they are all there, see `Scheduler.waiting_bytes`."""
+        offset, data, fin = self._take(half, want)
+        if fin:
+            # The last piece fills its packet exactly; the end of the stream follows on its own.
+            half.end_separately()
+        return offset, data
 
-    def send_datagram(self, data: bytes) -> None:
-        """Queue an application datagram; the oldest is dropped when too many wait."""
-        self.datagrams.append(data)
-        self.datagram_bytes += len(data)
-        while self.datagram_bytes > limits.MAX_DATAGRAM_QUEUE_BYTES:
-            self.next_datagram()
-            self.datagrams_dropped += 1
+    def _take(self, half: SendHalf, want: int) -> tuple[int, Bytes, bool]:
+        piece = self.scheduler.take(half, want)
+        if half.watched and half.queued <= half.low_water:
+            self._writable(half)
+        return piece
 
-    def next_datagram(self) -> bytes:
-        """Take the oldest datagram out of the queue."""
-        data = self.datagrams.popleft()
-        self.datagram_bytes -= len(data)
-        return data
+    def had_turn(self, half: SendHalf) -> None:
+        """Let the next stream have its turn."""
+        is_held_up = self.scheduler.rotate(half) and half.queued and half.reset_code is None
+        if is_held_up and half.must_ask():
+            # By the peer's limit on the stream.
+            self._control.append((self, codes.STREAM_DATA_BLOCKED, half))
+
+    def write(self, payload: Payload) -> None:
+        """Put what fits of the streams into a packet."""
+        while payload.room > _MAX_STREAM_HEAD:
+            half = self.next_half()
+            if half is None:
+                break
+            if half.reset_pending:
+                frame = (self, codes.RESET_STREAM, half)
+                if not payload.add(self._encode_reset(frame), frame):
+                    break
+                half.on_reset_sent()
+            else:
+                offset, piece, fin = self._take(half, payload.room - _MAX_STREAM_HEAD)
+                kind = codes.STREAM | 0x02 | (0x04 if offset else 0) | (0x01 if fin else 0)
+                head = bytes((kind,)) + varint(half.id)
+                if offset:
+                    head += varint(offset)
+                head += varint(len(piece))
+                payload.append(head)
+                payload.add(bytes(piece), (self, codes.STREAM, half, offset, piece, fin))
+            self.had_turn(half)
+
+    # --- frames out: written, acknowledged, lost ------------------------------------------------
+
+    def encode(self, frame: Frame) -> bytes | None:
+        """Write a control frame with today's values; None when it has no use any more."""
+        return self._ENCODERS[frame[1]](self, frame)
+
+    def _encode_max_data(self, frame: Frame) -> bytes:
+        return bytes((codes.MAX_DATA,)) + varint(self.intake.renew())
+
+    def _encode_max_stream_data(self, frame: Frame) -> bytes | None:
+        half = frame[2]
+        if half.final_size is not None or half.discarding:
+            return None
+        return bytes((codes.MAX_STREAM_DATA,)) + varint(half.id) + varint(half.renew())
+
+    def _encode_max_streams(self, frame: Frame) -> bytes:
+        kind = self.uni if frame[1] == codes.MAX_STREAMS_UNI else self.bidi
+        return bytes((frame[1],)) + varint(kind.grant())
+
+    def _encode_streams_blocked(self, frame: Frame) -> bytes | None:
+        kind = self.uni if frame[1] == codes.STREAMS_BLOCKED_UNI else self.bidi
+        return bytes((frame[1],)) + varint(kind.peer_allows) if kind.is_blocked else None
+
+    def _encode_data_blocked(self, frame: Frame) -> bytes | None:
+        scheduler = self.scheduler
+        if scheduler.sent < scheduler.limit:
+            return None
+        return bytes((codes.DATA_BLOCKED,)) + varint(scheduler.limit)
+
+    def _encode_stream_data_blocked(self, frame: Frame) -> bytes | None:
+        half = frame[2]
+        if half.reset_code is not None or half.offset < half.limit or not half.queued:
+            return None
+        return bytes((codes.STREAM_DATA_BLOCKED,)) + varint(half.id) + varint(half.limit)
+
+    def _encode_reset(self, frame: Frame) -> bytes:
+        half = frame[2]
+        head = bytes((codes.RESET_STREAM,)) + varint(half.id)
+        return head + varint(half.reset_code) + varint(half.offset)
+
+    def _encode_stop_sending(self, frame: Frame) -> bytes | None:
+        half = frame[2]
+        if half.finished:
+            return None
+        return bytes((codes.STOP_SENDING,)) + varint(half.id) + varint(half.stop_code)
+
+    _ENCODERS: ClassVar[Mapping[int, Callable[[Streams, Frame], bytes | None]]] = {
+        codes.MAX_DATA: _encode_max_data,
+        codes.MAX_STREAM_DATA: _encode_max_stream_data,
+        codes.MAX_STREAMS_BIDI: _encode_max_streams,
+        codes.MAX_STREAMS_UNI: _encode_max_streams,
+        codes.STREAMS_BLOCKED_BIDI: _encode_streams_blocked,
+        codes.STREAMS_BLOCKED_UNI: _encode_streams_blocked,
+        codes.DATA_BLOCKED: _encode_data_blocked,
+        codes.STREAM_DATA_BLOCKED: _encode_stream_data_blocked,
+        codes.STOP_SENDING: _encode_stop_sending,
+    }
+
+    def on_frame_acked(self, frame: Frame) -> None:
+        """Note that a frame arrived."""
+        if frame[1] == codes.STREAM:
+            self._on_acked(frame[2], len(frame[4]), frame[5])
+        elif frame[1] == codes.RESET_STREAM:
+            frame[2].on_reset_acked()
+            self._closed(frame[2])
+
+    def on_frame_lost(self, frame: Frame) -> None:
+        """Queue again what a lost frame said, if that still matters."""
+        if frame[1] == codes.STREAM:
+            _, _, half, offset, data, fin = frame
+            half.on_lost(offset, data, fin)
+            self.wake(half)
+        elif frame[1] == codes.RESET_STREAM:
+            frame[2].on_reset_lost()
+            self.wake(frame[2])
+        else:
+            self._control.append(frame)
+
+    def on_run_acked(self, record: Sent) -> None:
+        """Note that packets of a run arrived."""
+        assert record.stream is not None
+        self._on_acked(record.stream, len(record.data), record.fin)
+
+    def on_run_lost(self, record: Sent) -> None:
+        """Send what packets of a run carried again."""
+        half = record.stream
+        assert half is not None
+        half.on_lost(record.offset, record.data, record.fin)
+        self.wake(half)
+
+    def _on_acked(self, half: SendHalf, length: int, fin: bool) -> None:
+        half.on_acked(length, fin)
+        if half.closed:
+            self._closed(half)
+        elif half.watched and half.all_delivered:
+            self._writable(half)
+
+    def _closed(self, half: SendHalf) -> None:
+        self._writable(half)
+        self._forget_send(half)
+
+    def _writable(self, half: SendHalf) -> None:
+        if half.take_watch():
+            self._emit(events.Writable(half))
+
+    def _readable(self, half: RecvHalf) -> None:
+        if half.take_watch():
+            self._emit(events.Readable(half))
+
+    # --- frames in ------------------------------------------------------------------------------
+
+    def takes_run(self, stream_id: int, offset: int, length: int) -> bool:
+        """Whether `on_data` surely finds nothing wrong with the bytes of a run."""
+        half = self.recv_halves.get(stream_id)
+        if half is None or not half.takes(offset, length):
+            return False
+        intake = self.intake
+        return intake.received + max(0, offset + length - half.received) <= intake.limit
+
+    def on_data(self, stream_id: int, offset: int, data: bytes, fin: bool) -> None:
+        """Take the content of STREAM frames in.
+
+        Raises:
+            TransportError: the peer broke a rule.
+        """
+        half = self.recv_halves.get(stream_id)
+        if half is None:
+            half = self._find_recv(stream_id, codes.STREAM)
+            if half is None:
+                return
+        if offset + len(data) > VARINT_MAX:
+            raise TransportError(codes.FRAME_ENCODING_ERROR, "offset too large", codes.STREAM)
+        held = half.held
+        gained = half.on_data(offset, data, fin)
+        self.intake.hold(half.held - held)
+        if gained:
+            self._count(half, gained)
+        if half.watched and half.readable:
+            self._readable(half)
+        if half.finished:
+            # Also when the end comes after the reader had all it wanted: it may never ask again.
+            self._forget_recv(half)
+
+    def _count(self, half: RecvHalf, gained: int) -> None:
+        self.intake.count(gained)
+        if half.discarding:
+            self.intake.credit(gained)
+
+    def _find_recv(self, stream_id: int, frame: int) -> RecvHalf | None:
+        """Return the receiving half of a stream, opened now if it is new; None if it is over."""
+        half = self.recv_halves.get(stream_id)
+        if half is not None:
+            return half
+        if is_client_initiated(stream_id) == self._is_client:
+            if is_unidirectional(stream_id):
+                raise TransportError(codes.STREAM_STATE_ERROR, "data on a stream of ours", frame)
+            self._check_opened(stream_id, frame)
+            return None
+        self._accept_up_to(stream_id, frame)
+        return self.recv_halves.get(stream_id)
+
+    def _find_send(self, stream_id: int, frame: int) -> SendHalf | None:
+        """Return the sending half of a stream; None if it is over."""
+        half = self.send_halves.get(stream_id)
+        if half is not None:
+            return half
+        if is_client_initiated(stream_id) == self._is_client:
+            self._check_opened(stream_id, frame)
+            return None
+        if is_unidirectional(stream_id):
+            raise TransportError(codes.STREAM_STATE_ERROR, "the peer's own direction", frame)
+        self._accept_up_to(stream_id, frame)
+        return self.send_halves.get(stream_id)
+
+    def _check_opened(self, stream_id: int, frame: int) -> None:
+        if stream_id >= self._kind(stream_id).next_local:
+            raise TransportError(codes.STREAM_STATE_ERROR, "a stream never opened", frame)
+
+    def _accept_up_to(self, stream_id: int, frame: int) -> None:
+        """Open the peer's streams up to this one: lower ones with it (RFC 9000 section 3.2)."""
+        kind = self._kind(stream_id)
+        index = stream_id >> 2
+        if index < kind.accepted:
+            return
+        if index >= kind.allowed:
+            raise TransportError(codes.STREAM_LIMIT_ERROR, "too many streams", frame)
+        for i in range(kind.accepted, index + 1):
+            each = i << 2 | (stream_id & 3)
+            recv = self._new_recv_half(each)
+            send = None
+            if kind is self.bidi:
+                limit = self._peer.initial_max_stream_data_bidi_local
+                send = self.send_halves[each] = SendHalf(each, limit)
+            kind.opened(each)
+            self._emit(events.StreamOpened(send, recv))
+        kind.accepted = index + 1
+
+    def _on_reset_stream(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
+        stream_id, pos = read_varint(data, pos)
+        code, pos = read_varint(data, pos)
+        final_size, pos = read_varint(data, pos)
+        half = self._find_recv(stream_id, frame)
+        if half is None:
+            return pos
+        unread = half.received - half.consumed
+        was_discarding = half.discarding
+        held = half.held
+        gained = half.on_reset(code, final_size)
+        self.intake.let_go(held - half.held)
+        if gained:
+            self._count(half, gained)
+        if half.reset_code is not None and not was_discarding:
+            # What arrived unread will not be read.
+            self.intake.credit(unread)
+            half.drop_rest()
+        self._readable(half)
+        if half.finished:
+            self._forget_recv(half)
+        return pos
+
+    def _on_stop_sending(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
+        stream_id, pos = read_varint(data, pos)
+        code, pos = read_varint(data, pos)
+        half = self._find_send(stream_id, frame)
+        if half is not None and half.stopped_code is None and not half.closed:
+            half.on_stopped(code)
+            self.wake(half)
+            self._writable(half)
+        return pos
+
+    def _on_max_stream_data(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
+        stream_id, pos = read_varint(data, pos)
+        limit, pos = read_varint(data, pos)
+        half = self._find_send(stream_id, frame)
+        if half is not None and limit > half.limit:
+            half.allow(limit)
+            self.wake(half)
+        return pos
+
+    def _on_max_data(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
+        limit, pos = read_varint(data, pos)
+        self.scheduler.allow(limit)
+        return pos
+
+    def _on_max_streams(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
+        limit, pos = read_varint(data, pos)
+        if limit > codes.MAX_STREAM_COUNT:
+            raise TransportError(codes.FRAME_ENCODING_ERROR, "too many streams", frame)
+        unidirectional = frame == codes.MAX_STREAMS_UNI
+        kind = self.uni if unidirectional else self.bidi
+        if limit > kind.peer_allows:
+            kind.peer_allows = limit
+            self._emit(events.StreamsAvailable(unidirectional))
+        return pos
+
+    def _on_blocked(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
+        """Take a ..._BLOCKED frame in: limits rise by consumption; what is owed is given at once."""
+        half = None
+        if frame == codes.STREAM_DATA_BLOCKED:
+            stream_id, pos = read_varint(data, pos)
+            half = self._find_recv(stream_id, frame)
+        limit, pos = read_varint(data, pos)
+        if frame == codes.DATA_BLOCKED:
+            self.intake.renew_early()
+        elif frame == codes.STREAM_DATA_BLOCKED:
+            if half is not None and half.may_allow_more:
+                self.intake.queue_update(half)
+        elif limit > codes.MAX_STREAM_COUNT:
+            raise TransportError(codes.FRAME_ENCODING_ERROR, "too many streams", frame)
+        else:
+            kind = self.uni if frame == codes.STREAMS_BLOCKED_UNI else self.bidi
+            kind.peer_is_blocked(limit)
+        return pos
+
+    HANDLERS: ClassVar[Mapping[int, Handler]] = {
+        codes.RESET_STREAM: _on_reset_stream,
+        codes.STOP_SENDING: _on_stop_sending,
+        codes.MAX_DATA: _on_max_data,
+        codes.MAX_STREAM_DATA: _on_max_stream_data,
+        codes.MAX_STREAMS_BIDI: _on_max_streams,
+        codes.MAX_STREAMS_UNI: _on_max_streams,
+        codes.DATA_BLOCKED: _on_blocked,
+        codes.STREAM_DATA_BLOCKED: _on_blocked,
+        codes.STREAMS_BLOCKED_BIDI: _on_blocked,
+        codes.STREAMS_BLOCKED_UNI: _on_blocked,
+    }
