@@ -94,8 +94,14 @@ class UnsendableName(InvalidInput):
 
 
 def show_name(name: str) -> str:
-    """Return a name as people write it, with what is dangerous on a terminal escaped."""
-    return f"'{printable(name, max_chars=MAX_SHOWN_CHARS)}'"
+    """Return a name as people write it, with what is dangerous on a terminal escaped.
+
+    Of a long one the middle is left out: what tells paths apart is often their end.
+    """
+    if len(name) > MAX_SHOWN_CHARS:
+        half = MAX_SHOWN_CHARS // 2
+        name = f"{name[: half - 1]}…{name[-half:]}"
+    return f"'{printable(name)}'"
 
 
 # --- what is refused ------------------------------------------------------------------------------

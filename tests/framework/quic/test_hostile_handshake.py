@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 import tracemalloc
 from collections.abc import Iterator
@@ -160,6 +161,9 @@ def test_the_memory_for_one_handshake_has_an_end(what: str) -> None:
         for _ in range(30):
             stranger.send(WORK[what])
             after, _ = tracemalloc.get_traced_memory()
+            if after - before >= 100_000:
+                gc.collect()  # what is held counts, not what an interpreter has yet to collect
+                after, _ = tracemalloc.get_traced_memory()
             assert after - before < 100_000
     finally:
         tracemalloc.stop()

@@ -14,7 +14,7 @@ import pytest
 
 from dialkey.errors import DialkeyError
 from dialkey_gossip import TopicId, TopicTicket
-from dialkey_gossip.commands import _named, _printable
+from dialkey_gossip.commands import _named
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 COMMAND = [
@@ -108,7 +108,3 @@ def test_names_of_topics() -> None:
     for wrong in ("", str(ticket)[:-4]):
         with pytest.raises(DialkeyError):
             _named(wrong)
-
-
-def test_what_reaches_a_terminal() -> None:
-    assert _printable("grüße\x1b[2J\n") == "grüße\\x1b[2J\\n"

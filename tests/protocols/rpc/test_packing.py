@@ -205,13 +205,17 @@ def test_threads_do_not_share_parts() -> None:
 )
 def test_the_weight_of_a_value_is_what_it_takes(value: object) -> None:
     envelope, _ = pack(value)
-    unpack(envelope, (), 64)
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        made = unpack(envelope, (), 64)
-        after, _ = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert 0.8 * (after - before) <= weight_of(made) <= 2 * (after - before)
+    taken = []
+    for _ in range(3):
+        gc.collect()
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            made = unpack(envelope, (), 64)
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        taken.append(after - before)
+    # Python's table of interned strings, which keys enter, may grow once, by some MB for the process.
+    least = min(taken)
+    assert 0.8 * least <= weight_of(made) <= 2 * least
