@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 
@@ -113,3 +116,32 @@ def test_an_instance_keeps_what_it_has_to_itself(cls: type) -> None:
     source = inspect.getsource(cls.__init__)  # type: ignore[misc]
     shown = [line.strip() for line in source.splitlines() if line.strip().startswith("self.")]
     assert not [line for line in shown if not line.startswith("self._")]
+
+
+# What the shell calls the parts of a machine.
+CORE = re.compile(r"\b_?(?:core|half|path|paths|recv|send|mtu|recovery|cids)\b(?:\[.*\])?\.\w+$")
+
+
+def test_the_shell_calls_the_core_and_assigns_nothing_in_it() -> None:
+    found = []
+    folder = Path(inspect.getfile(Endpoint)).parent
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                target = ast.unparse(node)
+                if CORE.search(target):
+                    found.append(f"{file.name}:{node.lineno}: {target}")
+    assert not found
+
+
+def test_what_counts_as_assigned_in_the_core() -> None:
+    for text in (
+        "half.watched",
+        "self._half.priority",
+        "path.mtu.x",
+        "core.paths[0].idle",
+        "core.x",
+    ):
+        assert CORE.search(text), text
+    for text in ("self.core", "self._half", "record.failures", "self._path_readers"):
+        assert not CORE.search(text), text

@@ -79,15 +79,14 @@ class UdpSocket:
         self.gro = _try_option(sock, _SOL_UDP, _UDP_GRO, 1)
         self.gso = _try_option(sock, _SOL_UDP, _UDP_SEGMENT, 0)
         is_wild = self.name[0].is_unspecified
-        self._tells_local = False
         if self.family == socket.AF_INET:
             if is_wild:
-                self._tells_local = _try_option(sock, socket.IPPROTO_IP, _IP_PKTINFO, 1)
+                _try_option(sock, socket.IPPROTO_IP, _IP_PKTINFO, 1)
             _try_option(sock, socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
             self._has_error_queue = _try_option(sock, socket.IPPROTO_IP, _IP_RECVERR, 1)
         else:
             if is_wild:
-                self._tells_local = _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+                _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             _try_option(sock, socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             self._has_error_queue = _try_option(sock, socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
 

@@ -7,7 +7,6 @@ paths; only the nonce differs: path id and packet number, XORed into the IV.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 import attrs
 from aioquic.quic.crypto import derive_key_iv_hp
@@ -30,14 +29,6 @@ SEND_LIMIT_PACKETS = {
 """Packets sealed under one key before we update it: half of RFC 9001 section 6.6."""
 
 Bytes = bytes | bytearray | memoryview
-
-
-class Aead(Protocol):
-    """What cryptography's AEAD classes offer; `encrypt_into` writes into a buffer and spares a copy."""
-
-    def encrypt(self, nonce: Bytes, data: Bytes, associated_data: Bytes | None) -> bytes: ...
-
-    def decrypt(self, nonce: Bytes, data: Bytes, associated_data: Bytes | None) -> bytes: ...
 
 
 _SUITES = {
