@@ -120,6 +120,7 @@ class PathPolicy:
         self._is_client = is_client
         self._records: dict[PathAddress, _Record] = {}
         self._known: dict[PathAddress, bool] = {}
+        self._newest: PathAddress | None = None
         self._spent: dict[Hashable, int] = {}
         self._in_use: set[PathAddress] = set()
         self._validated_at: dict[int, float] = {}
@@ -144,6 +145,8 @@ class PathPolicy:
                 return False
             del self._known[spent]
         self._known[address] = is_relayed
+        if is_newest:
+            self._newest = address
         return True
 
     def on_answered(self, path_id: int, address: PathAddress, now: float) -> None:
@@ -232,7 +235,9 @@ class PathPolicy:
         waiting = [address for address in self._known if address not in taken]
         for address in sorted(waiting, key=lambda each: self._record(each).next_try):
             is_relayed = self._known[address]
-            if not is_relayed and (has_direct or validating >= MAX_DIRECT_ATTEMPTS):
+            # Where a lookup says the peer is now does not wait for where it was.
+            has_turn = validating < MAX_DIRECT_ATTEMPTS or (stranded and address == self._newest)
+            if not is_relayed and (has_direct or not has_turn):
                 continue
             record = self._record(address)
             if record.next_try > now and not stranded:
