@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -254,7 +255,7 @@ class Pair:
         conditions = conditions or Conditions(delay_s=0.01)
         self.to_server = Channel(conditions, self.rng)
         self.to_client = Channel(conditions, self.rng)
-        self._retry = stateless.Retry() if retry else None
+        self._retry = stateless.Retry(os.urandom) if retry else None
         self._arriving: list[tuple[float, int, str, Address, Address, bytes]] = []
         self._order = itertools.count()
         self._dirty: dict[Side, None] = {}

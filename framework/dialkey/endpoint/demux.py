@@ -91,7 +91,7 @@ class Demux:
             limits.STATELESS_ANSWERS_PER_S, limits.STATELESS_ANSWERS_PER_S, 0.0
         )
         self._filter_tasks: set[asyncio.Task[None]] = set()
-        self._retry = stateless.Retry()
+        self._retry = stateless.Retry(os.urandom)
         self._reset_key = hashlib.blake2b(static_key, person=b"dialkey reset").digest()
         self._next_reset_at = 0.0
         self.counts: Counter[str] = Counter()
@@ -212,7 +212,7 @@ class Demux:
         self.count("unknown_connection_ids")
         if now < self._next_reset_at:
             return
-        reset = stateless.stateless_reset(self.reset_token(bytes(data[1:9])), len(data))
+        reset = stateless.stateless_reset(self.reset_token(bytes(data[1:9])), len(data), os.urandom)
         if reset is not None:
             self._next_reset_at = now + _RESET_INTERVAL_S
             transport.send(remote, reset, len(reset))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
+from collections.abc import Callable
 
 import attrs
 from aioquic._buffer import Buffer
@@ -150,10 +150,14 @@ class Retry:
 
     A token names the address, the client's first destination id and the one that the Retry gave it,
     and when. Only we can read it. It is good for as long as a dial lasts.
+
+    Args:
+        random_bytes: returns so many unforeseeable bytes.
     """
 
-    def __init__(self) -> None:
-        self._cipher = AESGCM(AESGCM.generate_key(bit_length=128))
+    def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
+        self._random_bytes = random_bytes
+        self._cipher = AESGCM(random_bytes(16))
 
     def packet(self, header: InitialHeader, address: bytes, new_cid: bytes, now: float) -> bytes:
         """Return a Retry packet.
@@ -162,7 +166,7 @@ class Retry:
             address: the client's, in any form of which the same address always has the same.
         """
         digest = hashlib.blake2b(address, digest_size=_ADDRESS_BYTES).digest()
-        nonce = os.urandom(_NONCE_BYTES)
+        nonce = self._random_bytes(_NONCE_BYTES)
         inside = b"".join((int(now * 1000).to_bytes(8, "big"), digest, header.destination_cid))
         token = nonce + self._cipher.encrypt(nonce, inside, new_cid)
         return encode_quic_retry(
@@ -190,10 +194,12 @@ class Retry:
         return Proof(inside[8 + _ADDRESS_BYTES :], same and age_s <= RETRY_LIFETIME_S)
 
 
-def stateless_reset(token: bytes, trigger_bytes: int) -> bytes | None:
+def stateless_reset(
+    token: bytes, trigger_bytes: int, random_bytes: Callable[[int], bytes]
+) -> bytes | None:
     """Return a stateless reset, shorter than what triggered it; None if that is impossible."""
     size = min(trigger_bytes - 1, 43)
     if size < _MIN_RESET_BYTES:
         return None
-    head = os.urandom(size - codes.RESET_TOKEN_LENGTH)
+    head = random_bytes(size - codes.RESET_TOKEN_LENGTH)
     return bytes((0x40 | head[0] & 0x3F,)) + head[1:] + token

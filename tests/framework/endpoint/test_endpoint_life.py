@@ -380,7 +380,7 @@ async def test_without_the_key_no_reset_can_be_made() -> None:
         (transport,) = endpoint.transports
         cid = next(iter(here._driver.core.paths.ids.by_cid))
         for token in (bytes(16), os.urandom(16), endpoint._driver.demux.reset_token(cid)):
-            reset = stateless.stateless_reset(token, 60)
+            reset = stateless.stateless_reset(token, 60, os.urandom)
             assert reset is not None
             transport.inject("bob", reset)  # type: ignore[attr-defined]
         assert not here.is_closed

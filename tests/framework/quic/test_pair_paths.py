@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 
 import pytest
 from quic_pair import HostPort, Pair, Side, Transfer, are_over, frame, transfer
@@ -274,7 +275,7 @@ def test_a_stateless_reset_ends_the_connection_at_once() -> None:
     active = pair.client.path.cids.peer.active
     assert active is not None
     assert active.reset_token is not None
-    reset = stateless.stateless_reset(active.reset_token, 100)
+    reset = stateless.stateless_reset(active.reset_token, 100, os.urandom)
     assert reset is not None
     pair.deliver(pair.client, "server", [reset])
     assert pair.client.c.state is State.GONE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -115,7 +116,7 @@ def test_a_refusal_is_understood() -> None:
 
 
 def test_a_retry_token_is_good_for_its_address_and_for_a_while() -> None:
-    retry = stateless.Retry()
+    retry = stateless.Retry(os.urandom)
     header = InitialHeader(1, b"original", b"client01", b"", True)
     packet = retry.packet(header, b"192.0.2.1:5000", b"newserv1", 1000.0)
     token_header = parse_long_header(packet)
@@ -131,7 +132,7 @@ def test_a_retry_token_is_good_for_its_address_and_for_a_while() -> None:
     assert retry.check(again, b"192.0.2.1:5000", 1000.0 + RETRY_LIFETIME_S + 1) == stale
     other = InitialHeader(1, b"another1", b"c", token, True)
     assert retry.check(other, b"192.0.2.1:5000", 1001.0) is None
-    assert stateless.Retry().check(again, b"192.0.2.1:5000", 1001.0) is None
+    assert stateless.Retry(os.urandom).check(again, b"192.0.2.1:5000", 1001.0) is None
     for damaged in (b"", token[:-1], bytes(len(token)), token + b"x"):
         broken = InitialHeader(1, b"newserv1", b"client01", damaged, True)
         assert retry.check(broken, b"192.0.2.1:5000", 1001.0) is None
@@ -145,7 +146,7 @@ def test_what_is_sent_without_state_is_no_larger_than_what_asked_for_it(
     header = InitialHeader(1, b"original", scid[:20], b"", True)
     unknown = InitialHeader(0x1A2A3A4A, b"o" * 20, scid[:20], b"", False)
     for answer in (
-        stateless.Retry().packet(header, b"192.0.2.1:5000", b"newserv1", 1000.0),
+        stateless.Retry(os.urandom).packet(header, b"192.0.2.1:5000", b"newserv1", 1000.0),
         stateless.refusal(header, codes.CONNECTION_REFUSED, b"x" * reason_bytes),
         stateless.version_negotiation(unknown),
     ):
@@ -158,18 +159,18 @@ def test_any_bytes_as_a_token(token: bytes) -> None:
     assert RETRY.check(header, b"192.0.2.1:5000", 1000.0) is None
 
 
-RETRY = stateless.Retry()
+RETRY = stateless.Retry(os.urandom)
 
 
 @pytest.mark.parametrize("trigger", [0, 21])
 def test_no_reset_for_a_packet_that_is_too_short(trigger: int) -> None:
-    assert stateless.stateless_reset(bytes(16), trigger) is None
+    assert stateless.stateless_reset(bytes(16), trigger, os.urandom) is None
 
 
 @pytest.mark.parametrize("trigger", [22, 43, 44, 1200])
 def test_a_reset_is_shorter_than_its_trigger(trigger: int) -> None:
     token = bytes(range(16))
-    reset = stateless.stateless_reset(token, trigger)
+    reset = stateless.stateless_reset(token, trigger, os.urandom)
     assert reset is not None
     assert 21 <= len(reset) < trigger
     assert reset.endswith(token)
