@@ -144,6 +144,10 @@ MAX_RECEIVE_WINDOWS_PER_ID_BYTES: Final = 134_000_000
 """All windows of one endpoint id, and what it may have unread: one connection at full speed and some
 beside it, or a hundred of which nobody reads. Only with more than that can one of them be closed."""
 
+KEPT_FOR_WAITING_READERS_BYTES: Final = 16 * STREAM_RECEIVE_WINDOW_BYTES
+"""Beyond that share, for connections of one endpoint id whose window is full of what nobody reads while
+the application waits for another stream: one window of a stream for each of sixteen connections."""
+
 MAX_UNREAD_BYTES: Final = 512 << 20
 """Received bytes that nobody has read, of all connections of an endpoint; when half of it is used no
 window grows any more, and at the end the fullest connection of the fullest id is closed."""
@@ -154,6 +158,14 @@ MAX_UNREAD_BYTES_PER_ADDRESS: Final = MAX_UNREAD_BYTES // 2
 SEND_HIGH_WATER_BYTES: Final = 1_000_000
 """`SendStream.write` waits while more than this is queued and not yet sent on that stream."""
 
+MAX_SEND_QUEUES_BYTES: Final = 16 * SEND_HIGH_WATER_BYTES
+"""What all streams of a connection may have queued and not yet sent before writers wait for each other:
+sixteen that are full. It costs no speed, for each keeps its part of it."""
+
+SEND_QUEUE_SHARE_BYTES: Final = 256 * 1024
+"""Of that, what a stream may have queued in any case: a peer that does not read some streams must not
+stop the writers of others. As much as a writer leaves in the queue when it goes on."""
+
 DELIVERY_TIMEOUT_S: Final = 10.0
 """Leaving `async with` waits at most this long until the peer has what was written: a megabyte, which is
 what a stream may hold when `write` returns, at 0.8 Mbit/s."""
@@ -162,7 +174,10 @@ DELIVERY_SILENCE_S: Final = 3.0
 """Of that, from a peer of which nothing is heard: five to ten probes went unanswered."""
 
 MAX_DATAGRAM_QUEUE_BYTES: Final = 1_250_000
-"""Received datagrams not yet read; beyond it the oldest is dropped and counted."""
+"""Received datagrams not yet read, or ours not yet sent; beyond it the oldest is dropped and counted."""
+
+DATAGRAM_OVERHEAD_BYTES: Final = 48
+"""What an empty datagram costs in memory: a flood of them must not cost more than it seems."""
 
 # --- blobs --------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from dialkey import limits
 from dialkey.endpoint._waiting import Turns, wake
@@ -39,9 +39,6 @@ from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
 if TYPE_CHECKING:
     from dialkey.endpoint._driver import Driver
-
-_DATAGRAM_OVERHEAD_BYTES: Final = 48
-"""What an empty message costs in memory: a flood of them must not cost more than it seems."""
 
 
 class ConnectionDriver:
@@ -73,6 +70,7 @@ class ConnectionDriver:
         self._delivery: asyncio.Future[None] | None = None
         self._readers: dict[RecvHalf, asyncio.Future[None]] = {}
         self._writers: dict[SendHalf, asyncio.Future[None]] = {}
+        self._crowded_out: set[SendHalf] = set()
         self._incoming_bi: deque[tuple[SendHalf, RecvHalf]] = deque()
         self._incoming_uni: deque[RecvHalf] = deque()
         self._accepting_bi = Turns()
@@ -327,6 +325,8 @@ class ConnectionDriver:
         if half in self._readers:
             raise Busy("another task is reading this stream")
         half.watch()
+        if self.core.streams.intake.holds_up(half):
+            self.flush_soon()  # which makes way, and tells the peer
         waiter = self._readers[half] = self._loop.create_future()
         try:
             await waiter
@@ -345,6 +345,27 @@ class ConnectionDriver:
         finally:
             half.unwatch()
             del self._writers[half]
+
+    def has_room(self, half: SendHalf) -> bool:
+        """Whether a writer need not wait: for its own stream, or because all together are too much."""
+        if half.queued <= limits.SEND_QUEUE_SHARE_BYTES:
+            return True
+        queued_in_all = self.core.streams.queued_bytes
+        return (
+            half.queued <= limits.SEND_HIGH_WATER_BYTES
+            and queued_in_all <= limits.MAX_SEND_QUEUES_BYTES
+        )
+
+    async def wait_room(self, half: SendHalf) -> None:
+        """Wait until there may be room again, or the end of the connection."""
+        if half.queued > limits.SEND_HIGH_WATER_BYTES:
+            await self.wait_writable(half)
+            return
+        self._crowded_out.add(half)
+        try:
+            await self.wait_writable(half)
+        finally:
+            self._crowded_out.discard(half)
 
     # --- datagrams ------------------------------------------------------------------------------
 
@@ -368,12 +389,12 @@ class ConnectionDriver:
 
     def _take_datagram(self) -> bytes:
         data = self._datagrams.popleft()
-        self._datagram_bytes -= len(data) + _DATAGRAM_OVERHEAD_BYTES
+        self._datagram_bytes -= len(data) + limits.DATAGRAM_OVERHEAD_BYTES
         return data
 
     def _on_datagram(self, data: bytes) -> None:
         self._datagrams.append(data)
-        self._datagram_bytes += len(data) + _DATAGRAM_OVERHEAD_BYTES
+        self._datagram_bytes += len(data) + limits.DATAGRAM_OVERHEAD_BYTES
         while self._datagram_bytes > limits.MAX_DATAGRAM_QUEUE_BYTES:
             self._take_datagram()
             self.datagrams_dropped += 1
@@ -456,6 +477,9 @@ class ConnectionDriver:
                 wake(self._writers.get(event.half))  # type: ignore[attr-defined]
             else:
                 self._on_event(event)
+        if self._crowded_out and self.core.streams.queued_bytes <= limits.MAX_SEND_QUEUES_BYTES:
+            for half in self._crowded_out:
+                wake(self._writers.get(half))
 
     def _on_event(self, event: events.Event) -> None:
         demux = self.driver.demux

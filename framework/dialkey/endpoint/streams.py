@@ -82,8 +82,10 @@ class SendStream:
     async def write(self, data: Data, *, finish: bool = False) -> None:
         """Queue all of `data` for sending; wait while the peer or the network is slower than we are.
 
-        Returns when at most `limits.SEND_HIGH_WATER_BYTES` of the stream wait to be sent, not when
-        the peer has it: `stopped` tells that. `bytes` are kept by reference, other buffers copied.
+        Returns when at most `limits.SEND_HIGH_WATER_BYTES` of the stream wait to be sent, and
+        `limits.MAX_SEND_QUEUES_BYTES` of all streams of the connection (a stream with little waits
+        for no other); not when the peer has it: `stopped` tells that. `bytes` are kept by reference,
+        other buffers copied.
         When cancelled, a beginning of `data` may have been queued.
 
         Args:
@@ -109,15 +111,15 @@ class SendStream:
             for at in range(0, size, SEND_HIGH_WATER_BYTES):
                 half.write(view[at : at + SEND_HIGH_WATER_BYTES])
                 driver.wake(half)
-                while half.queued > SEND_HIGH_WATER_BYTES:
-                    await driver.wait_writable(half)
+                while not driver.has_room(half):
+                    await driver.wait_room(half)
                     self._check_taking()
             self._is_torn = False
         if finish:
             half.finish()
         driver.wake(half)
-        while half.queued > SEND_HIGH_WATER_BYTES:
-            await driver.wait_writable(half)
+        while not driver.has_room(half):
+            await driver.wait_room(half)
             self._check_taking()
 
     async def finish(self) -> None:

@@ -367,7 +367,7 @@ class Connection:
             if self.streams.intake.wants_sizing:
                 path = self.paths.selected
                 rtt_s = path.recovery.srtt if path is not None else self.config.initial_rtt_s
-                self.streams.intake.size_windows(now, rtt_s)
+                self.streams.size_windows(now, rtt_s)
             self.builder.flush(now, send, may_probe_mtu=self.confirmed)
             if self._watches_delivery and self.is_delivered:
                 self._watches_delivery = False

@@ -22,7 +22,7 @@ from dialkey.errors import (
     StreamStopped,
     WireError,
 )
-from dialkey.limits import SEND_HIGH_WATER_BYTES
+from dialkey.limits import MAX_SEND_QUEUES_BYTES, SEND_HIGH_WATER_BYTES, SEND_QUEUE_SHARE_BYTES
 from dialkey.testing import Conditions
 
 MIB = 1 << 20
@@ -555,6 +555,52 @@ async def test_a_writer_waits_for_a_stalled_reader() -> None:
             total += len(chunk)
         await writing
         assert total == 200 * 65_536
+
+
+@virtual
+async def test_all_streams_together_queue_a_limited_amount() -> None:
+    async with connected(network()) as (here, there):
+        streams = [await stream(here, there) for _ in range(60)]
+        written = [0] * len(streams)
+
+        async def write(index: int) -> None:
+            send = streams[index][0]
+            for _ in range(40):
+                await send.write(bytes(65_536))
+                written[index] += 65_536
+            await send.finish()
+
+        async def read(index: int) -> int:
+            return sum([len(chunk) async for chunk in streams[index][3]])
+
+        writing = [asyncio.create_task(write(index)) for index in range(len(streams))]
+        await asyncio.sleep(20)
+        queued = here._driver.core.streams.queued_bytes
+        assert queued > SEND_HIGH_WATER_BYTES
+        assert queued <= MAX_SEND_QUEUES_BYTES + len(streams) * (SEND_QUEUE_SHARE_BYTES + 65_536)
+        assert not any(task.done() for task in writing)
+        # A peer that reads them all at once gets everything; nobody waits for good.
+        sizes = await asyncio.wait_for(
+            asyncio.gather(*(read(index) for index in range(len(streams)))), 60
+        )
+        await asyncio.gather(*writing)
+        assert sizes == written == [40 * 65_536] * len(streams)
+
+
+@virtual
+async def test_a_stream_with_little_waits_for_no_other() -> None:
+    async with connected(network()) as (here, there):
+        unread = [await stream(here, there) for _ in range(90)]
+        data = bytes(4 * SEND_HIGH_WATER_BYTES)
+        async with asyncio.TaskGroup() as tasks:
+            writing = [tasks.create_task(each[0].write(data)) for each in unread]
+            await soon()
+            assert here._driver.core.streams.queued_bytes > MAX_SEND_QUEUES_BYTES
+            send, *_rest = await stream(here, there)
+            await asyncio.wait_for(send.write(bytes(SEND_QUEUE_SHARE_BYTES)), 1)
+            assert not any(task.done() for task in writing)
+            for task in writing:
+                task.cancel()
 
 
 @virtual

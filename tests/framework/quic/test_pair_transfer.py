@@ -9,6 +9,7 @@ import random
 import pytest
 from quic_pair import START, Datagram, Pair, Transfer, stream_frame, transfer
 
+from dialkey import limits
 from dialkey.quic import events
 from dialkey.quic.packets.builder import Builder
 from dialkey.quic.paths.congestion import Cubic
@@ -330,6 +331,18 @@ def test_datagrams_arrive_or_not_but_whole() -> None:
     assert 240 <= len(got) <= 295
 
 
+def test_empty_datagrams_that_wait_are_counted() -> None:
+    pair = Pair().connect()
+    datagrams = pair.client.c.datagrams
+    most = limits.MAX_DATAGRAM_QUEUE_BYTES // limits.DATAGRAM_OVERHEAD_BYTES
+    for _ in range(most + 10):
+        datagrams.send(b"")
+    assert len(datagrams) == most
+    assert datagrams.dropped == 10
+    datagrams._pop()
+    assert datagrams.waiting_bytes == (most - 1) * limits.DATAGRAM_OVERHEAD_BYTES
+
+
 def test_the_largest_datagram_fits() -> None:
     pair = Pair().connect()
     pair.settle()
@@ -346,7 +359,9 @@ def test_too_many_datagrams_push_out_the_oldest() -> None:
     for i in range(3000):
         pair.client.c.datagrams.send(b"%04d" % i + bytes(996))
     core = pair.client.c
-    assert core.datagrams.waiting_bytes == sum(map(len, core.datagrams._waiting)) <= 1_250_000
+    overhead = len(core.datagrams) * limits.DATAGRAM_OVERHEAD_BYTES
+    waiting = sum(map(len, core.datagrams._waiting))
+    assert core.datagrams.waiting_bytes == waiting + overhead <= 1_250_000
     assert core.datagrams.dropped == 3000 - len(core.datagrams)
     assert core.datagrams._waiting[-1][:4] == b"2999"
     pair.wants_flush(pair.client)

@@ -159,6 +159,56 @@ def test_connections_of_one_id_share_its_windows() -> None:
     assert hold(other, 10, MIB) == limits.CONNECTION_RECEIVE_WINDOW_BYTES
 
 
+def read_one_beside(pair: Pair, stalled: int) -> None:
+    """Read one stream to its end while `stalled` others fill the window and are not read."""
+    pair.server.auto_read = False
+    stream = pair.client.must_open(uni=True)
+    pair.client.write(stream, b"!")
+    pair.settle(5)
+    hold(pair, stalled, 4 * MIB)
+    half = pair.server.recv[stream]
+    pair.server.read(stream)
+    half.watch()
+    pair.client.write(stream, bytes(8 * MIB), finish=True)
+    got = 0
+    while not half.at_end:
+        before = got
+        pair.wants_flush(pair.server)
+        pair.settle(5)
+        got += len(pair.server.read(stream))
+        half.watch()
+        assert got > before or half.at_end, f"stalled after {got} bytes"
+    assert got == 8 * MIB
+    assert pair.server.close_reason is None
+
+
+def test_a_reader_that_waits_is_served_beside_many_stalled_streams() -> None:
+    read_one_beside(Pair().connect(), 20)
+
+
+def test_a_reader_that_waits_is_served_beyond_the_share() -> None:
+    first = limits.STREAM_RECEIVE_WINDOW_BYTES
+    memory = ReceiveMemory(windows_per_id=first)
+    pair = connected(memory)
+    read_one_beside(pair, 1)
+    assert pair.server.c.streams.intake.window == 2 * first
+    assert memory.windows_of(ALICE) == 2 * first
+
+
+def test_what_is_kept_for_readers_is_for_once_and_limited() -> None:
+    memory = ReceiveMemory(windows_per_id=1000, kept_per_id=1000)
+    first, second = (memory.open(ALICE, "192.0.2.1", 500, lambda: None) for _ in range(2))
+    assert not first.grow(1000)
+    assert first.insist(600)
+    assert memory.windows_of(ALICE) == 500 + 1100
+    assert not first.insist(1)
+    assert not second.insist(401)
+    assert second.insist(400)
+    first.release()
+    second.release()
+    assert memory.windows_of(ALICE) == 0
+
+
 def test_no_window_grows_while_memory_is_short() -> None:
     memory = ReceiveMemory(total=2 * MIB)
     assert hold(connected(memory), 1, MIB + 2 * STEP_BYTES) > MIB

@@ -21,7 +21,7 @@ class Datagrams:
     """The datagrams of one connection that wait to be sent.
 
     Attributes:
-        waiting_bytes: bytes of those.
+        waiting_bytes: bytes of those, with what each costs beside its own.
         dropped: how many found no room.
     """
 
@@ -39,7 +39,7 @@ class Datagrams:
     def send(self, data: bytes) -> None:
         """Queue a datagram; the oldest is dropped when too many wait."""
         self._waiting.append(data)
-        self.waiting_bytes += len(data)
+        self.waiting_bytes += len(data) + limits.DATAGRAM_OVERHEAD_BYTES
         while self.waiting_bytes > limits.MAX_DATAGRAM_QUEUE_BYTES:
             self._pop()
             self.dropped += 1
@@ -62,7 +62,7 @@ class Datagrams:
             self._pop()
 
     def _pop(self) -> None:
-        self.waiting_bytes -= len(self._waiting.popleft())
+        self.waiting_bytes -= len(self._waiting.popleft()) + limits.DATAGRAM_OVERHEAD_BYTES
 
     def encode(self, frame: Frame) -> bytes | None:
         """Never: a datagram is written once."""

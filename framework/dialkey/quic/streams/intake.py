@@ -26,6 +26,7 @@ class Intake(ReceiveWindow):
         "_is_over",
         "_memory",
         "_most_unread",
+        "_stream_window",
         "_updates",
         "held",
         "received",
@@ -38,6 +39,7 @@ class Intake(ReceiveWindow):
         self.held = 0
         self.update_pending = False
         self._most_unread = config.connection_window
+        self._stream_window = config.stream_window
         self._memory: MemoryClaim | None = None
         self._is_over = False
         self._updates: list[RecvHalf] = []
@@ -116,6 +118,26 @@ class Intake(ReceiveWindow):
         if self._memory is not None:
             self._memory.release()
             self._memory = None
+
+    def holds_up(self, half: RecvHalf) -> bool:
+        """Whether somebody waits for a stream on which only the limit on all data lets nothing come."""
+        return (
+            self.received >= self.limit
+            and half.watched
+            and not half.readable
+            and half.final_size is None
+            and half.received < half.limit
+        )
+
+    def make_way(self) -> None:
+        """Widen the window for a reader that would wait for good: unread data of others fills it."""
+        wanted = min(self.window + self._stream_window, self.most_window)
+        more = wanted - self.window
+        if more and (
+            self._memory is None or self._memory.grow(wanted) or self._memory.insist(more)
+        ):
+            self.widen(wanted)
+            self.update_pending = True
 
     @property
     def wants_sizing(self) -> bool:

@@ -5,7 +5,8 @@ Two things are counted, and the difference matters:
 - *Windows* are promises of ours. Those of one endpoint id share a budget, however many connections it
   has. A promise cannot be taken back, so beyond the budget, or while memory is short, windows do not
   grow any more; what is consumed is renewed in any case. An honest peer is thus held back by credit and
-  loses nothing.
+  loses nothing. One exception for each connection: when the application waits for a stream while unread
+  data of others fills the window, a stream's window is added beyond the share, or it might wait for good.
 - *Held bytes* are what was delivered: unread, or waiting for a gap before them. What is only announced
   by an offset costs nothing. One address has its share of all that is held. When the whole is used up,
   the fullest connection of the fullest id gives way: the last resort, for a thousand ids together can
@@ -34,6 +35,7 @@ class ReceiveMemory:
         total: bytes that all connections together may hold.
         per_source: of those, bytes that came from one address.
         windows_per_id: the sum of the windows of one endpoint id.
+        kept_per_id: beyond that, for connections on which a reader waits in vain.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class ReceiveMemory:
         total: int = limits.MAX_UNREAD_BYTES,
         per_source: int = limits.MAX_UNREAD_BYTES_PER_ADDRESS,
         windows_per_id: int = limits.MAX_RECEIVE_WINDOWS_PER_ID_BYTES,
+        kept_per_id: int = limits.KEPT_FOR_WAITING_READERS_BYTES,
     ) -> None:
+        self._most_per_id = windows_per_id + kept_per_id
         # More than its windows an id can only hold with very many connections.
-        self._by_id: FairShares[EndpointId] = FairShares(total, windows_per_id)
+        self._by_id: FairShares[EndpointId] = FairShares(total, self._most_per_id)
         # No total: who gives way is decided by id.
         self._by_source: FairShares[Hashable] = FairShares(sys.maxsize, per_source)
         self._windows: Counter[EndpointId] = Counter()
@@ -81,7 +85,16 @@ class ReceiveMemory:
 class MemoryClaim:
     """What one connection holds. Made by `ReceiveMemory.open`; release it at the end."""
 
-    __slots__ = ("_by_id", "_by_source", "_charged", "_id", "_is_open", "_memory", "_window")
+    __slots__ = (
+        "_by_id",
+        "_by_source",
+        "_charged",
+        "_has_insisted",
+        "_id",
+        "_is_open",
+        "_memory",
+        "_window",
+    )
 
     def __init__(
         self,
@@ -95,6 +108,7 @@ class MemoryClaim:
         self._id = id
         self._window = window
         self._charged = 0
+        self._has_insisted = False
         self._is_open = True
         self._by_id = memory._by_id.claim(id, give_way)
         self._by_source = memory._by_source.claim(source, lambda: None)
@@ -108,6 +122,16 @@ class MemoryClaim:
             return False
         memory._windows[self._id] += more
         self._window = window
+        return True
+
+    def insist(self, more: int) -> bool:
+        """Take a larger window out of what is kept for readers that wait: once for a connection."""
+        memory = self._memory
+        if self._has_insisted or memory._windows[self._id] + more > memory._most_per_id:
+            return False
+        self._has_insisted = True
+        memory._windows[self._id] += more
+        self._window += more
         return True
 
     def holds(self, held: int) -> bool:

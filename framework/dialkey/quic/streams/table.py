@@ -83,6 +83,19 @@ class Streams:
         self.send_halves.clear()
         self.recv_halves.clear()
 
+    @property
+    def queued_bytes(self) -> int:
+        """What was written and never sent, on all streams together."""
+        return sum(half.queued for half in self.send_halves.values())
+
+    def size_windows(self, now: float, rtt_s: float) -> None:
+        """Let windows grow for what is read quickly, and for a reader that others hold up."""
+        intake = self.intake
+        window = intake.window
+        intake.size_windows(now, rtt_s)
+        if intake.window == window and any(map(intake.holds_up, self.recv_halves.values())):
+            intake.make_way()
+
     def drop_unread(self) -> None:
         """Let go of what was received and not read, of all streams."""
         for half in self.recv_halves.values():
