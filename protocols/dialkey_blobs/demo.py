@@ -95,13 +95,15 @@ def _has_relay() -> bool:
 class _Story:
     """What happens to the direct way while the file is under way.
 
-    It begins cut; after a fifth of the file it is there, and after two thirds it is cut again.
+    It starts cut; after a tenth of the file it is there, and when a little more has come it is cut again:
+    most of the file must not be here yet then, and receive windows hold tens of megabytes.
     """
 
     def __init__(self, output: Output, size_bytes: int, *, is_relayed: bool) -> None:
         self._output = output
-        self._restore_at = size_bytes // 5
-        self._cut_at = size_bytes * 2 // 3
+        self._restore_at = size_bytes // 10
+        self._cut_after = size_bytes // 20
+        self._cut_at: int | None = None
         self._cable = Cable(LOOPBACK, is_cut=is_relayed)
         self._acts = 0 if is_relayed else 2
         self._cut_time: float | None = None
@@ -133,11 +135,16 @@ class _Story:
             self._output.remark("   Over the relay so far. Now there is a direct way, too:")
             self._cable.restore()
             endpoint.network_changed()
-        elif self._acts == 1 and held_bytes >= self._cut_at and self.ways[-1] == "direct":
+        elif self._acts == 1 and self.ways[-1] == "direct" and self._is_time_to_cut(held_bytes):
             self._acts = 2
             self._output.remark("   The direct way is cut, and nobody says so:")
             self._cable.cut()
             self._cut_time = time.monotonic()
+
+    def _is_time_to_cut(self, held_bytes: int) -> bool:
+        if self._cut_at is None:
+            self._cut_at = held_bytes + self._cut_after
+        return held_bytes >= self._cut_at
 
 
 @asynccontextmanager
