@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typer import Typer
 
     from dialkey.endpoint import AddressLookup, Connection, Endpoint, Incoming, PathSelector
+    from dialkey.endpoint.congestion import MakeController
     from dialkey.identity import EndpointAddr, RelayAccess, RelayUrl
     from dialkey.network import Transport
     from dialkey.router import ProtocolHandler
@@ -178,6 +179,16 @@ class HookSpecs:
 
         Called once while the endpoint binds. The first plugin to return a selector wins; without
         one the built-in choice stands (direct before relay, then the lower round-trip time).
+        """
+
+    @hookspec(first_result=True, while_binding=True)
+    def dialkey_congestion(self, endpoint: Endpoint) -> MakeController | None:
+        """Make the congestion controllers of an endpoint's paths.
+
+        Called once while the endpoint binds. The first plugin to return a function wins over what
+        ``Endpoint.bind(congestion=…)`` says. The function gets the bytes of a full packet and returns
+        a `dialkey.endpoint.Controller`; it is called for each path. A controller that raises ends its
+        connection with an internal error.
         """
 
     # --- filters and middleware -----------------------------------------------------------------

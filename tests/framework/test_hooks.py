@@ -28,6 +28,7 @@ def test_every_hook_of_the_design_is_specified_and_says_its_contract() -> None:
         "dialkey_discovery",
         "dialkey_protocols",
         "dialkey_path_selector",
+        "dialkey_congestion",
         "dialkey_relays",
         "dialkey_before_connect",
         "dialkey_before_accept",
@@ -460,7 +461,7 @@ def test_an_installed_plugin_may_come_before_the_one_whose_hook_it_implements(
 
 def test_how_a_hook_is_called_follows_from_its_specification() -> None:
     first = {name for name in vars(HookSpecs) if rules_of(getattr(HookSpecs, name)).first_result}
-    assert first == {"dialkey_path_selector", "dialkey_relays"}
+    assert first == {"dialkey_path_selector", "dialkey_congestion", "dialkey_relays"}
     late = plugin(dialkey_discovery=lambda service: None)
     with pytest.raises(PluginError, match="asked while an endpoint binds"):
         Plugins().register(late, late=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dialkey.endpoint.congestion import AckSummary, Controller, LossSummary, RateSample
 from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.demux import Incoming
 from dialkey.endpoint.dial_limits import DialLimits
@@ -35,9 +36,11 @@ from dialkey.errors import EndOfStream
 from dialkey.event_queue import Lagged
 
 __all__ = [
+    "AckSummary",
     "AddressLookup",
     "Connection",
     "ConnectionStats",
+    "Controller",
     "DialLimits",
     "DirectFirst",
     "EndOfStream",
@@ -47,6 +50,7 @@ __all__ = [
     "Lagged",
     "LookupAnswer",
     "LookupReport",
+    "LossSummary",
     "MemoryDirectory",
     "MemoryLookup",
     "NetworkChanged",
@@ -59,6 +63,7 @@ __all__ = [
     "PathReport",
     "PathSelected",
     "PathSelector",
+    "RateSample",
     "RecvStream",
     "ReportingLookup",
     "SendStream",

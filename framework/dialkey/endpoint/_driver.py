@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, TextIO
@@ -19,6 +18,7 @@ from dialkey import limits
 from dialkey.endpoint._connection_driver import ConnectionDriver
 from dialkey.endpoint._waiting import Turns
 from dialkey.endpoint.capacity import Capacity
+from dialkey.endpoint.congestion import MakeController
 from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.paths import NetworkChanged
@@ -30,7 +30,6 @@ from dialkey.network.transport import ExplainingTransport, PathAddress, Transpor
 from dialkey.printable import printable_bytes
 from dialkey.quic.connection import Config
 from dialkey.quic.connection import Connection as Core
-from dialkey.quic.paths.bbr import Bbr
 from dialkey.quic.qlog import Qlog
 
 if TYPE_CHECKING:
@@ -78,6 +77,7 @@ class Driver:
         idle_timeout_s: float,
         keep_alive_s: float,
         max_datagram_bytes: int,
+        make_controller: MakeController,
         qlog: Qlog | None,
         key_log_file: TextIO | None,
     ) -> None:
@@ -85,13 +85,14 @@ class Driver:
         self.make_connection = make_connection
         self._on_network_changed = on_network_changed
         self.transports = list(transports)
+        self._make_controller = make_controller
         static_key = hashlib.blake2b(bytes(secret_key), person=b"dialkey static").digest()
         self.demux = Demux(self, static_key)
         self.config = Config(
             secret_key=secret_key,
             new_cid=self.demux.new_cid,
             reset_token=self.demux.reset_token,
-            make_controller=lambda max_datagram: Bbr(max_datagram, random.random),
+            make_controller=lambda max_datagram: self._make_controller(max_datagram),
             idle_timeout_s=idle_timeout_s,
             keep_alive_s=keep_alive_s,
             max_datagram=max_datagram_bytes,
@@ -121,6 +122,10 @@ class Driver:
     def add_transport(self, transport: Transport) -> None:
         """Send by a further transport, which is started later."""
         self.transports.append(transport)
+
+    def set_congestion(self, make_controller: MakeController) -> None:
+        """Give the paths of connections to come another congestion control."""
+        self._make_controller = make_controller
 
     def set_path_selector(self, selector: PathSelector) -> None:
         """Have something else choose which path carries data."""

@@ -14,6 +14,7 @@ import attrs
 
 from dialkey import limits
 from dialkey.endpoint._driver import Driver
+from dialkey.endpoint.congestion import Congestion, MakeController, maker_of
 from dialkey.endpoint.connection import Connection
 from dialkey.endpoint.dial import Dial
 from dialkey.endpoint.dial_limits import DialLimits
@@ -68,6 +69,7 @@ class _Options:
     idle_timeout_s: float
     keep_alive_s: float
     max_datagram_bytes: int
+    make_controller: MakeController
     qlog_dir: str | Path | None
     key_log_file: TextIO | None
     user_data: str | None
@@ -106,6 +108,7 @@ class Endpoint(AsyncOnly):
         idle_timeout_s: float = 30.0,
         keep_alive_s: float = 5.0,
         max_datagram_bytes: int = DEFAULT_MAX_BYTES,
+        congestion: Congestion = "bbr",
         qlog_dir: str | Path | None = None,
         key_log_file: TextIO | None = None,
         user_data: str | None = None,
@@ -130,6 +133,8 @@ class Endpoint(AsyncOnly):
                 value counts too, if it is smaller.
             keep_alive_s: a quiet connection is pinged this often.
             max_datagram_bytes: upper end of path MTU discovery, UDP payload.
+            congestion: "bbr", "cubic", or a function that makes the controller of a new path; a plugin
+                may choose another (hook `dialkey_congestion`).
             qlog_dir: write a qlog file (.sqlog) of each connection into this directory, which must
                 exist: packets with their frames, and loss recovery. For analysis; it slows down.
             key_log_file: write TLS secrets there (NSS format), to decrypt captures. Anybody who reads it
@@ -138,6 +143,7 @@ class Endpoint(AsyncOnly):
 
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
+            InvalidInput: there is no such `congestion` (raised by the call itself).
             InvalidAddress: text among `relays` is not a URL (raised by the call itself).
             LocalError: `relays` was given, and no plugin for relays is there.
         """
@@ -154,6 +160,7 @@ class Endpoint(AsyncOnly):
             idle_timeout_s=idle_timeout_s,
             keep_alive_s=keep_alive_s,
             max_datagram_bytes=max_datagram_bytes,
+            make_controller=maker_of(congestion),
             qlog_dir=qlog_dir,
             key_log_file=key_log_file,
             user_data=user_data,
@@ -214,6 +221,7 @@ class Endpoint(AsyncOnly):
             idle_timeout_s=options.idle_timeout_s,
             keep_alive_s=options.keep_alive_s,
             max_datagram_bytes=options.max_datagram_bytes,
+            make_controller=options.make_controller,
             qlog=options.qlog(),
             key_log_file=options.key_log_file,
         )
@@ -235,6 +243,15 @@ class Endpoint(AsyncOnly):
                 self._lookups.append(cast("AddressLookup", answer.value))
             for service in self._discovery:
                 self._lookups += await self._lookups_for(service)
+            for answer in await plugins.call(
+                "dialkey_congestion", must_succeed=True, endpoint=self
+            ):
+                if not callable(answer.value):
+                    raise PluginError(
+                        f"plugin {answer.plugin!r} returned {type(answer.value).__name__} from "
+                        "dialkey_congestion, which is not a function that makes controllers"
+                    )
+                driver.set_congestion(cast("MakeController", answer.value))
             for answer in await plugins.call(
                 "dialkey_path_selector", must_succeed=True, endpoint=self
             ):
