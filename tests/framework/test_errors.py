@@ -48,7 +48,7 @@ def test_all_are_exported_and_have_codes_of_their_own() -> None:
             assert cls.code.startswith(parent.code.split(".")[0])
 
 
-INTERNAL = {"TransportError", "KeyUpdateRefused", "IllegalTransition", "Deadlock"}
+INTERNAL = {"TransportError", "KeyUpdateRefused", "IllegalTransition", "ClosedByPeer", "Deadlock"}
 """Ends of work inside `dialkey.quic`, which never leave it, and what the clock of tests raises."""
 
 

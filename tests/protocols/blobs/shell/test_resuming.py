@@ -425,6 +425,7 @@ async def test_more_holes_than_one_request_should_name(
     assert done.payload_bytes == done.total_bytes - held
     for data in contents:
         assert await peers.fetching.read_bytes(Hash.of(data)) == data
+    told = [await requests.get() for _ in range(len(requests))]
     requests.close()
-    asked = [event.request for event in requests._queue if isinstance(event, RequestStarted)]
+    asked = [event.request for event in told if isinstance(event, RequestStarted)]
     assert len(asked) > 12 * 3
