@@ -271,7 +271,7 @@ async def test_if_nobody_is_left_the_error_says_so_and_what_came_stays(
         tag = await first.add_bytes(big)
         error = None
         try:
-            async for event in memory_peers.fetching.download(first.ticket(tag)):
+            async for event in memory_peers.fetching.download(first.ticket(tag), patience_s=1):
                 if isinstance(event, Progress) and event.held_bytes > SIZE // 4:
                     await leaving.close()
         except DialkeyError as raised:
