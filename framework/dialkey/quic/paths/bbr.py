@@ -188,11 +188,6 @@ class Bbr:
         self._mss = size
         self.window = max(self.window, self._least)
 
-    @property
-    def wants_little(self) -> bool:
-        """Whether it holds the sender back on purpose, which says nothing about the path."""
-        return self.phase is Phase.PROBE_RTT
-
     # --- events ---------------------------------------------------------------------------------
 
     def on_sent(self, size: int, now: float, *, app_limited: bool = False) -> None:
@@ -271,13 +266,6 @@ class Bbr:
         """Start again from the least: nothing came through for long."""
         self._prior_window = max(self._prior_window, self.window)
         self.window = self._least
-
-    def on_congestion_experienced(self, now: float) -> None:
-        """Treat a CE mark as a loss of one packet (RFC 9002 section 7.1)."""
-        self._lost_in_round += self._mss
-        if self.phase is Phase.UP:
-            self._inflight_long = max(self._target(1.0), self._least)
-            self._start_down(now)
 
     def trace(self) -> dict[str, object]:
         """Return what a trace should show of it."""
