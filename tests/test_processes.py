@@ -78,6 +78,14 @@ def until_it_has(process: subprocess.Popen[str], count: int) -> set[int]:
     raise AssertionError(f"it never had {count} processes")
 
 
+def until_bound(pids: set[int]) -> None:
+    """Wait until `setpriv` has done its work in each process and become the program asked for."""
+    deadline = time.monotonic() + 60
+    while any(b"setpriv" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids):
+        assert time.monotonic() < deadline, "setpriv does not end"
+        time.sleep(0.005)
+
+
 def test_what_a_test_starts_ends_with_it(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text(A_TEST)
     with subprocess.Popen(
@@ -102,7 +110,9 @@ def test_what_a_test_starts_ends_with_it(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         pids = next(line.split()[1:] for line in process.stdout if line.startswith("pids"))
-        watched = watch({int(pid) for pid in pids})
+        found = {int(pid) for pid in pids}
+        until_bound(found)
+        watched = watch(found)
         process.kill()
     assert len(watched) == 3
     assert end_of_all(watched)
