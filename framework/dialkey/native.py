@@ -13,7 +13,7 @@ import os
 from types import ModuleType
 from typing import Final, Protocol, cast
 
-__all__ = ["NativeKey", "NativePart", "describe", "part"]
+__all__ = ["Bytes", "NativeKey", "NativePart", "Run", "RunKey", "describe", "part"]
 
 _LOGGER = logging.getLogger("dialkey.native")
 
@@ -22,14 +22,12 @@ API: Final = 1
 """The one version of its interface that this dialkey speaks: a stale build must not be called."""
 
 Bytes = bytes | bytearray | memoryview
+Run = tuple[int, int, int, bytes]
+"""Of a run that was opened: first packet number, stream id, offset, data."""
 
 
-class NativeKey(Protocol):
-    """Keys of one direction in one key phase; see `native/src/runs.rs`."""
-
-    def masks(self, samples: bytes) -> bytes:
-        """Return 16 bytes for each sample of 16; the first five are the header-protection mask."""
-        ...
+class RunKey(Protocol):
+    """Keys of one direction in one key phase, for whole runs."""
 
     def seal_run(
         self,
@@ -42,14 +40,35 @@ class NativeKey(Protocol):
         wide: bool,
         data: Bytes,
         size: int,
-    ) -> bytes:
-        """Seal `data` into consecutive packets of `size` bytes, the last one perhaps shorter."""
+    ) -> Bytes:
+        """Seal `data` into consecutive packets of `size` bytes, the last one perhaps shorter.
+
+        Args:
+            first: first byte of every header; it says that the number has two bytes.
+            head: the frame's type and stream id; the offset follows in 4 bytes, or 8 if `wide`.
+
+        Returns:
+            The packets behind each other; they stand there until the next call in this thread.
+        """
         ...
 
     def open_run(
         self, data: Bytes, segment: int, path_id: int, phase: int, expected: int
-    ) -> tuple[int, int, int, bytes] | None:
-        """Open a batch if it is a run: (number, stream id, offset, data); None if it is not one."""
+    ) -> Run | None:
+        """Open packets of `segment` bytes each, if all of them together are a run.
+
+        Args:
+            phase: the key phase bit that this key opens.
+            expected: the packet number after the largest one received.
+        """
+        ...
+
+
+class NativeKey(RunKey, Protocol):
+    """What a `RunKey` of the native part offers beside runs; see `native/src/runs.rs`."""
+
+    def masks(self, samples: bytes) -> bytes:
+        """Return 16 bytes for each sample of 16; the first five are the header-protection mask."""
         ...
 
 

@@ -71,7 +71,7 @@ class PathView:
 
     @property
     def deadline(self) -> float | None:
-        """When the attempt to open it has had its time; None if it is no attempt."""
+        """When the attempt to open it has had its time; None if it is not an attempt."""
         if self.is_validated or self.tried_since is None:
             return None
         patience_s = RELAY_VALIDATION_TIMEOUT_S if self.is_relayed else VALIDATION_TIMEOUT_S

@@ -16,9 +16,10 @@ from quic_pair import Pair, Side, frame_varint, peer_cid_of
 from run_oracle import CID, SUITES, Oracle, varint
 
 from dialkey import native
+from dialkey.native import RunKey
 from dialkey.quic import codes
 from dialkey.quic.packets import runs
-from dialkey.quic.packets.runs import ColumnKey, RunKey
+from dialkey.quic.packets.runs import ColumnKey
 from dialkey.quic.paths.received import ReceivedPackets
 
 try:

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from dialkey import native
+from dialkey.native import Bytes, RunKey
 from dialkey.quic.handshake.machine import TrafficSecret
-from dialkey.quic.packets.runs import ColumnKey, RunKey
+from dialkey.quic.packets.runs import ColumnKey
 
 SAMPLE_LENGTH = 16
 
@@ -27,8 +28,6 @@ SEND_LIMIT_PACKETS = {
     CipherSuite.CHACHA20_POLY1305_SHA256: 1 << 40,
 }
 """Packets sealed under one key before we update it: half of RFC 9001 section 6.6."""
-
-Bytes = bytes | bytearray | memoryview
 
 
 _SUITES = {

@@ -18,17 +18,14 @@ from collections import deque
 from collections.abc import Callable
 from operator import add
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final
 
 from cryptography.exceptions import InvalidTag
 
+from dialkey.native import Bytes, Run
 from dialkey.quic import codes
 from dialkey.quic.codes import CID_LENGTH, TAG_LENGTH
 from dialkey.quic.packets.frames import VARINT_MAX, read_varint
-
-Bytes = bytes | bytearray | memoryview
-Run = tuple[int, int, int, bytes]
-"""Packet number of the first packet, stream id, offset and data of a run."""
 
 MOST: Final = 64
 """Packets in one run: as many as the kernel joins (GRO)."""
@@ -54,44 +51,6 @@ _LOW_FIVE: Final = bytes([b & 0x1F for b in range(256)])
 
 Cipher = Callable[[Bytes, Bytes, Bytes, memoryview], int]
 """An AEAD with a key: nonce, text, associated data, and where the result goes."""
-
-
-class RunKey(Protocol):
-    """Keys of one direction in one key phase, for whole runs."""
-
-    def seal_run(
-        self,
-        first: int,
-        cid: bytes,
-        path_id: int,
-        number: int,
-        head: bytes,
-        offset: int,
-        wide: bool,
-        data: Bytes,
-        size: int,
-    ) -> Bytes:
-        """Seal `data` into consecutive packets of `size` bytes, the last one perhaps shorter.
-
-        Args:
-            first: first byte of every header; it says that the number has two bytes.
-            head: the frame's type and stream id; the offset follows in 4 bytes, or 8 if `wide`.
-
-        Returns:
-            The packets behind each other; they stand there until the next call in this thread.
-        """
-        ...
-
-    def open_run(
-        self, data: Bytes, segment: int, path_id: int, phase: int, expected: int
-    ) -> Run | None:
-        """Open packets of `segment` bytes each, if all of them together are a run.
-
-        Args:
-            phase: the key phase bit that this key opens.
-            expected: the packet number after the largest one received.
-        """
-        ...
 
 
 class _Columns:
