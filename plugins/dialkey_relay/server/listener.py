@@ -209,12 +209,15 @@ class ClientConnection(asyncio.BufferedProtocol):
         if session is None or transport is None or self._hanging_up or transport.is_closing():
             return
         out: list[bytes | memoryview] = []
-        while not self._paused:
+        # A write that fails closes the transport; what else there is has nowhere to go.
+        while not self._paused and not transport.is_closing():
             session.take_output(FLUSH_BYTES, out)
             if not out:
                 break
             self._write(transport, b"".join(out))
             out.clear()
+        if transport.is_closing():
+            return
         if self._tls is not None and (data := self._tls.take_output()):
             transport.write(data)
         if session.closing is not None:

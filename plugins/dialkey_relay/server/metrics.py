@@ -194,7 +194,7 @@ class _Reader(asyncio.Protocol):
         http = self._http
         try:
             http.feed(data)
-            while (request := http.next_request()) is not None:
+            while not transport.is_closing() and (request := http.next_request()) is not None:
                 openmetrics = prefers_openmetrics(",".join(request.values("accept")))
                 headers = (
                     ("content-type", OPENMETRICS if openmetrics else PLAIN),
