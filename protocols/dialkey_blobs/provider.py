@@ -41,10 +41,10 @@ from dialkey.limits import (
     MAX_LARGE_BLOB_REQUESTS_PER_PEER,
     MIN_BLOB_OBSERVERS_PER_PEER,
 )
+from dialkey.places import PARTING_S, Place, Places
 from dialkey.printable import printable_bytes, printable_traceback
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.hash import BlobFormat, HashAndFormat
-from dialkey_blobs.places import PARTING_S, Place, Places
 from dialkey_blobs.protocol import (
     GetManyRequest,
     GetRequest,

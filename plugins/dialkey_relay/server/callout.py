@@ -6,12 +6,13 @@ both are sent.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final
 
 from dialkey.identity import EndpointId
+from dialkey.places import Places
 from dialkey_relay.access import Admission, AdmitRequest, Denial
 from dialkey_relay.errors import RelayConfigError
+from dialkey_relay.rates import network_of
 
 if TYPE_CHECKING:
     import aiohttp
@@ -21,7 +22,8 @@ __all__ = ["HttpCallout"]
 TIMEOUT_S: Final = 5.0
 YES: Final = b"true"
 MAX_CALLS: Final = 64
-"""Calls under way at once; further clients wait, and are denied when that takes too long."""
+"""Calls under way at once. Further clients wait, those of the addresses with the fewest calls go first,
+and whoever waits too long is denied."""
 
 
 class HttpCallout:
@@ -44,7 +46,15 @@ class HttpCallout:
         self._url = url
         self._headers = {"Authorization": f"Bearer {bearer_token}"} if bearer_token else {}
         self._timeout_s = timeout_s
-        self._places = asyncio.Semaphore(MAX_CALLS)
+        # An address may have all of them while nobody else asks. A call that is under way is never ended
+        # for another one: beside it there is one more for whoever has fewer.
+        self._places = Places(
+            MAX_CALLS,
+            MAX_CALLS,
+            wait_s=timeout_s,
+            parting_s=2 * timeout_s,
+            least_rate=0.0,
+        )
         self._session: aiohttp.ClientSession | None = None
 
     async def check(self, request: AdmitRequest) -> Admission | Denial:
@@ -58,7 +68,7 @@ class HttpCallout:
         name = str(request.endpoint_id)
         headers = {**self._headers, "X-Iroh-NodeId": name, "X-Iroh-Endpoint-Id": name}
         async with (
-            self._places,
+            self._places.hold(network_of(request.remote)),
             self._session.post(self._url, headers=headers, allow_redirects=False) as response,
         ):
             body = await response.content.read(len(YES) + 1)

@@ -29,6 +29,7 @@ from dialkey_relay.counters import Counters
 from dialkey_relay.errors import RelayConfigError
 from dialkey_relay.grants import Grant
 from dialkey_relay.rates import Rate
+from dialkey_relay.server import callout as callout_module
 from dialkey_relay.server import config as configuration_module
 from dialkey_relay.server.callout import HttpCallout
 from dialkey_relay.server.config import load, parse
@@ -243,6 +244,38 @@ async def test_a_web_server_decides() -> None:
     assert asked[0].headers["Authorization"] == "Bearer secret"
     assert rule.recheck(A.id, Admission()) is None
     await rule.close()
+    await rule.close()
+    await runner.cleanup()
+
+
+async def test_no_address_has_all_calls_to_the_web_server() -> None:
+    arrived, may_answer = asyncio.Queue(), asyncio.Event()
+
+    async def admit(request):
+        arrived.put_nowait(request.headers["X-Iroh-NodeId"])
+        await may_answer.wait()
+        return web.Response(text="true")
+
+    app = web.Application()
+    app.router.add_post("/admit", admit)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    rule = HttpCallout(f"http://127.0.0.1:{runner.addresses[0][1]}/admit", timeout_s=60)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as clients:
+        # One network has many addresses and keys, and more clients than there are calls.
+        crowd = [
+            clients.create_task(rule.check(AdmitRequest(A.id, remote=f"2001:db8::{n:x}")))
+            for n in range(callout_module.MAX_CALLS + 40)
+        ]
+        for _ in range(callout_module.MAX_CALLS):
+            assert await arrived.get() == str(A.id)
+        honest = clients.create_task(rule.check(AdmitRequest(B.id, remote="192.0.2.1")))
+        assert await arrived.get() == str(B.id)
+        may_answer.set()
+        assert await honest == Admission()
+        assert set(await asyncio.gather(*crowd)) == {Admission()}
     await rule.close()
     await runner.cleanup()
 

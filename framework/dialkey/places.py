@@ -1,23 +1,22 @@
-"""Places for requests, shared fairly: who has few comes next, and who does not move makes room.
+"""Places for tasks, shared fairly: who has few comes next, and who does not move makes room.
 
-The rules are those of `dialkey.shares.FairShares`; here they meet tasks. A request that has to make room
-is not ended at once. Between two steps of its answer it gives its place away and waits for another one;
-only if it does not come that far, because its getter takes next to nothing, is it ended.
+The rules are those of `dialkey.shares.FairShares`; here they meet tasks, such as blob requests. A task
+that has to make room is not ended at once. Between two steps it gives its place away and waits for
+another one; only if it does not come that far, because its peer takes next to nothing, is it ended.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from dialkey.errors import LimitExceeded
-from dialkey.identity import EndpointId
 from dialkey.shares import Claim, FairShares
 
-__all__ = ["LEAST_BYTES_PER_S", "PARTING_S", "Place", "Places"]
+__all__ = ["LEAST_BYTES_PER_S", "PARTING_S", "TURN_S", "Place", "Places"]
 
 LEAST_BYTES_PER_S: Final = 16_384
 """Below this a request is slow, which only matters once places are short: a tenth of a poor mobile
@@ -38,11 +37,11 @@ LOOK_S: Final = 1.0
 
 
 class Places:
-    """A number of places that endpoints share.
+    """A number of places that holders share, such as endpoints or addresses.
 
     Args:
         total: how many there are.
-        most: how many one endpoint may have.
+        most: how many one holder may have.
         wait_s: how long to wait for one before the request is turned away.
         parting_s: how long a request that has to make room may go on; 0 ends it at once, and then
             pauses do not give its place away either.
@@ -58,10 +57,10 @@ class Places:
         parting_s: float,
         least_rate: float = LEAST_BYTES_PER_S,
     ) -> None:
-        self._shares = FairShares[EndpointId](total, most, least_rate=least_rate, grace_s=GRACE_S)
+        self._shares = FairShares[Hashable](total, most, least_rate=least_rate, grace_s=GRACE_S)
         self._wait_s = wait_s
         self._parting_s = parting_s
-        self._waiting: dict[EndpointId, deque[tuple[Claim, asyncio.Future[None]]]] = {}
+        self._waiting: dict[Hashable, deque[tuple[Claim, asyncio.Future[None]]]] = {}
         self._look: asyncio.TimerHandle | None = None
 
     @property
@@ -70,7 +69,7 @@ class Places:
         return self._shares.used
 
     @asynccontextmanager
-    async def hold(self, holder: EndpointId) -> AsyncIterator[Place]:
+    async def hold(self, holder: Hashable) -> AsyncIterator[Place]:
         """Hold a place. The running task is cancelled if it has to make room and does not.
 
         Raises:
@@ -86,7 +85,7 @@ class Places:
             if not place.has_ended_task or task.cancelling() != 1:
                 raise
             task.uncancel()
-            raise LimitExceeded("the request made room for an endpoint with fewer") from None
+            raise LimitExceeded("the request made room for somebody with fewer") from None
         finally:
             place.release()
 
@@ -120,7 +119,7 @@ class Places:
             raise
         return claim
 
-    def is_wanted_more(self, holder: EndpointId) -> bool:
+    def is_wanted_more(self, holder: Hashable) -> bool:
         """Whether somebody waits who has fewer places than this holder."""
         held = self._shares.held_by(holder)
         return any(self._shares.held_by(other) < held for other in self._waiting)
@@ -154,12 +153,12 @@ class Place:
     """One place, while a task holds it.
 
     Attributes:
-        holder: the endpoint on whose account it is.
+        holder: on whose account it is.
         has_ended_task: whether the task was cancelled because it did not make room.
     """
 
     def __init__(
-        self, places: Places, holder: EndpointId, task: asyncio.Task[object], parting_s: float
+        self, places: Places, holder: Hashable, task: asyncio.Task[object], parting_s: float
     ) -> None:
         self.holder = holder
         self.has_ended_task = False

@@ -10,8 +10,8 @@ import pytest
 
 from dialkey.errors import LimitExceeded
 from dialkey.identity import EndpointId, SecretKey
+from dialkey.places import LEAST_BYTES_PER_S, PARTING_S, TURN_S, Places
 from dialkey.testing import in_virtual_time
-from dialkey_blobs.places import LEAST_BYTES_PER_S, PARTING_S, TURN_S, Places
 
 STEP_BYTES = 1 << 20
 
