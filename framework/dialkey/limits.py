@@ -42,6 +42,31 @@ MAX_USER_DATA_BYTES: Final = 245
 MAX_PATH_ADDRESSES: Final = 32
 """Direct addresses of a peer to which one connection opens paths; iroh keeps 30 of a remote."""
 
+MAX_TRAVERSAL_ADDRESSES: Final = 32
+"""Candidates that either side of a connection holds of the other for hole punching: iroh's own number."""
+
+PROBE_ROOM_FACTOR: Final = 3
+"""Bytes of probes that a connection sends to addresses which its peer has only named, for each byte that
+the peer has sent us: the factor of RFC 9000 for whatever is unproven. A handshake alone pays for two
+hundred probes."""
+
+PROBES_PER_TARGET: Final = 64
+PROBES_PER_TARGET_PER_S: Final = 4.0
+"""Probes to one IP address (IPv6: /64) that has not answered, whoever named it: at once, and in the long
+run. A round sends nine to each of its ports; 36 bytes each."""
+
+PROBES_IN_ALL: Final = 2048
+PROBES_IN_ALL_PER_S: Final = 512.0
+"""Probes of all connections of one endpoint, some 30 kB a second with their headers."""
+
+MAX_PROBE_TARGETS: Final = 4096
+"""IP addresses of which is remembered how many probes they got lately; the oldest are forgotten."""
+
+MAX_FOREIGN_PRIVATE_ADDRESSES: Final = 4
+FOREIGN_PRIVATE_ATTEMPTS: Final = 3
+"""Private addresses of a range in which we have none ourselves, in one round, and probes to each: most
+likely they are of somebody else's network, and may be a stranger's in ours."""
+
 MAX_PATH_RELAYS: Final = 4
 """Relays of a peer over which it does so: an endpoint has one home, and changes it now and then."""
 

@@ -18,6 +18,7 @@ from dialkey.quic.paths.cids import MAX_PEER_CIDS
 from dialkey.quic.paths.congestion import MakeController
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.paths.path import Address
+from dialkey.quic.paths.probing import ProbeAllowance
 from dialkey.quic.paths.skipped_numbers import Draw
 from dialkey.quic.qlog import Qlog
 
@@ -40,6 +41,8 @@ class Config:
 
     Attributes:
         multipath: offer the multipath extension.
+        traversal: offer NAT traversal, too, which needs it.
+        probes: how many probes may go to addresses that peers have named; shared by all connections.
         new_cid: makes a fresh connection id.
         reset_token: derives the stateless-reset token of a connection id.
         draw: returns an unforeseeable number below its argument.
@@ -58,6 +61,8 @@ class Config:
     draw: Draw = secrets.randbelow
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
     multipath: bool = True
+    traversal: bool = True
+    probes: ProbeAllowance = attrs.field(factory=ProbeAllowance)
     idle_timeout_s: float = 30.0
     keep_alive_s: float = 5.0
     handshake_timeout_s: float = limits.HANDSHAKE_TIMEOUT_S
@@ -79,7 +84,9 @@ class Config:
 
     def parameters(self) -> TransportParameters:
         """Return the transport parameters that we announce."""
+        holds = limits.MAX_TRAVERSAL_ADDRESSES if self.multipath and self.traversal else None
         return TransportParameters(
+            traversal_addresses=holds,
             max_idle_timeout_ms=int(self.idle_timeout_s * 1000),
             max_udp_payload_size=1472,
             initial_max_data=self.first_window,

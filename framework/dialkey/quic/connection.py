@@ -301,7 +301,7 @@ class Connection:
             protection,
             self.paths,
             self.streams,
-            (self.streams, self.paths.frames, self.datagrams, self),
+            (self.streams, self.paths.frames, self.datagrams, self.paths.traversal, self),
             is_client=self.is_client,
             heard=self._heard,
             confirm=self._confirm,
@@ -368,6 +368,8 @@ class Connection:
                 path = self.paths.selected
                 rtt_s = path.recovery.srtt if path is not None else self.config.initial_rtt_s
                 self.streams.size_windows(now, rtt_s)
+            if self.paths.traversal.has_probes and self.confirmed:
+                self.builder.probe(self.bytes_received, now, send)
             self.builder.flush(now, send, may_probe_mtu=self.confirmed)
             if self._watches_delivery and self.is_delivered:
                 self._watches_delivery = False
@@ -378,7 +380,9 @@ class Connection:
         """Whether a flush would send something now even if the application adds nothing."""
         if self.handshake is not None or self.streams.scheduler or self.state is not State.OPEN:
             return True
-        return bool(self.control) or any(path.has_urgent_work for path in self.paths.values())
+        if self.control or self.paths.traversal.has_probes:
+            return True
+        return any(path.has_urgent_work for path in self.paths.values())
 
     @property
     def has_work(self) -> bool:

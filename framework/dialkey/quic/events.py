@@ -139,6 +139,15 @@ class PathAbandoned(Event):
         self.remote = remote
 
 
+class AddressAnswered(Event):
+    """A candidate of the peer answered our probe: a client opens a path there."""
+
+    __slots__ = ("remote",)
+
+    def __init__(self, remote: Hashable) -> None:
+        self.remote = remote
+
+
 class PathSuspected(Event):
     """A path answers nothing any more; another should carry data."""
 

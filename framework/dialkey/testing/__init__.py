@@ -26,9 +26,11 @@ from __future__ import annotations
 from dialkey.testing.cable import Cable
 from dialkey.testing.clock import Deadlock, VirtualClock, in_virtual_time, run
 from dialkey.testing.conditions import Channel, Conditions
+from dialkey.testing.nat import NAT_KINDS, Nat, NatKind, are_punchable
 from dialkey.testing.network import Link, MemoryNetwork, MemoryTransport
 
 __all__ = [
+    "NAT_KINDS",
     "Cable",
     "Channel",
     "Conditions",
@@ -36,7 +38,10 @@ __all__ = [
     "Link",
     "MemoryNetwork",
     "MemoryTransport",
+    "Nat",
+    "NatKind",
     "VirtualClock",
+    "are_punchable",
     "in_virtual_time",
     "run",
 ]

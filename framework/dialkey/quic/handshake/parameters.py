@@ -29,11 +29,17 @@ _INITIAL_SOURCE_CID = 0x0F
 _RETRY_SOURCE_CID = 0x10
 _MAX_DATAGRAM_FRAME_SIZE = 0x20
 _INITIAL_MAX_PATH_ID = 0x3E
+_TRAVERSAL_ADDRESSES = 0x3D7F91120401
 
 
 @attrs.define
 class TransportParameters:
-    """One side's parameters; the defaults are those of RFC 9000 for a parameter that is absent."""
+    """One side's parameters; the defaults are those of RFC 9000 for a parameter that is absent.
+
+    Attributes:
+        traversal_addresses: how many candidates of the other side this one holds (docs/wire/quic.md 5.1);
+            None without NAT traversal.
+    """
 
     max_idle_timeout_ms: int = 0
     max_udp_payload_size: int = 65527
@@ -48,6 +54,7 @@ class TransportParameters:
     active_connection_id_limit: int = 2
     max_datagram_frame_size: int = 0
     initial_max_path_id: int | None = None
+    traversal_addresses: int | None = None
     original_destination_cid: bytes | None = None
     initial_source_cid: bytes | None = None
     retry_source_cid: bytes | None = None
@@ -81,6 +88,8 @@ class TransportParameters:
         integer(_MAX_DATAGRAM_FRAME_SIZE, self.max_datagram_frame_size)
         if self.initial_max_path_id is not None:
             integer(_INITIAL_MAX_PATH_ID, self.initial_max_path_id)
+        if self.traversal_addresses is not None:
+            raw(_TRAVERSAL_ADDRESSES, bytes((self.traversal_addresses,)))
         return b"".join(out)
 
 
@@ -129,6 +138,10 @@ def decode(data: bytes) -> TransportParameters:
                 if end != len(body):
                     raise _bad(f"parameter 0x{key:x} has a wrong length")
                 setattr(result, _INTEGERS[key], value)
+            elif key == _TRAVERSAL_ADDRESSES:
+                if len(body) != 1 or not body[0]:
+                    raise _bad("the number of candidates is not one byte above zero")
+                result.traversal_addresses = body[0]
             elif key in _RAW:
                 setattr(result, _RAW[key], body)
     except TransportError as exc:

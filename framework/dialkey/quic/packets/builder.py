@@ -353,6 +353,9 @@ class Builder:
             frame = bytes((codes.PATH_RESPONSE,)) + token
             if remote != path.remote:
                 # Nothing is known of that address: it gets three times what came from it at most.
+                if not self._paths.has_proved(remote):
+                    own = self._paths.traversal.token_for_answer(remote)
+                    frame += bytes((codes.PATH_CHALLENGE,)) + own if own is not None else b""
                 frame += bytes(max(0, min(room, 3 * asked_with) - len(frame)))
                 self._send_off_path(self.seal(path, frame, cid), remote, send)
             elif path.recovery.cc.available < BASE_BYTES:
@@ -369,6 +372,19 @@ class Builder:
                 owned = (self._paths.frames, codes.PATH_RESPONSE)
                 self._emit(path, packet, [owned], now, send)
             path.on_challenge_answered()
+
+    def probe(self, heard_bytes: int, now: float, send: Send) -> None:
+        """Send the probes of NAT traversal that are due.
+
+        Args:
+            heard_bytes: what the peer has sent so far.
+        """
+        path = self._paths.for_probes
+        if path is None or path.cid is None:
+            return
+        for remote, token in self._paths.traversal.take_probes(heard_bytes, now):
+            frame = bytes((codes.PATH_CHALLENGE,)) + token
+            self._send_off_path(self.seal(path, frame, path.cid), remote, send)
 
     def _send_off_path(self, packet: bytes, remote: Address, send: Send) -> None:
         """Send a packet outside congestion control, to an address that is not the path's."""

@@ -196,8 +196,7 @@ class Reader:
         now: float,
     ) -> None:
         has_moved = remote is not path.remote and remote != path.remote
-        if self._is_client and has_moved:
-            # A client follows no server to another address (RFC 9000 section 9).
+        if self._is_client and has_moved and not self._paths.traversal.lets_in(remote):
             return
         first = packet[0] ^ (mask[0] & 0x1F)
         length = (first & 3) + 1
@@ -229,6 +228,9 @@ class Reader:
         if kind & _ELICITING:
             has_data = bool(kind & _DATA) and self._is_client
             path.owe_acknowledgement(1, now, has_awaited_data=has_data)
+        if self._is_client:
+            # It follows no server to another address (RFC 9000 section 9).
+            return
         if is_newest and kind & _NON_PROBING and remote != path.remote and not path.abandoned:
             self._paths.follow(path, remote, len(packet), now)
 

@@ -178,6 +178,8 @@ class PathFrames:
     def _on_response(self, data: bytes, pos: int, frame: int, arrival: Arrival) -> int:
         token, pos = read_bytes(data, pos, 8)
         path = arrival.path
+        if self._paths.traversal.on_response(token, arrival.remote):
+            return pos
         if path.on_response(token, arrival.now):
             self._emit(events.PathValidated(path.id, path.remote))
         return pos

@@ -31,6 +31,7 @@ from dialkey.quic.paths.multipath import (
 )
 from dialkey.quic.paths.path import NEVER, Address, Path
 from dialkey.quic.paths.recovery import Frame, Sent
+from dialkey.quic.paths.traversal import Traversal
 from dialkey.quic.qlog import Trace
 
 
@@ -41,6 +42,7 @@ class Paths(Mapping[int, Path]):
         multipath: what is known beside the paths; None without the extension.
         ids: connection ids of all paths.
         frames: reads and writes frames about paths.
+        traversal: finds further addresses of the peer.
         sent_packets_before, lost_packets_before: of paths that are over.
     """
 
@@ -62,6 +64,14 @@ class Paths(Mapping[int, Path]):
         self._peer = TransportParameters()
         self._paths: dict[int, Path] = {}
         self.multipath: Multipath | None = None
+        self.traversal = Traversal(
+            config.probes,
+            is_client=is_client,
+            initial_rtt_s=config.initial_rtt_s,
+            random_bytes=config.random_bytes,
+            control=control,
+            emit=emit,
+        )
         self.frames = PathFrames(self, emit)
         self.ids = ConnectionIds(
             new_cid=config.new_cid,
@@ -129,6 +139,9 @@ class Paths(Mapping[int, Path]):
         path.on_established(now)
         if self._config.multipath and peer.initial_max_path_id is not None:
             self.multipath = Multipath(MAX_CONCURRENT_PATHS - 1, peer.initial_max_path_id)
+        if self._config.traversal:
+            is_multipath = self.multipath is not None
+            self.traversal.start(peer.traversal_addresses, is_multipath=is_multipath)
 
     def issue_ids(self) -> None:
         """Give the peer connection ids for path 0, and for those that it may open."""
@@ -289,6 +302,7 @@ class Paths(Mapping[int, Path]):
         """Drop everything in flight: the connection is over."""
         for path in self._paths.values():
             path.recovery.forget()
+        self.traversal.clear()
 
     # --- choosing -------------------------------------------------------------------------------
 
@@ -353,6 +367,16 @@ class Paths(Mapping[int, Path]):
             for path in self._paths.values()
             if path is selected or (path.validated and not path.abandoned and path.cid is not None)
         ]
+
+    @property
+    def for_probes(self) -> Path | None:
+        """The path with whose keys and numbers probes are sealed: the first that has been proved."""
+        proved = (p for p in self._paths.values() if p.validated and not p.abandoned and p.cid)
+        return min(proved, key=lambda path: path.id, default=None)
+
+    def has_proved(self, remote: Address) -> bool:
+        """Whether a path leads to an address and has been answered there."""
+        return any(p.remote == remote and p.validated for p in self._paths.values())
 
     @property
     def has_open(self) -> bool:
@@ -517,7 +541,7 @@ class Paths(Mapping[int, Path]):
 
     def next_timer(self) -> float:
         """Return when `on_timer` is due."""
-        at = NEVER
+        at = self.traversal.timer()
         state = self.multipath
         if state is not None and state.ends_at is not None:
             at = state.ends_at
@@ -533,6 +557,7 @@ class Paths(Mapping[int, Path]):
         Args:
             expects_data: tells whether the peer may send data on a stream.
         """
+        self.traversal.on_timer(now)
         for path in list(self._paths.values()):
             has_fired = path.on_timer(now, self._config.keep_alive_s, expects_data)
             if has_fired and self._qlog is not None:
