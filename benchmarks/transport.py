@@ -342,6 +342,7 @@ class Run:
                     costs = []
                     for idle in (1, count):
                         await pair.client.do("dial", address=pair.address, count=idle)
+                        await pair.client.do("touch")
                         await pair.client.do("download", size=BLOCK)
                         costs.append(await self._download_cpu(pair))
                     series.add(costs[1] / costs[0], None)

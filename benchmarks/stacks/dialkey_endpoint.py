@@ -8,7 +8,7 @@ from pathlib import Path
 
 import attrs
 
-from dialkey import Connection, Endpoint, RecvStream, Router, SendStream
+from dialkey import Connection, Endpoint, RecvStream, Router, SendStream, limits
 from dialkey.errors import DialkeyError
 from stacks.base import Answer, Session, Stack, Stream
 
@@ -18,6 +18,8 @@ DATAGRAMS_AT_ONCE = 16
 """So few that none is dropped for want of room."""
 MAX_STREAMS = 2000
 """More than the default, for the measurement with 1,000 idle streams."""
+MAX_CONNECTIONS = 2048
+"""More than one endpoint id or address may have, for the measurement with 1,000 idle connections."""
 
 
 class _Stream:
@@ -88,6 +90,8 @@ class DialkeyStack(Stack):
 
     async def _bind(self) -> Endpoint:
         if self._endpoint is None:
+            for name in ("MAX_CONNECTIONS_PER_ID", "MAX_CONNECTIONS_PER_ADDRESS"):
+                setattr(limits, name, MAX_CONNECTIONS)
             self._endpoint = await self._open()
             driver = self._endpoint._driver
             driver.config = attrs.evolve(driver.config, max_streams=MAX_STREAMS)
