@@ -535,6 +535,7 @@ class Connection:
         if self.handshake is not None:
             self._handshake_bytes_sent = self.handshake.bytes_sent
             self._remote = self.handshake.remote
+            self.handshake.dismantle()
             self.handshake = None
 
     def _be_gone(self, happening: Happening) -> None:

@@ -240,6 +240,10 @@ class Handshake:
         frame_type = None if is_application else 0
         self._machine.close(error_code=error_code, frame_type=frame_type, reason_phrase=reason)
 
+    def dismantle(self) -> None:
+        """Free all of it; it is not used again."""
+        self._machine.dismantle()
+
     # --- what it knows --------------------------------------------------------------------------
 
     @property
