@@ -522,6 +522,9 @@ class ConnectionDriver:
                 if path is not None and path.may_carry_data:
                     self._emit_path(PathClosed(self.path_info(path)))
                 self._update_paths()
+            case events.AddressAnswered(remote=remote):
+                if self.path_manager is not None:
+                    self.path_manager.on_punched(remote)
             case events.PathRecovered() | events.PathsAvailable():
                 self._update_paths()
             case events.PathMigrated(path_id=path_id, previous=previous):
@@ -535,6 +538,7 @@ class ConnectionDriver:
     def _on_handshake(self) -> None:
         if self.core.paths.multipath is not None:
             self.path_manager = PathManager(self)
+            self.path_manager.set_candidates(self.driver.candidates())
         for path in self.core.paths.values():
             self._emit_path(PathOpened(self.path_info(path)))
         self.announce_selection()

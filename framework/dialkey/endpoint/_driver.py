@@ -25,7 +25,7 @@ from dialkey.endpoint.paths import NetworkChanged
 from dialkey.endpoint.selection import DirectFirst, PathSelector
 from dialkey.errors import Refused
 from dialkey.hooks import Plugins
-from dialkey.identity import EndpointId, SecretKey, TransportAddr
+from dialkey.identity import EndpointId, IpAddr, SecretKey, TransportAddr
 from dialkey.network.transport import ExplainingTransport, PathAddress, Transport
 from dialkey.printable import printable_bytes
 from dialkey.quic.connection import Config
@@ -199,6 +199,19 @@ class Driver:
         for connection in self._connections:
             connection.network_changed(now)
         self.plugins.emit(NetworkChanged())
+        self.candidates_changed()
+
+    def candidates(self) -> list[IpAddr]:
+        """Return the IP addresses at which this machine may be reached, as known now."""
+        addrs = (each for transport in self.transports for each in transport.local_addrs())
+        return [each for each in addrs if isinstance(each, IpAddr)]
+
+    def candidates_changed(self) -> None:
+        """Tell everybody where this machine may be reached now."""
+        candidates = self.candidates()
+        for connection in self._connections:
+            if connection.path_manager is not None:
+                connection.path_manager.set_candidates(candidates)
         self._on_network_changed()
 
     # --- dialling -------------------------------------------------------------------------------
@@ -455,6 +468,9 @@ class _Inlet:
 
     def on_writable(self) -> None:
         self._driver.on_writable()
+
+    def on_candidates_changed(self) -> None:
+        self._driver.candidates_changed()
 
     def on_addresses_changed(self) -> None:
         # Not the one who says so: it knows, and would go on asking itself.

@@ -11,7 +11,7 @@ from dialkey.endpoint.lookup import AddressLookup
 from dialkey.endpoint.path_policy import PathPolicy, PathView
 from dialkey.endpoint.paths import PathInfo, kind_of
 from dialkey.endpoint.selection import DirectFirst
-from dialkey.identity import TransportAddr
+from dialkey.identity import IpAddr, TransportAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes
 from dialkey.quic.connection import State
@@ -56,6 +56,17 @@ class PathManager:
             self._policy.learn(address, is_relayed=kind_of(address) == "relay")
         self.update()
 
+    def set_candidates(self, candidates: Iterable[IpAddr]) -> None:
+        """Tell the peer where this machine may be reached: it probes us there, and we it."""
+        self._core.paths.traversal.set_candidates(candidates, self._driver.now())
+        self._connection.flush_soon()
+
+    def on_punched(self, address: PathAddress) -> None:
+        """Note that an address of the peer answered a probe."""
+        self._policy.on_punched(address)
+        self._core.paths.nudge(address, self._driver.now())
+        self.update()
+
     def close(self) -> None:
         """Look no more."""
         self._cancel_timer()
@@ -84,6 +95,8 @@ class PathManager:
     def network_changed(self) -> None:
         """Try everything again at once."""
         self._policy.on_network_changed()
+        if self._core.paths.multipath is not None:
+            self._core.paths.traversal.punch(self._driver.now())
         self.update()
 
     def update(self) -> None:
@@ -100,6 +113,8 @@ class PathManager:
         if core.is_client and core.confirmed:
             self._leave(now)
             self._open(now)
+            if self._policy.wants_punching(self._views(), now):
+                core.paths.traversal.punch(now)
             if self._follower is not None:
                 self._follower.update(is_stranded=self._policy.is_stranded(self._views()))
         self._connection.flush_soon()

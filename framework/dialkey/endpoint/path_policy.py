@@ -27,6 +27,9 @@ RETRY_FIRST_S: Final = 5.0
 RETRY_MOST_S: Final = 60.0
 """Between two attempts to open a path to one address: iroh's own interval, then its own upgrade
 interval. An address that never answered has to wait twice as long each time, without an upper end."""
+PUNCH_INTERVAL_S: Final = 60.0
+"""Between two looks for a direct path while there is none and neither side has a new address: iroh's own
+number."""
 QUARANTINE_FIRST_S: Final = 1.0
 QUARANTINE_MOST_S: Final = 60.0
 QUARANTINE_FORGET_S: Final = 120.0
@@ -121,6 +124,10 @@ class PathPolicy:
         self._records: dict[PathAddress, _Record] = {}
         self._known: dict[PathAddress, bool] = {}
         self._newest: PathAddress | None = None
+        # Those that answered a probe, and to which no path was opened since.
+        self._punched: set[PathAddress] = set()
+        # When probes were asked for last; None while there is a direct path.
+        self._punched_at: float | None = None
         self._spent: dict[Hashable, int] = {}
         self._in_use: set[PathAddress] = set()
         self._validated_at: dict[int, float] = {}
@@ -157,6 +164,15 @@ class PathPolicy:
         self._spent.pop(_target(address), None)
         self._validated_at[path_id] = now
 
+    def on_punched(self, address: PathAddress) -> None:
+        """Note that an address has answered a probe: a path there is opened before all others."""
+        self.learn(address, is_relayed=False, is_newest=True)
+        self._punched.add(address)
+        record = self._record(address)
+        record.has_answered = True
+        record.next_try = 0.0
+        self._spent.pop(_target(address), None)
+
     def on_suspected(self, address: PathAddress, now: float) -> None:
         """Quarantine an address that stopped answering."""
         record = self._record(address)
@@ -178,6 +194,16 @@ class PathPolicy:
     def is_stranded(paths: Iterable[PathView]) -> bool:
         """Say whether no path works."""
         return _is_stranded(paths)
+
+    def wants_punching(self, paths: Sequence[PathView], now: float) -> bool:
+        """Say whether it is time to look for a direct path by probes once more."""
+        if _has_good_direct(paths):
+            self._punched_at = None
+            return False
+        if self._punched_at is not None and now < self._punched_at + PUNCH_INTERVAL_S:
+            return False
+        self._punched_at = now
+        return True
 
     # --- choosing -------------------------------------------------------------------------------
 
@@ -236,7 +262,11 @@ class PathPolicy:
         for address in sorted(waiting, key=lambda each: self._record(each).next_try):
             is_relayed = self._known[address]
             # Where a lookup says the peer is now does not wait for where it was.
-            has_turn = validating < MAX_DIRECT_ATTEMPTS or (stranded and address == self._newest)
+            has_turn = (
+                validating < MAX_DIRECT_ATTEMPTS
+                or address in self._punched
+                or (stranded and address == self._newest)
+            )
             if not is_relayed and (has_direct or not has_turn):
                 continue
             record = self._record(address)
@@ -255,6 +285,7 @@ class PathPolicy:
 
     def opened(self, address: PathAddress, paths: Sequence[PathView], now: float) -> None:
         """Note that an attempt has begun; `paths` as they were before."""
+        self._punched.discard(address)
         record = self._record(address)
         pause_s = RETRY_FIRST_S * 2**record.attempts
         if record.has_answered:

@@ -41,7 +41,10 @@ class Receiver(Protocol):
         """Note that `is_blocked` has become false."""
 
     def on_addresses_changed(self) -> None:
-        """Note that `local_addrs` has changed."""
+        """Note that `local_addrs` has changed, because the network has: all paths are checked."""
+
+    def on_candidates_changed(self) -> None:
+        """Note that more, or less, is known of where we may be reached; the network is the same."""
 
 
 class Transport(Protocol):

@@ -66,6 +66,7 @@ class _End:
         self.on_batch_end = receiver.on_batch_end
         self.on_writable = receiver.on_writable
         self.on_addresses_changed = receiver.on_addresses_changed
+        self.on_candidates_changed = receiver.on_candidates_changed
 
     def on_datagrams(self, data: memoryview, segment_bytes: int, remote: PathAddress) -> None:
         if not self._cable.is_cut:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import ipaddress
 import itertools
 import random
 from collections.abc import Iterator
 from typing import Final
 
 from dialkey.endpoint import MemoryDirectory, MemoryLookup
-from dialkey.errors import BindError
+from dialkey.errors import BindError, InvalidInput
 from dialkey.identity import CustomAddr, EndpointId, IpAddr, TransportAddr
 from dialkey.network import PathAddress, Receiver
 from dialkey.testing.conditions import Channel, Conditions
+from dialkey.testing.nat import Nat
 
 MEMORY_ADDRESS_ID: Final = 0x6D656D
 """The kind of our custom addresses ("mem"); nothing on a real network uses it."""
 
 Name = str | TransportAddr
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def address_of(name: Name) -> TransportAddr:
@@ -43,7 +46,9 @@ class MemoryNetwork:
     def __init__(self, *, seed: int = 0, conditions: Conditions | None = None) -> None:
         self._rng = random.Random(seed)
         self.conditions = conditions if conditions is not None else Conditions()
-        self._attached: dict[PathAddress, MemoryTransport] = {}
+        # By the NAT that they are behind, and their address there.
+        self._attached: dict[tuple[Nat | None, PathAddress], MemoryTransport] = {}
+        self._nats: dict[IpAddress, Nat] = {}
         self._channels: dict[tuple[PathAddress, PathAddress], Channel] = {}
         self._refused: dict[PathAddress, str] = {}
         self.directory = MemoryDirectory()
@@ -52,7 +57,9 @@ class MemoryNetwork:
         """Make a lookup for one endpoint, by which those of this network find each other by their ids."""
         return self.directory.lookup()
 
-    def transport(self, name: Name) -> MemoryTransport:
+    def transport(
+        self, name: Name, *, nat: Nat | None = None, observer: IpAddr | None = None
+    ) -> MemoryTransport:
         """Make a transport for one endpoint: pass it to `Endpoint.bind(transports=[…])`.
 
         An endpoint can have one of each kind of address, to be reached in two ways: one by name, one
@@ -60,8 +67,20 @@ class MemoryNetwork:
 
         Args:
             name: where it is reached: a name of your choice, or an address, such as an `IpAddr`.
+            nat: what stands between it and the rest of the network. Then `name` is an `IpAddr`, which
+                only those behind the same NAT reach.
+            observer: somebody who tells it which address the outside sees; it advertises that, too.
+
+        Raises:
+            InvalidInput: a name is behind a NAT, or two NATs have one outer address.
         """
-        return MemoryTransport(self, address_of(name))
+        address = address_of(name)
+        if nat is not None:
+            if not isinstance(address, IpAddr):
+                raise InvalidInput("what is behind a NAT has an IP address")
+            if nat.kind != "none" and self._nats.setdefault(nat.ip, nat) is not nat:
+                raise InvalidInput(f"another NAT has the outer address {nat.ip}")
+        return MemoryTransport(self, address, nat, observer)
 
     def link(self, one: Name, other: Name) -> Link:
         """Return the link between two names, to change what it does in both directions."""
@@ -92,27 +111,49 @@ class MemoryNetwork:
         Raises:
             BindError: another transport has the address.
         """
-        if self._attached.get(address, transport) is not transport:
+        place = (transport.nat, address)
+        if self._attached.get(place, transport) is not transport:
             raise BindError(f"{address} is taken in this network")
-        self._attached[address] = transport
+        self._attached[place] = transport
 
-    def detach(self, address: PathAddress) -> None:
+    def detach(self, transport: MemoryTransport, address: PathAddress) -> None:
         """Let datagrams to `address` reach nobody."""
-        self._attached.pop(address, None)
+        self._attached.pop((transport.nat, address), None)
 
     def carry(self, source: MemoryTransport, remote: PathAddress, data: bytes) -> None:
         """Take one datagram on its way."""
         now = source.loop.time()
-        sender = source.address
+        sender, target = self._route(source, remote, now)
         reason = self._refused.get(remote)
         if reason is not None:
             delay_s = self.channel(sender, remote).conditions.delay_s
             source.expect_refusal(now + 2 * delay_s, remote, reason)
             return
         for at in self.channel(sender, remote).arrivals(len(data), now):
-            target = self._attached.get(remote)
             if target is not None:
-                target.expect(at, sender, remote, data)
+                target.expect(at, sender, target.address, data)
+
+    def _route(
+        self, source: MemoryTransport, remote: PathAddress, now: float
+    ) -> tuple[PathAddress, MemoryTransport | None]:
+        """Return the address that a datagram seems to come from, and who gets it, if anybody."""
+        neighbour = self._attached.get((source.nat, remote))
+        if neighbour is not None:
+            return source.address, neighbour
+        sender: PathAddress = source.address
+        if not isinstance(remote, IpAddr):
+            return sender, self._attached.get((None, remote))
+        if source.nat is not None:
+            assert isinstance(sender, IpAddr)
+            sender = source.nat.out(sender, remote, now)
+        nat = self._nats.get(remote.ip)
+        if nat is None:
+            return sender, self._attached.get((None, remote))
+        if nat is source.nat and not nat.hairpin:
+            return sender, None
+        assert isinstance(sender, IpAddr)
+        inner = nat.inwards(sender, remote.port, now)
+        return sender, None if inner is None else self._attached.get((nat, inner))
 
 
 class Link:
@@ -157,9 +198,17 @@ class MemoryTransport:
 
     name = "memory"
 
-    def __init__(self, network: MemoryNetwork, address: TransportAddr) -> None:
+    def __init__(
+        self,
+        network: MemoryNetwork,
+        address: TransportAddr,
+        nat: Nat | None = None,
+        observer: IpAddr | None = None,
+    ) -> None:
         self._network = network
         self._address = address
+        self._observer = observer
+        self.nat = nat if nat is not None and nat.kind != "none" else None
         self._receiver: Receiver | None = None
         self._arriving: list[tuple[float, int, PathAddress, PathAddress, bytes]] = []
         self._order = itertools.count()
@@ -185,7 +234,7 @@ class MemoryTransport:
 
     async def close(self) -> None:
         self._receiver = None
-        self._network.detach(self._address)
+        self._network.detach(self, self._address)
         self._arriving.clear()
         for refusal in self._refusals:
             refusal.cancel()
@@ -213,7 +262,10 @@ class MemoryTransport:
         return self._blocked
 
     def local_addrs(self) -> list[TransportAddr]:
-        return [self._address]
+        if self.nat is None or self._observer is None or self._receiver is None:
+            return [self._address]
+        assert isinstance(self._address, IpAddr)
+        return [self.nat.out(self._address, self._observer, self.loop.time()), self._address]
 
     def network_changed(self) -> None:
         """Nothing to look at."""
@@ -227,11 +279,17 @@ class MemoryTransport:
             name: the new address. What is on its way to the old one is lost.
             announce: tell the endpoint, as an operating system does; a NAT tells nobody.
         """
-        self._network.detach(self._address)
+        self._network.detach(self, self._address)
         self._address = address_of(name)
         self._network.attach(self, self._address)
         if announce and self._receiver is not None:
             self._receiver.on_addresses_changed()
+
+    def learn_from(self, observer: IpAddr) -> None:
+        """Learn anew from somebody outside which address the outside sees, and tell the endpoint."""
+        self._observer = observer
+        if self._receiver is not None:
+            self._receiver.on_candidates_changed()
 
     def block(self) -> None:
         """Stop taking datagrams, as a socket whose buffer is full."""

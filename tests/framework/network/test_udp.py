@@ -51,6 +51,9 @@ class Inbox:
     def on_writable(self) -> None:
         self.news.set()
 
+    def on_candidates_changed(self) -> None:
+        raise AssertionError
+
     def on_addresses_changed(self) -> None:
         raise AssertionError
 

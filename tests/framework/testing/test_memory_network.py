@@ -45,6 +45,9 @@ class Inbox:
     def on_writable(self) -> None:
         self.writable += 1
 
+    def on_candidates_changed(self) -> None:
+        raise AssertionError
+
     def on_addresses_changed(self) -> None:
         self.changed += 1
 

@@ -382,7 +382,9 @@ class Builder:
         path = self._paths.for_probes
         if path is None or path.cid is None:
             return
-        for remote, token in self._paths.traversal.take_probes(heard_bytes, now):
+        reached = [each.remote for each in self._paths.values() if each.works]
+        probes = self._paths.traversal.take_probes(heard_bytes, now, reached=reached)
+        for remote, token in probes:
             frame = bytes((codes.PATH_CHALLENGE,)) + token
             self._send_off_path(self.seal(path, frame, path.cid), remote, send)
 

@@ -515,6 +515,11 @@ class Path:
         self.start_challenge(now, deadline=NEVER)
 
     @property
+    def works(self) -> bool:
+        """Whether `remote` has answered, and still does."""
+        return self.validated and not (self.suspect or self.abandoned)
+
+    @property
     def has_urgent_work(self) -> bool:
         """Whether a flush would send something on it now."""
         return self.ack_pending >= ACK_EVERY or bool(self.responses) or self.challenge is not None

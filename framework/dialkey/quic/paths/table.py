@@ -399,6 +399,12 @@ class Paths(Mapping[int, Path]):
             if path.remote == remote:
                 path.on_too_large(max_datagram_bytes + 1)
 
+    def nudge(self, remote: Address, now: float) -> None:
+        """Ask anew at once where a path leads that has not answered: now the way is open."""
+        for path in self._paths.values():
+            if path.remote == remote and path.challenge is not None and not path.abandoned:
+                path.challenge.restart(now)
+
     def follow(self, path: Path, remote: Address, size: int, now: float) -> None:
         """Follow a client that sends from another address (RFC 9000 section 9.3)."""
         previous = path.remote

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from dialkey import limits
@@ -233,18 +233,21 @@ class Traversal:
         """Whether probes wait to be sent."""
         return bool(self._due)
 
-    def take_probes(self, heard_bytes: int, now: float) -> list[tuple[IpAddr, bytes]]:
+    def take_probes(
+        self, heard_bytes: int, now: float, *, reached: Collection[Address] = ()
+    ) -> list[tuple[IpAddr, bytes]]:
         """Return where probes go now, and the token of each.
 
         Args:
             heard_bytes: what the peer has sent over this connection so far.
+            reached: where paths that work lead: nothing is to be found out there.
         """
         found = []
         room = limits.PROBE_ROOM_FACTOR * heard_bytes - PROBE_BYTES * self.probes_sent
         while self._due:
             address = self._due.popleft()
             attempts = self._attempts.get(address, 0)
-            if not attempts:
+            if not attempts or address in reached:
                 continue
             # One that may not be sent is not sent later, either: that would only pile up.
             self._attempts[address] = attempts - 1
