@@ -78,6 +78,7 @@ class Driver:
         keep_alive_s: float,
         max_datagram_bytes: int,
         make_controller: MakeController,
+        hole_punching: bool,
         qlog: Qlog | None,
         key_log_file: TextIO | None,
     ) -> None:
@@ -96,6 +97,7 @@ class Driver:
             idle_timeout_s=idle_timeout_s,
             keep_alive_s=keep_alive_s,
             max_datagram=max_datagram_bytes,
+            traversal=hole_punching,
             qlog=qlog,
             secrets_log_file=key_log_file,
         )

@@ -70,6 +70,7 @@ class _Options:
     keep_alive_s: float
     max_datagram_bytes: int
     make_controller: MakeController
+    hole_punching: bool
     qlog_dir: str | Path | None
     key_log_file: TextIO | None
     user_data: str | None
@@ -109,6 +110,7 @@ class Endpoint(AsyncOnly):
         keep_alive_s: float = 5.0,
         max_datagram_bytes: int = DEFAULT_MAX_BYTES,
         congestion: Congestion = "bbr",
+        hole_punching: bool = True,
         qlog_dir: str | Path | None = None,
         key_log_file: TextIO | None = None,
         user_data: str | None = None,
@@ -135,6 +137,8 @@ class Endpoint(AsyncOnly):
             max_datagram_bytes: upper end of path MTU discovery, UDP payload.
             congestion: "bbr", "cubic", or a function that makes the controller of a new path; a plugin
                 may choose another (hook `dialkey_congestion`).
+            hole_punching: tell peers at which IP addresses this machine may be reached, probe theirs,
+                and go over directly where a connection began through a relay.
             qlog_dir: write a qlog file (.sqlog) of each connection into this directory, which must
                 exist: packets with their frames, and loss recovery. For analysis; it slows down.
             key_log_file: write TLS secrets there (NSS format), to decrypt captures. Anybody who reads it
@@ -161,6 +165,7 @@ class Endpoint(AsyncOnly):
             keep_alive_s=keep_alive_s,
             max_datagram_bytes=max_datagram_bytes,
             make_controller=maker_of(congestion),
+            hole_punching=hole_punching,
             qlog_dir=qlog_dir,
             key_log_file=key_log_file,
             user_data=user_data,
@@ -222,6 +227,7 @@ class Endpoint(AsyncOnly):
             keep_alive_s=options.keep_alive_s,
             max_datagram_bytes=options.max_datagram_bytes,
             make_controller=options.make_controller,
+            hole_punching=options.hole_punching,
             qlog=options.qlog(),
             key_log_file=options.key_log_file,
         )

@@ -11,7 +11,7 @@ import pytest
 from two_ways import RelayLike, ViaRelay
 
 from dialkey import Connection, Endpoint
-from dialkey.endpoint.paths import PathSelected
+from dialkey.endpoint.paths import PathOpened, PathSelected
 from dialkey.identity import EndpointAddr, IpAddr, RelayAddr, RelayUrl
 from dialkey.testing import (
     NAT_KINDS,
@@ -72,7 +72,11 @@ async def direct(connection: Connection) -> float:
     """Wait until data goes directly; return since when."""
     loop = asyncio.get_running_loop()
     async for event in connection.path_events():
-        if isinstance(event, PathSelected) and event.path.kind == "direct":
+        if (
+            isinstance(event, PathOpened | PathSelected)
+            and event.path.kind == "direct"
+            and event.path.is_selected
+        ):
             break
     return loop.time()
 
