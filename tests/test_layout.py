@@ -75,6 +75,7 @@ CHANCE: Final = frozenset({"random"})
 """A core may name the type of what it is handed; the two that keep secrets may not even do that."""
 SANS_IO: Final = ("framework/dialkey/quic", "framework/dialkey/identity")
 CORES: Final = {
+    "plugins/dialkey_mdns": "book machine messages",
     "plugins/dialkey_relay": "frames grants handshake http1 hub keepalive rates session websocket",
     "protocols/dialkey_blobs": (
         "bitfield collection decoder encoder hash hash_seq lanes names outboard ranges response tree"

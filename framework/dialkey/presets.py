@@ -58,7 +58,16 @@ class DiscoveryServer:
 
 @attrs.frozen
 class LocalDiscovery:
-    """Peers in the local network, by multicast; nothing happens where no plugin for it is installed."""
+    """Peers in the local network, by multicast; nothing happens where no plugin for it is installed.
+
+    Attributes:
+        announce: whether others find us, or only we them.
+        quiet: save battery, as phones want: ask only when somebody is looked for, and answer questions
+            for everybody less often.
+    """
+
+    announce: bool = True
+    quiet: bool = False
 
 
 @attrs.frozen
