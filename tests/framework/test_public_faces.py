@@ -31,6 +31,7 @@ FACES: dict[type, frozenset[str]] = {
             "look_up",
             "lookup_troubles",
             "set_user_data",
+            "side_channel",
             "network_changed",
             "online",
             "plugins",

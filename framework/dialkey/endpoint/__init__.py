@@ -31,6 +31,7 @@ from dialkey.endpoint.paths import (
 )
 from dialkey.endpoint.searching import LookupReport
 from dialkey.endpoint.selection import DirectFirst, PathSelector
+from dialkey.endpoint.side_channel import SideChannel
 from dialkey.endpoint.streams import RecvStream, SendStream
 from dialkey.errors import EndOfStream
 from dialkey.event_queue import Lagged
@@ -67,6 +68,7 @@ __all__ = [
     "RecvStream",
     "ReportingLookup",
     "SendStream",
+    "SideChannel",
     "StaticLookup",
     "WatchingLookup",
 ]

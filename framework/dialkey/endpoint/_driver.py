@@ -23,6 +23,7 @@ from dialkey.endpoint.demux import Demux
 from dialkey.endpoint.dial import AllAddresses, Dial
 from dialkey.endpoint.paths import NetworkChanged
 from dialkey.endpoint.selection import DirectFirst, PathSelector
+from dialkey.endpoint.side_channel import SideChannels
 from dialkey.errors import Refused
 from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId, IpAddr, SecretKey, TransportAddr
@@ -63,6 +64,7 @@ class Driver:
         path_selector: says which path carries data.
         alpns: the protocols to accept.
         capacity: counts connections and what they hold.
+        side_channels: what else goes over the sockets.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Driver:
         self._accepting = Turns()
         self._handshakes: set[asyncio.Task[None]] = set()
         self.capacity = Capacity()
+        self.side_channels = SideChannels(self._send)
 
     def now(self) -> float:
         """Return the time of the loop, in seconds; that of every machine here."""
@@ -457,7 +460,10 @@ class _Inlet:
         self._transport = transport
 
     def on_datagrams(self, data: memoryview, segment_bytes: int, remote: PathAddress) -> None:
-        self._driver.demux.receive(self._transport, data, segment_bytes, remote)
+        driver = self._driver
+        if driver.side_channels and driver.side_channels.receive(data, segment_bytes, remote):
+            return
+        driver.demux.receive(self._transport, data, segment_bytes, remote)
 
     def on_batch_end(self) -> None:
         self._driver.end_of_batch()

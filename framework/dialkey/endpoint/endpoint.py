@@ -22,6 +22,7 @@ from dialkey.endpoint.lookup import AddressLookup, EndpointInfo, StaticLookup
 from dialkey.endpoint.publishing import Publishing
 from dialkey.endpoint.searching import LookupReport, Search
 from dialkey.endpoint.selection import PathSelector
+from dialkey.endpoint.side_channel import Receive, SideChannel
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError, Offline, PluginError, Refused
 from dialkey.hooks import Answer, Plugin, Plugins, RelayChoice
 from dialkey.identity import (
@@ -540,6 +541,19 @@ class Endpoint(AsyncOnly):
         Phones that know better than any heuristics call this.
         """
         self._driver.network_changed(self._driver.transports)
+
+    def side_channel(self, remote: IpAddr, receive: Receive) -> SideChannel:
+        """Send and receive datagrams of another protocol over our own UDP socket.
+
+        What comes from `remote` goes to `receive`, and to no connection, until the channel is closed.
+
+        Raises:
+            InvalidInput: there is a channel to this address already.
+            LocalError: no socket of ours sends to addresses of this kind.
+        """
+        if not self._driver.path_addresses(self._id, remote):
+            raise LocalError(f"no socket of this endpoint reaches {remote}")
+        return self._driver.side_channels.open(remote, receive)
 
     @property
     def relay_urls(self) -> tuple[RelayUrl, ...]:

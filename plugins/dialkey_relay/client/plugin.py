@@ -108,6 +108,7 @@ class Relay:
             self._configs,
             dialer=self._dialer,
             emit=endpoint.plugins.emit,
+            open_channel=endpoint.side_channel,
         )
         self._transports[endpoint] = transport
         return transport

@@ -12,19 +12,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from random import Random, SystemRandom
 from typing import Final
 
 import attrs
 
 from dialkey.errors import DialkeyError, InvalidAddress, InvalidKey, LocalError
-from dialkey.identity import EndpointId, RelayAddr, RelayUrl, SecretKey, TransportAddr
+from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey, TransportAddr
 from dialkey.network import PathAddress, Receiver
 from dialkey_relay.client.client import RelayClient
-from dialkey_relay.client.dial import Dialer
+from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.client.home import HomeSelector, Report
 from dialkey_relay.client.probe import probe_all
+from dialkey_relay.client.qad import AddressDiscovery, OpenChannel, Place, roots_of
 from dialkey_relay.client.status import ClientState, ClientStatus, Token
 from dialkey_relay.errors import RelaySilent, is_final
 from dialkey_relay.frames import Datagrams
@@ -67,6 +68,9 @@ ASK_AGAIN_S: Final = 0.25
 """A relay that turned us away this long ago is asked again when somebody dials through it: it may have
 been told to let us in. Shorter would hammer it, longer would keep the dial waiting."""
 
+QAD_PORT: Final = 7842
+"""Of UDP, where relays tell others their address; iroh's own number."""
+
 MAX_PATHS: Final = 4096
 """Path addresses remembered, so that each is made once."""
 
@@ -82,10 +86,13 @@ class RelayConfig:
     Attributes:
         url: where it is.
         token: for its access rules.
+        discovery_port: where it tells us our own address (UDP); None if it does not. Only asked of
+            relays with TLS.
     """
 
     url: RelayUrl = attrs.field(converter=_url)
     token: Token = attrs.field(default=None, repr=False)
+    discovery_port: int | None = QAD_PORT
 
 
 @attrs.frozen
@@ -158,6 +165,8 @@ class RelayTransport:
         relays: those that may become home; others are used when an address names them.
         dialer: TLS roots and proxy.
         emit: gets events.
+        open_channel: sends over the endpoint's own UDP socket, to learn our address from relays; None
+            to do without.
         random: for everything that must not be predicted, and for jitter.
     """
 
@@ -170,6 +179,7 @@ class RelayTransport:
         *,
         dialer: Dialer | None = None,
         emit: Callable[[object], None] | None = None,
+        open_channel: OpenChannel | None = None,
         random: Random | None = None,
     ) -> None:
         self._secret_key = secret_key
@@ -190,6 +200,15 @@ class RelayTransport:
         self._changed = asyncio.Event()
         self._report_now = asyncio.Event()
         self._full_report = True
+        self._discovery: AddressDiscovery | None = None
+        self._discovering: asyncio.Task[None] | None = None
+        if open_channel is not None:
+            self._discovery = AddressDiscovery(
+                open_channel,
+                self._discovery_places,
+                roots_of(self._dialer.tls),
+                self._on_discovered,
+            )
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         self.dropped = 0
@@ -202,6 +221,8 @@ class RelayTransport:
         self._report_now.set()
         self._spawn(self._report_loop())
         self._spawn(self._housekeeping_loop())
+        if self._discovery is not None and any(self._discovery_places()):
+            self._discovering = self._spawn(self._discovery.run())
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -277,8 +298,37 @@ class RelayTransport:
         return False
 
     def local_addrs(self) -> list[TransportAddr]:
-        """Return the home relay, while we are connected to it."""
-        return [RelayAddr(self._advertised)] if self._advertised is not None else []
+        """Return the home relay, while we are connected to it, and what relays see us come from."""
+        # A relay on this very machine sees what nobody else can use.
+        seen: list[TransportAddr] = [each for each in self.seen_addrs if not each.ip.is_loopback]
+        return [RelayAddr(self._advertised), *seen] if self._advertised is not None else seen
+
+    @property
+    def seen_addrs(self) -> tuple[IpAddr, ...]:
+        """The addresses that relays have seen our datagrams come from, one of each family at most."""
+        return self._discovery.addresses if self._discovery is not None else ()
+
+    @property
+    def port_varies(self) -> bool | None:
+        """Whether the NAT before us gives each destination another port; None while nobody knows."""
+        return self._discovery.varies if self._discovery is not None else None
+
+    def _discovery_places(self) -> Iterator[Place]:
+        """Go through the relays that may tell us our address, the home first."""
+        for config in sorted(self._configs.values(), key=lambda each: each.url != self._home):
+            if config.discovery_port is not None and config.url.scheme in ("https", "wss"):
+                yield Place(Target.of(config.url).host, config.discovery_port)
+
+    def _on_discovered(self) -> None:
+        if self._receiver is not None and not self._closed:
+            self._receiver.on_candidates_changed()
+
+    def _ask_for_addresses(self) -> None:
+        if self._discovery is None or self._closed:
+            return
+        if self._discovering is None and any(self._discovery_places()):
+            self._discovering = self._spawn(self._discovery.run())
+        self._discovery.ask_again()
 
     def network_changed(self) -> None:
         """Check all connections at once, and measure all relays anew."""
@@ -286,6 +336,7 @@ class RelayTransport:
             client.network_changed()
         self._full_report = True
         self._report_now.set()
+        self._ask_for_addresses()
 
     # --- relays ---------------------------------------------------------------------------------
 
@@ -352,6 +403,7 @@ class RelayTransport:
         self._watch_home_closely()
         self._full_report = True
         self._report_now.set()
+        self._ask_for_addresses()
 
     def remove(self, url: RelayUrl) -> bool:
         """Take a relay off the list; if it is home, another becomes it. Tell whether it was there."""
@@ -363,6 +415,7 @@ class RelayTransport:
         self._watch_home_closely()
         self._full_report = True
         self._report_now.set()
+        self._ask_for_addresses()
         return True
 
     def _open(self, url: RelayUrl) -> RelayClient | None:
