@@ -15,12 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 EXTRAS = {
+    "codes": ("segno", "spake2"),
     "relay": ("aiohttp", "prometheus_client", "OpenSSL"),
     "rpc": ("cattrs", "msgpack", "prometheus_client"),
 }
 """The modules of each extra."""
 
 MAY_IMPORT = {
+    "codes": "plugins/dialkey_rendezvous/",
     "relay": "plugins/dialkey_relay/server/",
     "rpc": "protocols/dialkey_rpc/",
 }
@@ -45,7 +47,7 @@ def test_each_extra_is_what_pyproject_says() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     assert set(extras) == {*EXTRAS, "all"}
-    assert extras["all"] == ["dialkey[relay,rpc]"]
+    assert extras["all"] == ["dialkey[codes,relay,rpc]"]
     named = {"prometheus-client": "prometheus_client", "pyopenssl": "OpenSSL"}
     for extra, modules in EXTRAS.items():
         names = [re.split(r"[>=<]", each)[0] for each in extras[extra]]

@@ -77,6 +77,7 @@ SANS_IO: Final = ("framework/dialkey/quic", "framework/dialkey/identity")
 CORES: Final = {
     "plugins/dialkey_mdns": "book machine messages",
     "plugins/dialkey_relay": "frames grants handshake http1 hub keepalive rates session websocket",
+    "plugins/dialkey_rendezvous": "allowances codes desk exchange frames words",
     "protocols/dialkey_blobs": (
         "bitfield collection decoder encoder hash hash_seq lanes names outboard ranges response tree"
     ),
