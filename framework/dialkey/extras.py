@@ -1,4 +1,4 @@
-"""What is installed only on request: ``dialkey[relay]``, ``dialkey[rpc]``, ``dialkey[all]``."""
+"""What is installed only on request, such as ``dialkey[relay]`` or ``dialkey[all]``."""
 
 from __future__ import annotations
 

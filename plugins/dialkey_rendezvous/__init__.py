@@ -6,8 +6,8 @@ to each other that they know the same words (SPAKE2), without the server or anyb
 Then the ticket passes, sealed. There is one guess for each code.
 
 `Rendezvous` is the server, a plugin for a router. `offer` and `take` are the two sides. As an entry point
-it brings ``dialkey rendezvous serve``, and codes to ``dialkey send --code`` and ``dialkey receive``. Names
-are imported when they are first used; the two sides need ``dialkey[codes]``.
+it brings ``dialkey rendezvous serve``, and codes to ``dialkey send --code`` and ``dialkey receive``.
+Names are imported when they are first used; the two sides need ``dialkey[codes]``.
 
 Source: docs/wire/rendezvous.md.
 """

@@ -44,7 +44,7 @@ async def _serve(output: Output, options: Options) -> None:
         ticket = str(EndpointTicket(await options.own_addr(endpoint)))
         output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
         output.remark(
-            f"Codes can meet here. On other machines: --rendezvous or {VARIABLE}=<the line above>"
+            f"Codes can meet here. Elsewhere: --rendezvous or {VARIABLE}=<the line above>"
         )
         if options.secret_key is None:
             output.remark("It is another server after a restart; --secret-key FILE keeps its key.")

@@ -187,7 +187,6 @@ def test_whoever_leaves_in_the_middle_is_told_of() -> None:
     table.leave(bob.seat)
     with pytest.raises(PartnerLeft, match="went away, and the code with it"):
         alice.step()
-        alice.step()
     with pytest.raises(UsedCode):
         taker(table, code, 3).step()
 
