@@ -184,9 +184,9 @@ class Encoder:
         """Read content."""
         return _exactly(self._read_data, offset, length)
 
-    def read_pair(self, node: Parent) -> Buffer:
-        """Read a pair of the outboard."""
-        return _exactly(self._read_outboard, node.outboard_index * PAIR_BYTES, PAIR_BYTES)
+    def read_pairs(self, index: int, count: int) -> Buffer:
+        """Read pairs of the outboard that stand one behind the other."""
+        return _exactly(self._read_outboard, index * PAIR_BYTES, count * PAIR_BYTES)
 
     def levels(self, groups: Sequence[int]) -> dict[int, list[bytes]]:
         """Return the levels within groups, given by their first chunks."""
@@ -209,8 +209,8 @@ class Encoder:
 class _Piece:
     """Consecutive items, whose bytes are fetched together when the piece is complete.
 
-    Content is read in runs that are as long as possible, and the levels of all groups that are
-    served in part are computed in one batch.
+    Content and pairs are read in runs that are as long as possible, and the levels of all groups that
+    are served in part are computed in one batch.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -219,6 +219,7 @@ class _Piece:
         self.overhead = 0
         self._encoder = encoder
         self._leaves: list[tuple[int, Leaf]] = []
+        self._pairs: list[tuple[int, int]] = []  # (place, index in the outboard)
         self._nodes: list[tuple[int, Parent]] = []
         self._groups: dict[int, None] = {}
 
@@ -235,14 +236,15 @@ class _Piece:
             self.parts.append(b"")
             return
         self.overhead += PAIR_BYTES
+        self.parts.append(b"")
         if item.outboard_index >= 0:
-            self.parts.append(self._encoder.read_pair(item))
+            self._pairs.append((place, item.outboard_index))
         else:
             self._nodes.append((place, item))
             self._groups[_group_of(item)] = None
-            self.parts.append(b"")
 
     def join(self) -> bytes:
+        self._read_pairs()
         if self._nodes:
             self._compute_nodes()
         run: list[tuple[int, Leaf]] = []
@@ -256,6 +258,17 @@ class _Piece:
         self._encoder.payload_bytes += self.content
         self._encoder.overhead_bytes += self.overhead
         return b"".join(self.parts)
+
+    def _read_pairs(self) -> None:
+        pairs = self._pairs
+        begin = 0
+        for end in range(1, len(pairs) + 1):
+            if end < len(pairs) and pairs[end][1] == pairs[end - 1][1] + 1:
+                continue
+            data = memoryview(self._encoder.read_pairs(pairs[begin][1], end - begin))
+            for number, (place, _) in enumerate(pairs[begin:end]):
+                self.parts[place] = data[number * PAIR_BYTES : (number + 1) * PAIR_BYTES]
+            begin = end
 
     def _read_run(self, run: list[tuple[int, Leaf]]) -> None:
         start = run[0][1].offset

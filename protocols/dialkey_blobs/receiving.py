@@ -1,7 +1,8 @@
 """From a stream into a store: read, verify, write, each beside the others.
 
-While one batch is verified in a thread, the next is read from the network; what was verified is
-written to the store before it is counted. Memory: two batches and the stream's window.
+While one batch is verified in a thread, the one before it is written to the store and the next is read
+from the network. What was verified is written before it is counted. Memory: three batches and the
+stream's window.
 """
 
 from __future__ import annotations
@@ -226,12 +227,17 @@ class _Receiver:
         self._store = store
         self._sorter = _Sorter()
         self._failure: RemoteError | None = None
+        self._writing: asyncio.Task[None] | None = None
+        self._unstored: Received | None = None  # true when `_writing` is done
         self.decoder = decoder
 
-    async def verify(self, work: Callable[[], list[BlobEvent] | None]) -> Received:
-        """Let the decoder work in a thread, and store what it has verified.
+    async def verify(self, work: Callable[[], list[BlobEvent] | None]) -> Received | None:
+        """Let the decoder work in a thread, and begin to store what it has verified.
 
         What the decoder raises is raised by `check`, so that what came before it is told first.
+
+        Returns:
+            How far the store is, if it is further than it was.
 
         Raises:
             StorageError: the store failed.
@@ -243,24 +249,61 @@ class _Receiver:
             self._failure = error
             events = getattr(error, "verified", None)
         ready, finished = self._sorter.sort(events or ())
+        stored = await self.settle()
         if ready:
-            await self._store.run(_writing(ready))
-        return Received(
+            self._writing = asyncio.create_task(
+                self._store.run(_writing(ready)), name="dialkey-blobs-writing"
+            )
+        self._unstored = Received(
             self._sorter.payload_bytes,
             self.decoder.overhead_bytes,
             self._sorter.claimed_size,
             tuple(finished),
         )
+        if self._failure is None and not self.decoder.done:
+            return stored
+        return _joined(stored, await self.settle())
+
+    async def store(self, work: Callable[[], list[BlobEvent] | None]) -> Received | None:
+        """Do as `verify`, and wait until everything is stored.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        return _joined(await self.verify(work), await self.settle())
+
+    async def settle(self) -> Received | None:
+        """Wait until everything that was verified is stored.
+
+        Returns:
+            How far the store is, if it is further than it was.
+
+        Raises:
+            StorageError: the store failed.
+        """
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+            writing, self._writing = self._writing, None
+            writing.result()
+        stored, self._unstored = self._unstored, None
+        return stored
 
     def check(self) -> None:
         """Raise what the decoder raised, if it did."""
         if self._failure is not None:
             raise self._failure
 
-    async def provide_children(self, root: Hash) -> Received:
+    async def provide_children(self, root: Hash) -> Received | None:
         """Give the decoder the hash sequence that it needs."""
         children = await self._store.run(lambda core: load_hash_seq(core, root))
-        return await self.verify(lambda: self.decoder.provide(children))
+        return await self.store(lambda: self.decoder.provide(children))
+
+    async def close(self) -> None:
+        """Let what is being stored be stored."""
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+            if not self._writing.cancelled():
+                self._writing.exception()  # whoever closes does not want to know any more
 
 
 async def receive(
@@ -304,28 +347,41 @@ async def receive(
             receiver.check()
             if decoder.children_needed is not None:
                 # The sequence may still wait for verification.
-                yield await receiver.verify(decoder.flush)
+                if (stored := await receiver.store(decoder.flush)) is not None:
+                    yield stored
                 receiver.check()
-                yield await receiver.provide_children(decoder.children_needed)
-                continue
-            try:
-                data = await inbox.take()
-            except DialkeyError:
-                yield await receiver.verify(decoder.flush)
-                receiver.check()
-                raise
-            if data is None:
-                yield await receiver.verify(decoder.finish)
-                continue
-            if data:
-                yield await receiver.verify(partial(decoder.feed_parts, data))
-                receiver.check()
+                stored = await receiver.provide_children(decoder.children_needed)
+            else:
+                try:
+                    data = await inbox.take()
+                except DialkeyError:
+                    if (stored := await receiver.store(decoder.flush)) is not None:
+                        yield stored
+                    receiver.check()
+                    raise
+                if data is None:
+                    stored = await receiver.store(decoder.finish)
+                elif data:
+                    stored = await receiver.verify(partial(decoder.feed_parts, data))
+                else:
+                    stored = await receiver.settle()
+            if stored is not None:
+                yield stored
+            receiver.check()
             if loop.time() - flushed_at > FLUSH_AFTER_S and not decoder.done:
-                yield await receiver.verify(decoder.flush)
+                if (stored := await receiver.store(decoder.flush)) is not None:
+                    yield stored
                 flushed_at = loop.time()
         await inbox.drain()
     finally:
         await inbox.close()
+        await receiver.close()
+
+
+def _joined(earlier: Received | None, later: Received | None) -> Received | None:
+    if earlier is None or later is None:
+        return later or earlier
+    return attrs.evolve(later, finished=earlier.finished + later.finished)
 
 
 def _writing(ready: list[_Items]) -> Callable[[StoreCore], None]:

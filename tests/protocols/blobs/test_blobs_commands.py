@@ -122,7 +122,7 @@ async def test_a_single_blob_is_named_by_its_hash(start: Start, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_receiver_resumes(start: Start, tmp_path: Path, way: signal.Signals) -> None:
-    size = 40_000_000
+    size = 150_000_000  # more than comes between two lines of progress
     file = make(tmp_path / "big", size)
     sender = start("send", "--once", file)
     ticket = sender.line()
