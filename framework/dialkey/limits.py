@@ -353,7 +353,8 @@ MAX_GOSSIP_DIALS: Final = 16
 """Dials under way at once: a message can name any endpoint id and so make us dial it."""
 
 MAX_GOSSIP_DIALS_PER_SOURCE: Final = 32
-"""Of these, dials under way or waiting because of what one and the same peer told us."""
+"""Dials under way or waiting because of what one and the same peer told us; an eighth of it once half of
+`MAX_GOSSIP_PENDING_PEERS` are taken. Only a quarter of `MAX_GOSSIP_DIALS` is under way for one peer."""
 
 MAX_GOSSIP_HEARSAY_ADDRESSES: Final = 3
 """Addresses of hearsay that one dial tries: a relay, and two more that differ in kind."""

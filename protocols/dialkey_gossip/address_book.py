@@ -15,7 +15,8 @@ import attrs
 from dialkey.endpoint import EndpointInfo, LookupAnswer
 from dialkey.identity import EndpointAddr, EndpointId, IpAddr, RelayAddr, TransportAddr
 from dialkey.limits import MAX_GOSSIP_HEARSAY_ADDRESSES, MAX_GOSSIP_PEER_ADDRESSES
-from dialkey_gossip.relay_rules import RelayRules, plain_ip
+from dialkey.network import plain_ip
+from dialkey_gossip.relay_rules import RelayRules
 
 __all__ = ["AddressBook", "BookLookup"]
 
@@ -148,21 +149,15 @@ class BookLookup:
         self._rules = rules
 
     async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
-        """Yield what is known, at once; relays of hearsay once their names are resolved."""
-        trusted = self._book.trusted(id)
-        heard = self._book.heard(id, asyncio.get_running_loop().time(), self._rules)
-        if addrs := (*trusted, *(addr for addr in heard if not isinstance(addr, RelayAddr))):
-            yield _answer(id, addrs)
-        relays = [addr for addr in heard if isinstance(addr, RelayAddr)]
-        if found := [addr for addr in relays if await self._rules.may_dial(addr)]:
-            yield _answer(id, found)
+        """Yield what is known, at once; hearsay is marked as such."""
+        if trusted := self._book.trusted(id):
+            yield LookupAnswer(EndpointInfo(EndpointAddr(id, trusted)))
+        if heard := self._book.heard(id, asyncio.get_running_loop().time(), self._rules):
+            info = EndpointInfo(EndpointAddr(id, heard))
+            yield LookupAnswer(info, may_reach=self._rules.may_reach)
 
     async def publish(self, info: EndpointInfo) -> None:
         """Members are told with the next message to them."""
 
     async def close(self) -> None:
         """Nothing is open."""
-
-
-def _answer(id: EndpointId, addrs: Iterable[TransportAddr]) -> LookupAnswer:
-    return LookupAnswer(EndpointInfo(EndpointAddr(id, addrs)))

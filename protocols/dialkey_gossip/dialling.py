@@ -20,6 +20,7 @@ from dialkey.limits import (
     MAX_GOSSIP_HEARSAY_DATAGRAMS,
     MAX_GOSSIP_PENDING_PEERS,
 )
+from dialkey.places import Places
 from dialkey_gossip.address_book import AddressBook
 from dialkey_gossip.dial_credit import DialCredit
 from dialkey_gossip.ids import PeerId
@@ -33,6 +34,9 @@ __all__ = ["Dialler"]
 DIAL_TIMEOUT_S: Final = 15.0
 HEARSAY_TIMEOUT_S: Final = 5.0
 """For a dial to hearsay alone: after two datagrams to each address nothing more is sent."""
+
+PLACE_PATIENCE_S: Final = 60.0
+"""How long a dial waits for its turn: four dials to nobody, one after another."""
 
 CREDIT_PATIENCE_S: Final = 5.0
 """How long a dial waits for the peer that told of it to earn what it costs."""
@@ -57,7 +61,14 @@ class Dialler:
         self._book = book
         self._rules = rules
         self._credit = DialCredit()
-        self._slots = asyncio.Semaphore(MAX_GOSSIP_DIALS)
+        # A dial that is under way is never ended for another one.
+        self._places = Places(
+            MAX_GOSSIP_DIALS,
+            MAX_GOSSIP_DIALS // 4,
+            wait_s=PLACE_PATIENCE_S,
+            parting_s=2 * DIAL_TIMEOUT_S,
+            least_rate=0.0,
+        )
         self._pending: Counter[PeerId] = Counter()
         self._earned: dict[PeerId, asyncio.Event] = {}
 
@@ -77,19 +88,23 @@ class Dialler:
         id = EndpointId(peer)
         source = PeerId(bytes(self._book.source(id)))
         account = peer if self._book.is_pinned(id) else source
-        if self._pending.total() >= MAX_GOSSIP_PENDING_PEERS:
+        waiting = self._pending.total()
+        # What the application asks for does not depend on what strangers ask for.
+        if waiting >= MAX_GOSSIP_PENDING_PEERS and not self._book.is_pinned(id):
             raise LimitExceeded("too many peers wait to be dialled")
-        if self._pending[account] >= MAX_GOSSIP_DIALS_PER_SOURCE:
+        is_crowded = waiting >= MAX_GOSSIP_PENDING_PEERS // 2
+        most = MAX_GOSSIP_DIALS_PER_SOURCE // (8 if is_crowded else 1)
+        if self._pending[account] >= most:
             raise LimitExceeded("too many peers that one peer told us of wait to be dialled")
         self._pending[account] += 1
         try:
-            return await self._dial(id, source)
+            return await self._dial(id, source, account)
         finally:
             self._pending[account] -= 1
             if not self._pending[account]:
                 del self._pending[account]
 
-    async def _dial(self, id: EndpointId, source: PeerId) -> Connection:
+    async def _dial(self, id: EndpointId, source: PeerId, account: PeerId) -> Connection:
         trusted = self._book.trusted(id)
         heard = self._book.heard(id, asyncio.get_running_loop().time(), self._rules)
         is_pinned = self._book.is_pinned(id)
@@ -100,16 +115,17 @@ class Dialler:
             raise LimitExceeded("the peer that told us of this one cannot pay for the dial")
 
         async def accepts(addr: TransportAddr) -> bool:
-            return paid > 0 and await self._rules.may_dial(addr)
+            return paid > 0 and self._rules.may_name(addr)
 
         limits = DialLimits(
             max_addresses=max(paid, 1),
             max_datagrams=MAX_GOSSIP_HEARSAY_DATAGRAMS,
             applies_to=(lambda a: a in heard) if is_pinned else (lambda a: a not in trusted),
             accepts=accepts,
+            may_reach=self._rules.may_reach,
         )
         is_hearsay = not trusted and not is_pinned
-        async with self._slots:
+        async with self._places.hold(account):
             self.dials += 1
             try:
                 connection = await self._endpoint.connect(

@@ -13,7 +13,7 @@ import attrs
 
 from dialkey import DialLimits, NetworkChanged, Opening, hookimpl
 from dialkey.errors import EndpointClosed, InvalidInput, LocalError
-from dialkey.identity import EndpointAddr, EndpointId, RelayUrl, Remote, parse_remote
+from dialkey.identity import EndpointAddr, EndpointId, RelayUrl, Remote, TransportAddr, parse_remote
 from dialkey_gossip.actions import Action, Delivered, Learned, PeerDown, PeerUp, Release, Send, Tell
 from dialkey_gossip.address_book import AddressBook, BookLookup
 from dialkey_gossip.config import GossipConfig
@@ -340,10 +340,15 @@ class Gossip:
             max_addresses: tried at most.
         """
         trusted = self._book.trusted(peer)
+
+        async def accepts(addr: TransportAddr) -> bool:
+            return self._rules.may_name(addr)
+
         return DialLimits(
             max_addresses=max_addresses,
             applies_to=lambda addr: addr not in trusted,
-            accepts=self._rules.may_dial,
+            accepts=accepts,
+            may_reach=self._rules.may_reach,
         )
 
     @property

@@ -27,7 +27,13 @@ from dialkey.endpoint.side_channel import SideChannels
 from dialkey.errors import Refused
 from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId, IpAddr, SecretKey, TransportAddr
-from dialkey.network.transport import ExplainingTransport, PathAddress, Transport
+from dialkey.network.reach import MayReach
+from dialkey.network.transport import (
+    ExplainingTransport,
+    HearsayTransport,
+    PathAddress,
+    Transport,
+)
 from dialkey.printable import printable_bytes
 from dialkey.quic.connection import Config
 from dialkey.quic.connection import Connection as Core
@@ -242,9 +248,23 @@ class Driver:
         self.flush_soon(connection)
         return connection
 
-    def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
-        """Return the path addresses, of any transport, that lead to an address."""
-        return [each for t in self.transports for each in t.path_addresses(id, addr)]
+    def path_addresses(
+        self, id: EndpointId, addr: TransportAddr, may_reach: MayReach | None = None
+    ) -> list[PathAddress]:
+        """Return the path addresses, of any transport, that lead to an address.
+
+        Args:
+            id: the endpoint.
+            addr: its address.
+            may_reach: where strangers named the address, says to which IP addresses it may lead.
+        """
+        found: list[PathAddress] = []
+        for transport in self.transports:
+            if may_reach is not None and isinstance(transport, HearsayTransport):
+                found += transport.paths_of_hearsay(id, addr, may_reach)
+            else:
+                found += transport.path_addresses(id, addr)
+        return found
 
     def trouble_with(self, remote: PathAddress) -> str | None:
         """Say what keeps datagrams from an address now; None where nothing is known to."""

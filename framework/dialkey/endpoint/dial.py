@@ -28,6 +28,7 @@ from dialkey.errors import (
     ResolveError,
 )
 from dialkey.identity import EndpointAddr, RelayAddr, TransportAddr
+from dialkey.network.reach import MayReach
 from dialkey.network.transport import PathAddress
 from dialkey.quic.connection import Connection as Core
 
@@ -210,7 +211,7 @@ class Dial:
         self._connection: ConnectionDriver | None = None
         self._search: Search | None = None
         # Lookups are asked again and again, and say the same most of the time.
-        self._seen: set[TransportAddr] = set()
+        self._seen: set[tuple[TransportAddr, bool]] = set()
         self._news = asyncio.Event()
         self._endpoint_closed = asyncio.Event()
         self._was_refused = False
@@ -375,17 +376,20 @@ class Dial:
             endpoint_id=self._id,
         )
 
-    async def _add(self, addrs: Iterable[TransportAddr]) -> None:
+    async def _add(self, addrs: Iterable[TransportAddr], may_reach: MayReach | None = None) -> None:
+        is_hearsay = may_reach is not None and not self._limited.is_limited
         for addr in addrs:
-            if addr in self._seen:
+            # What strangers said first may be said again by somebody whom we trust.
+            if (addr, is_hearsay) in self._seen:
                 continue
             if len(self._seen) >= _MAX_SEEN:
                 self._seen.clear()
-            self._seen.add(addr)
+            self._seen.add((addr, is_hearsay))
             may_try, max_datagrams = await self._limited.admit(addr)
             if not may_try:
                 continue
-            found = self._driver.path_addresses(self._id, addr)
+            guard = may_reach if max_datagrams is None else self._limited.may_reach
+            found = self._driver.path_addresses(self._id, addr, guard)
             if not found:
                 note = f"{addr}: no transport of this endpoint can reach it"
                 if isinstance(addr, RelayAddr):
@@ -398,7 +402,7 @@ class Dial:
         self._news.set()
 
     async def _on_answer(self, answer: LookupAnswer) -> None:
-        await self._add(answer.info.addr.addrs)
+        await self._add(answer.info.addr.addrs, answer.may_reach)
 
     def _on_lookup_done(self) -> None:
         assert self._search is not None

@@ -7,13 +7,13 @@ megabytes to somebody else, and a relay URL becomes an HTTP request to a host of
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 
 import attrs
 
 from dialkey.errors import InvalidInput
 from dialkey.identity import IpAddr, TransportAddr
+from dialkey.network.reach import Ip, MayReach, is_public, plain_ip
 
 __all__ = ["DialLimits"]
 
@@ -35,7 +35,10 @@ class DialLimits:
             address only one port is tried.
         max_datagrams: sent to each address before it answers.
         applies_to: says which addresses the limits are for; all of them by default.
-        accepts: says whether one of those may be tried at all; it may resolve names.
+        accepts: says whether one of those may be tried at all.
+        may_reach: says to which IP addresses a name among those may lead; to public ones by default.
+            It is asked about the very address that is connected to, since a name may lead elsewhere
+            the next time.
 
     After the handshake only the address that answered is kept: the others were never proven.
     """
@@ -44,6 +47,7 @@ class DialLimits:
     max_datagrams: int = 2
     applies_to: Callable[[TransportAddr], bool] = _every
     accepts: Callable[[TransportAddr], Awaitable[bool]] = _anything
+    may_reach: MayReach = is_public
 
     def __attrs_post_init__(self) -> None:
         if self.max_addresses < 1 or self.max_datagrams < 1:
@@ -60,12 +64,17 @@ class LimitedAddresses:
     def __init__(self, limits: DialLimits | None) -> None:
         self._limits = limits
         self._count = 0
-        self._ips: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
+        self._ips: set[Ip] = set()
 
     @property
     def is_limited(self) -> bool:
         """Whether strangers have named addresses: then no others are looked for later."""
         return self._limits is not None
+
+    @property
+    def may_reach(self) -> MayReach | None:
+        """Says to which IP addresses the names among those may lead; None: to any."""
+        return self._limits.may_reach if self._limits is not None else None
 
     async def admit(self, addr: TransportAddr) -> tuple[bool, int | None]:
         """Say whether an address may be tried, and how many datagrams it may get; None: any number."""
@@ -83,8 +92,5 @@ class LimitedAddresses:
         return True, limits.max_datagrams
 
 
-def _plain_ip(addr: TransportAddr) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    if not isinstance(addr, IpAddr):
-        return None
-    ip = addr.ip
-    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
+def _plain_ip(addr: TransportAddr) -> Ip | None:
+    return plain_ip(addr.ip) if isinstance(addr, IpAddr) else None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from dialkey.endpoint.lookup import AddressLookup, LookupAnswer
 from dialkey.endpoint.searching import Search
-from dialkey.identity import EndpointId, TransportAddr
+from dialkey.identity import EndpointId
 
 __all__ = ["Follower"]
 
@@ -20,14 +20,14 @@ class Follower:
     Args:
         id: the peer.
         lookups: whom to ask.
-        on_found: told the addresses of each answer.
+        on_found: told each answer.
     """
 
     def __init__(
         self,
         id: EndpointId,
         lookups: Iterable[AddressLookup],
-        on_found: Callable[[Iterable[TransportAddr]], None],
+        on_found: Callable[[LookupAnswer], None],
     ) -> None:
         self._id = id
         self._lookups = tuple(lookups)
@@ -48,4 +48,4 @@ class Follower:
             search.close()
 
     async def _on_answer(self, answer: LookupAnswer) -> None:
-        self._on_found(answer.info.addr.addrs)
+        self._on_found(answer)

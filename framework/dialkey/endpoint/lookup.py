@@ -18,6 +18,7 @@ import attrs
 from dialkey import limits
 from dialkey.errors import InvalidInput
 from dialkey.identity import EndpointAddr, EndpointId
+from dialkey.network.reach import MayReach
 
 __all__ = [
     "AddressLookup",
@@ -69,11 +70,14 @@ class LookupAnswer:
         updated_at: when the endpoint said so, Unix time in seconds by its own clock; None where the
             source does not tell.
         source: where it comes from, such as the server that was asked; empty means the lookup's name.
+        may_reach: set where others than the endpoint itself may have named its addresses. A name among
+            them is then used only as far as it leads to IP addresses for which this is true.
     """
 
     info: EndpointInfo
     updated_at: float | None = None
     source: str = ""
+    may_reach: MayReach | None = attrs.field(default=None, eq=False, repr=False)
 
     def age_s(self, now: float) -> float | None:
         """Return how old it is, given Unix time; None where that is not known."""

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from dialkey.endpoint.following import Follower
-from dialkey.endpoint.lookup import AddressLookup
+from dialkey.endpoint.lookup import AddressLookup, LookupAnswer
 from dialkey.endpoint.path_policy import PathPolicy, PathView
 from dialkey.endpoint.paths import PathInfo, kind_of
 from dialkey.endpoint.selection import DirectFirst
-from dialkey.identity import IpAddr, TransportAddr
+from dialkey.identity import IpAddr
 from dialkey.network.transport import PathAddress
 from dialkey.quic import codes
 from dialkey.quic.connection import State
@@ -40,9 +40,13 @@ class PathManager:
         """Ask these where the peer went, whenever no path works; for the side that opens paths."""
         self._follower = Follower(self._connection.remote_id, lookups, self._on_found)
 
-    def _on_found(self, addrs: Iterable[TransportAddr]) -> None:
+    def _on_found(self, answer: LookupAnswer) -> None:
         peer = self._connection.remote_id
-        addresses = [each for addr in addrs for each in self._driver.path_addresses(peer, addr)]
+        addresses = [
+            each
+            for addr in answer.info.addr.addrs
+            for each in self._driver.path_addresses(peer, addr, answer.may_reach)
+        ]
         news = [
             self._policy.learn(each, is_relayed=kind_of(each) == "relay", is_newest=True)
             for each in addresses

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dialkey.network import proxies
 from dialkey.network.proxies import HttpProxy
+from dialkey.network.reach import MayReach, is_public, plain_ip
 from dialkey.network.transport import (
     ExplainingTransport,
+    HearsayTransport,
     PathAddress,
     Receiver,
     RendezvousTransport,
@@ -14,10 +16,14 @@ from dialkey.network.transport import (
 
 __all__ = [
     "ExplainingTransport",
+    "HearsayTransport",
     "HttpProxy",
+    "MayReach",
     "PathAddress",
     "Receiver",
     "RendezvousTransport",
     "Transport",
+    "is_public",
+    "plain_ip",
     "proxies",
 ]

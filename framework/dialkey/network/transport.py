@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from typing import Protocol, runtime_checkable
 
 from dialkey.identity import EndpointId, TransportAddr
+from dialkey.network.reach import MayReach
 
 PathAddress = Hashable
 """Where datagrams go and come from. For UDP an `IpAddr`."""
@@ -104,6 +105,24 @@ class ExplainingTransport(Protocol):
 
     def trouble_with(self, remote: PathAddress) -> str | None:
         """Say what keeps datagrams from `remote` now; None where nothing is known to."""
+
+
+@runtime_checkable
+class HearsayTransport(Protocol):
+    """A transport that resolves names, some of which strangers have made up.
+
+    Whoever owns a name chooses where it leads each time it is asked, so a check before the transport
+    resolves it is worth nothing. The transport checks the addresses that it really connects to.
+    """
+
+    def paths_of_hearsay(
+        self, id: EndpointId, addr: TransportAddr, may_reach: MayReach
+    ) -> list[PathAddress]:
+        """Return path addresses as `path_addresses` does, of an address that strangers named.
+
+        Until `path_addresses` is called for it, which says that it can be trusted, nothing is sent to
+        an IP address for which `may_reach` is false, whatever its name leads to.
+        """
 
 
 @runtime_checkable

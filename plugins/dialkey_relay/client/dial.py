@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import functools
 import ipaddress
+import itertools
 import os
 import re
+import socket
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import attrs
 
 from dialkey.errors import InvalidAddress
 from dialkey.identity import RelayUrl
-from dialkey.network import HttpProxy, proxies
+from dialkey.network import HttpProxy, MayReach, proxies
 from dialkey_relay.errors import (
     RelayConfigError,
     RelayUnreachable,
@@ -33,6 +35,12 @@ __all__ = ["Dialer", "Target", "default_tls", "is_exempt", "proxy_from_environme
 _VISIBLE: Final = re.compile(r"[!-~]+")
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25
 PROXY_TIMEOUT_S: Final = 10.0
+
+MAX_GUARDED_ADDRESSES: Final = 4
+"""Addresses tried of a host that strangers named, one after another; relays have one of each family."""
+
+GUARDED_ADDRESS_S: Final = 3.0
+"""How long each of them may take: within the ten seconds of an attempt the third has its turn, too."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -128,16 +136,17 @@ def is_exempt(target: Target, no_proxy: str) -> bool:
 class _Tunnel(asyncio.Protocol):
     """Speaks CONNECT to a proxy, until the tunnel is open."""
 
-    def __init__(self, proxy: HttpProxy, target: Target) -> None:
+    def __init__(self, proxy: HttpProxy, host: str, port: int) -> None:
         self._proxy = proxy
-        self._target = target
+        self._host = host
+        self._port = port
         self._http = ClientHttp()
         self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)
-        host = f"[{self._target.host}]" if ":" in self._target.host else self._target.host
-        where = f"{host}:{self._target.port}"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        where = f"{host}:{self._port}"
         headers: tuple[tuple[str, str], ...] = (("Host", where),)
         if self._proxy.authorization is not None:
             headers = (*headers, ("Proxy-Authorization", self._proxy.authorization))
@@ -145,7 +154,7 @@ class _Tunnel(asyncio.Protocol):
             transport.write(self._http.request("CONNECT", where, headers))
         except ValueError:
             self.opened.set_exception(
-                RelayUnreachable(f"{self._target.host} cannot be the name of a host")
+                RelayUnreachable(f"{self._host} cannot be the name of a host")
             )
 
     def data_received(self, data: bytes) -> None:
@@ -198,6 +207,31 @@ def _race_after(host: str) -> float | None:
     return None
 
 
+def _anywhere() -> MayReach | None:
+    return None
+
+
+async def _resolve(target: Target, may_reach: MayReach) -> list[str]:
+    """Resolve a host that strangers named; all that it leads to has to do, or somebody plays with us.
+
+    Raises:
+        RelayUnreachable: it leads elsewhere, or nowhere.
+        OSError: the resolver says so.
+    """
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    hosts = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+    if not all(may_reach(ipaddress.ip_address(host.partition("%")[0])) for host in hosts):
+        raise RelayUnreachable(
+            f"{target.host} leads to a network where strangers must not send us",
+            hint="name the relay in relays= to use it all the same",
+        )
+    # The first of each family come first.
+    families = [each for each in hosts if ":" in each], [each for each in hosts if ":" not in each]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*families))
+    return [host for host in turns if host is not None][:MAX_GUARDED_ADDRESSES]
+
+
 @attrs.frozen
 class Dialer:
     """How to get to relays.
@@ -205,6 +239,8 @@ class Dialer:
     Attributes:
         tls: for ``https``, also of the proxy; the system's roots if None.
         proxy: the URL of a proxy, "" for none, None for what the environment says.
+        guard: asked before each connection. What it returns says to which IP addresses a host may lead
+            that strangers named; None says that the host is trusted.
 
     Raises:
         InvalidInput: the proxy is not a URL of an HTTP proxy.
@@ -212,6 +248,7 @@ class Dialer:
 
     tls: ssl.SSLContext | None = None
     proxy: str | None = attrs.field(default=None, repr=False)
+    guard: Callable[[], MayReach | None] = attrs.field(default=_anywhere, repr=False)
 
     def __attrs_post_init__(self) -> None:
         if self.proxy:
@@ -223,24 +260,21 @@ class Dialer:
         Cancelling it closes what was opened so far.
 
         Raises:
-            RelayUnreachable: nobody answers there, or TLS fails; the message tells which.
-            InvalidInput: the proxy that the environment names is no URL of an HTTP proxy.
+            RelayUnreachable: nobody answers there, TLS fails, or the host leads where a stranger may not
+                send us; the message tells which.
+            InvalidInput: the proxy that the environment names is not a URL of an HTTP proxy.
         """
         found = proxy_from_environment(target) if self.proxy is None else self.proxy or None
         proxy = HttpProxy.parse(found) if found is not None else None
         context = self._context() if target.is_tls else None
+        may_reach = self.guard()
         try:
-            if proxy is None:
-                await asyncio.get_running_loop().create_connection(
-                    protocol,
-                    target.host,
-                    target.port,
-                    ssl=context,
-                    server_hostname=target.server_name if context is not None else None,
-                    happy_eyeballs_delay=_race_after(target.host),
-                )
+            if may_reach is not None:
+                # Resolved here and once: whoever owns a name answers differently the next time.
+                hosts = await _resolve(target, may_reach)
+                await self._open_any(hosts, target, context, proxy, protocol)
             else:
-                await self._through(proxy, target, context, protocol)
+                await self._open(target.host, target, context, proxy, protocol)
         except ssl.SSLCertVerificationError as error:
             raise RelayUntrusted(
                 f"the certificate of {target.host} is not trusted: {error.verify_message}",
@@ -257,12 +291,57 @@ class Dialer:
                 where = f"the proxy {proxy.host} port {proxy.port}"
             raise RelayUnreachable(f"no connection to {where}: {_words(error)}") from error
 
+    async def _open(
+        self,
+        host: str,
+        target: Target,
+        context: ssl.SSLContext | None,
+        proxy: HttpProxy | None,
+        protocol: Callable[[], asyncio.BaseProtocol],
+    ) -> None:
+        if proxy is not None:
+            await self._through(proxy, host, target, context, protocol)
+            return
+        await asyncio.get_running_loop().create_connection(
+            protocol,
+            host,
+            target.port,
+            ssl=context,
+            server_hostname=target.server_name if context is not None else None,
+            happy_eyeballs_delay=_race_after(host),
+        )
+
+    async def _open_any(
+        self,
+        hosts: list[str],
+        target: Target,
+        context: ssl.SSLContext | None,
+        proxy: HttpProxy | None,
+        protocol: Callable[[], asyncio.BaseProtocol],
+    ) -> None:
+        """Try addresses one after another; those of strangers are not worth a race."""
+        failure: OSError | RelayUnreachable | None = None
+        for host in hosts:
+            try:
+                async with asyncio.timeout(GUARDED_ADDRESS_S):
+                    await self._open(host, target, context, proxy, protocol)
+                return
+            except ssl.SSLError:
+                raise
+            except TimeoutError:
+                failure = RelayUnreachable(f"{target.host} does not answer at {host}")
+            except (OSError, RelayUnreachable) as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
     def _context(self) -> ssl.SSLContext:
         return self.tls if self.tls is not None else _system_tls()
 
     async def _through(
         self,
         proxy: HttpProxy,
+        host: str,
         target: Target,
         context: ssl.SSLContext | None,
         protocol: Callable[[], asyncio.BaseProtocol],
@@ -270,7 +349,7 @@ class Dialer:
         loop = asyncio.get_running_loop()
         proxy_tls = self._context() if proxy.is_tls else None
         transport, tunnel = await loop.create_connection(
-            lambda: _Tunnel(proxy, target),
+            lambda: _Tunnel(proxy, host, target.port),
             proxy.host,
             proxy.port,
             ssl=proxy_tls,

@@ -20,7 +20,7 @@ import attrs
 
 from dialkey.errors import DialkeyError, InvalidAddress, InvalidKey, LocalError
 from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey, TransportAddr
-from dialkey.network import PathAddress, Receiver
+from dialkey.network import MayReach, PathAddress, Receiver, is_public
 from dialkey_relay.client.client import RelayClient
 from dialkey_relay.client.dial import Dialer, Target
 from dialkey_relay.client.home import HomeSelector, Report
@@ -60,6 +60,10 @@ IDLE_S: Final = 60.0
 HOUSEKEEPING_S: Final = 5.0
 MAX_RELAYS: Final = 32
 """Connections to relays at a time: their URLs come from addresses that strangers make up."""
+
+MAX_RELAYS_OF_HEARSAY: Final = 16
+"""Of those, such that others than the application and its lookups have named; they make room for the
+rest, so that strangers cannot keep us from a relay that a ticket names."""
 
 ATTEMPTS_TO_BELIEVE: Final = 2
 """So often in a row a relay has to turn us away before a dial through it is told; some 30 ms apart."""
@@ -191,6 +195,8 @@ class RelayTransport:
         self._clients: dict[RelayUrl, RelayClient] = {}
         self._used_at: dict[RelayUrl, float] = {}
         self._paths: dict[tuple[RelayUrl, bytes], RelayPath] = {}
+        # By relay: where its name may lead; None: anywhere, because the application named it.
+        self._reach: dict[RelayUrl, MayReach | None] = {}
         self._selector = HomeSelector()
         self._home: RelayUrl | None = None
         self._home_lost_at: float | None = None
@@ -246,7 +252,32 @@ class RelayTransport:
 
     def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
         """Return the path to an endpoint through the relay that an address names."""
-        return [self._path(addr.url, bytes(id))] if isinstance(addr, RelayAddr) else []
+        if not isinstance(addr, RelayAddr):
+            return []
+        self._trust(addr.url, None)
+        return [self._path(addr.url, bytes(id))]
+
+    def paths_of_hearsay(
+        self, id: EndpointId, addr: TransportAddr, may_reach: MayReach
+    ) -> list[PathAddress]:
+        """Return the same for an address that strangers named: its relay is connected to with care."""
+        if not isinstance(addr, RelayAddr):
+            return []
+        # Strangers repeat the names of relays that we trust, which takes nothing from these.
+        if self._reach.get(addr.url, may_reach) is not None:
+            self._trust(addr.url, may_reach)
+        return [self._path(addr.url, bytes(id))]
+
+    def _trust(self, url: RelayUrl, may_reach: MayReach | None) -> None:
+        self._reach.pop(url, None)
+        if len(self._reach) >= MAX_PATHS:
+            # Those of strangers first: what is not known here is not trusted either.
+            heard = (each for each, reach in self._reach.items() if reach is not None)
+            del self._reach[next(heard, None) or next(iter(self._reach))]
+        self._reach[url] = may_reach
+
+    def _guard(self, url: RelayUrl) -> MayReach | None:
+        return None if url in self._configs else self._reach.get(url, is_public)
 
     def owns(self, remote: PathAddress) -> bool:
         """Say whether a path address leads through a relay."""
@@ -419,7 +450,7 @@ class RelayTransport:
         return True
 
     def _open(self, url: RelayUrl) -> RelayClient | None:
-        if self._closed or len(self._clients) >= MAX_RELAYS:
+        if self._closed or not self._make_room(url):
             return None
         config = self._configs.get(url)
         try:
@@ -427,7 +458,7 @@ class RelayTransport:
                 url,
                 self._secret_key,
                 token=config.token if config is not None else None,
-                dialer=self._dialer,
+                dialer=attrs.evolve(self._dialer, guard=lambda: self._guard(url)),
                 on_datagrams=lambda batches: self._on_datagrams(url, batches),
                 on_status=lambda status: self._on_status(url, status),
                 random=self._random,
@@ -439,6 +470,23 @@ class RelayTransport:
         self._used_at[url] = asyncio.get_running_loop().time()
         client.start()
         return client
+
+    def _make_room(self, url: RelayUrl) -> bool:
+        """Say whether one more relay may be connected to; for one that we trust, another may be left."""
+        heard = [each for each in self._clients if self._guard(each) is not None]
+        if self._guard(url) is not None and len(heard) >= MAX_RELAYS_OF_HEARSAY:
+            return False
+        if len(self._clients) < MAX_RELAYS:
+            return True
+        if not heard or self._guard(url) is not None:
+            return False
+        loser = min(heard, key=self._last_used_at)
+        self._used_at.pop(loser, None)
+        self._spawn(self._clients.pop(loser).close())
+        return True
+
+    def _last_used_at(self, url: RelayUrl) -> float:
+        return max(self._clients[url].last_sent_at, self._used_at.get(url, 0.0))
 
     # --- receiving ------------------------------------------------------------------------------
 
@@ -608,8 +656,7 @@ class RelayTransport:
     async def housekeep(self, now: float) -> None:
         """Leave relays that nobody uses, and a home that is gone; `now` is in the loop's time."""
         for url, client in list(self._clients.items()):
-            used_at = max(client.last_sent_at, self._used_at.get(url, 0.0))
-            if url != self._home and now - used_at > IDLE_S:
+            if url != self._home and now - self._last_used_at(url) > IDLE_S:
                 del self._clients[url]
                 self._used_at.pop(url, None)
                 await client.close()

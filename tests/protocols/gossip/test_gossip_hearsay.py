@@ -26,7 +26,7 @@ from dialkey_gossip.messages import (
     ShuffleReply,
 )
 from dialkey_gossip.peer_data import encode_peer_data
-from dialkey_gossip.relay_rules import Ip, RelayRules
+from dialkey_gossip.relay_rules import RelayRules
 
 HOME = RelayUrl("http://10.9.9.9:3340")
 
@@ -39,18 +39,7 @@ def ip(text: str) -> IpAddr:
     return IpAddr.parse(text)
 
 
-async def resolve(host: str) -> list[Ip]:
-    known = {
-        "relay.example.org": ["198.41.0.4", "2001:500:9f::42"],
-        "rebound.example.org": ["198.41.0.4", "127.0.0.1"],
-        "inside.example.org": ["10.1.2.3"],
-        "mapped.example.org": ["::ffff:169.254.169.254"],
-        "near.example.org": ["10.5.5.200"],
-    }
-    return [ipaddress.ip_address(text) for text in known.get(host, [])]
-
-
-RULES = RelayRules(lambda: {HOME}, lambda: [ipaddress.ip_address("10.5.5.5")], resolve)
+RULES = RelayRules(lambda: {HOME}, lambda: [ipaddress.ip_address("10.5.5.5")])
 
 
 @pytest.mark.parametrize(
@@ -60,12 +49,31 @@ RULES = RelayRules(lambda: {HOME}, lambda: [ipaddress.ip_address("10.5.5.5")], r
         "https://198.41.0.4/",
         "https://[2001:500:9f::42]:8443/",
         "https://10.5.5.6/",
-        "https://near.example.org/",
         str(HOME),
     ],
 )
-async def test_relays_of_hearsay_that_are_dialled(url: str) -> None:
-    assert await RULES.may_dial(RelayAddr(RelayUrl(url)))
+def test_relays_of_hearsay_that_are_dialled(url: str) -> None:
+    assert RULES.may_name(RelayAddr(RelayUrl(url)))
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("198.41.0.4", True),
+        ("2001:500:9f::42", True),
+        ("10.5.5.200", True),
+        ("10.1.2.3", False),
+        ("127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("64:ff9b::a01:203", False),
+        ("2002:a01:203::", False),
+        ("224.0.0.1", False),
+        ("::", False),
+    ],
+)
+def test_where_the_names_of_relays_of_hearsay_may_lead(text: str, allowed: bool) -> None:
+    """Names are resolved by the transport, which asks this of the address that it connects to."""
+    assert RULES.may_reach(ipaddress.ip_address(text)) is allowed
 
 
 @pytest.mark.parametrize(
@@ -100,14 +108,10 @@ async def test_relays_of_hearsay_that_are_dialled(url: str) -> None:
         "https://a.localhost/",
         "https://printer/",
         "https://printer.local/",
-        "https://rebound.example.org/",
-        "https://inside.example.org/",
-        "https://mapped.example.org/",
-        "https://unknown.example.org/",
     ],
 )
-async def test_relays_of_hearsay_that_are_not_dialled(url: str) -> None:
-    assert not await RULES.may_dial(RelayAddr(RelayUrl(url)))
+def test_relays_of_hearsay_that_are_not_dialled(url: str) -> None:
+    assert not RULES.may_name(RelayAddr(RelayUrl(url)))
 
 
 def test_of_hearsay_a_few_addresses_that_differ_in_kind_are_tried() -> None:
@@ -136,12 +140,24 @@ def test_what_a_peer_says_of_itself_comes_before_what_others_say() -> None:
 
 async def test_the_lookup_gives_no_more_than_a_dial_would_try() -> None:
     book = AddressBook()
-    bad = RelayAddr(RelayUrl("https://rebound.example.org/"))
-    book.hear(EndpointAddr(key(1), [bad, *(ip(f"10.0.0.{n}:1") for n in range(9))]), 1e12)
+    bad = RelayAddr(RelayUrl("https://10.1.2.3/"))
+    named = RelayAddr(RelayUrl("https://relay.example.org/"))
+    book.hear(EndpointAddr(key(1), [bad, named, *(ip(f"10.0.0.{n}:1") for n in range(9))]), 1e12)
     answers = [each async for each in BookLookup(book, RULES).resolve(key(1))]
     found = [addr for each in answers for addr in each.info.addr.addrs]
     assert bad not in found
-    assert 1 <= len(found) <= 3
+    assert named in found
+    assert len(found) <= 3
+    assert all(each.may_reach == RULES.may_reach for each in answers), (
+        "where the name leads is open"
+    )
+
+
+async def test_what_the_application_said_is_not_hearsay() -> None:
+    book = AddressBook()
+    book.pin(EndpointAddr(key(1), [RelayAddr(RelayUrl("https://10.1.2.3/"))]))
+    (answer,) = [each async for each in BookLookup(book, RULES).resolve(key(1))]
+    assert answer.may_reach is None
 
 
 def test_whoever_names_a_peer_pays_for_the_dial() -> None:
