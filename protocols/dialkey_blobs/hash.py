@@ -16,7 +16,8 @@ __all__ = ["EMPTY_HASH", "BlobFormat", "Hash", "HashAndFormat"]
 _HEX_DIGITS: Final = frozenset("0123456789abcdef")
 
 
-@attrs.frozen(order=True, repr=False)
+# A hash is a key in many tables.
+@attrs.frozen(order=True, repr=False, cache_hash=True)
 class Hash:
     """The BLAKE3 hash that names a blob.
 
@@ -87,7 +88,7 @@ class BlobFormat(enum.IntEnum):
     HASH_SEQ = 1
 
 
-@attrs.frozen(order=True)
+@attrs.frozen(order=True, cache_hash=True)
 class HashAndFormat:
     """A hash and whether it names a single blob or a sequence with its children.
 

@@ -215,6 +215,20 @@ class Database:
             ).fetchone()
         return None if found is None else Row(found[0], found[1], found[2], bool(found[3]))
 
+    def rows(self, hashes: Sequence[Hash]) -> dict[Hash, Row]:
+        """Return the entries of those blobs that have one; of a few hundred at a time."""
+        if not hashes:
+            return {}
+        with database_errors(self.path):
+            return {
+                Hash(digest): Row(id, place, size, bool(inline))
+                for digest, id, place, size, inline in self._read(
+                    "SELECT hash, id, place, size, outboard_inline FROM blobs"
+                    f" WHERE hash IN ({','.join('?' * len(hashes))})",
+                    [hash.digest for hash in hashes],
+                )
+            }
+
     def put(
         self,
         hash: Hash,

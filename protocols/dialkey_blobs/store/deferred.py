@@ -54,7 +54,7 @@ class _Deferred:
 
     Attributes:
         hash, size: what was read when the file was added.
-        reference: where it is, and when it was modified then.
+        path, modified_ns: where it is, and when it was modified then.
         steps: the work on the outboard, once begun.
         done_bytes: how far it is.
         failed: whether the file is not what it was, which cannot be mended.
@@ -62,15 +62,21 @@ class _Deferred:
 
     hash: Hash
     size: int
-    reference: Reference
+    # Text, since thousands may be kept of which few are ever asked for.
+    path: str
+    modified_ns: int
     steps: Steps[Hashed] | None = None
     done_bytes: int = 0
     failed: bool = False
 
+    @property
+    def reference(self) -> Reference:
+        return Reference(Path(self.path), self.modified_ns)
+
     def changed(self) -> ReferenceChanged:
         return ReferenceChanged(
-            f"{self.reference.path} is not what was offered: it was changed or moved",
-            path=self.reference.path,
+            f"{self.path} is not what was offered: it was changed or moved",
+            path=Path(self.path),
             hint="offer it again",
         )
 
@@ -81,14 +87,14 @@ class DeferredBlobs:
     Args:
         ops: the door to the file system.
         new_temp: returns a path for a file of ours.
-        place: makes the entry of a blob, given its outboard.
+        place: makes the entry of a blob, given its outboard and, if it is small, its content.
     """
 
     def __init__(
         self,
         ops: FileOps,
         new_temp: Callable[[], Path],
-        place: Callable[[Hashed, Reference], None],
+        place: Callable[[Hashed, Reference, bytes | None], None],
     ) -> None:
         self._ops = ops
         self._new_temp = new_temp
@@ -103,9 +109,17 @@ class DeferredBlobs:
     def __contains__(self, hash: Hash) -> bool:
         return hash in self._blobs
 
-    def add(self, hash: Hash, size: int, reference: Reference) -> None:
-        """Keep a blob that has no entry."""
-        self._keep(_Deferred(hash, size, reference))
+    def add(self, hash: Hash, size: int, path: str, modified_ns: int) -> None:
+        """Keep a blob that has no entry, in place of one with that hash.
+
+        Args:
+            hash, size: of the file.
+            path: where it is.
+            modified_ns: when it was modified last.
+        """
+        if hash in self._blobs:
+            self.discard(hash)
+        self._keep(_Deferred(hash, size, path, modified_ns))
 
     def _keep(self, blob: _Deferred) -> None:
         if blob.hash not in self._blobs:
@@ -178,7 +192,7 @@ class DeferredBlobs:
         return False
 
     def _make(self, blob: _Deferred) -> Steps[Hashed]:
-        path = blob.reference.path
+        path = Path(blob.path)
         source, before = open_regular(self._ops, path)
         try:
             if not _is_same(blob, before):
@@ -211,9 +225,9 @@ class DeferredBlobs:
             found.append((blob, content))
             size += len(content)
         made = outboards([content for _, content in found])
-        for (blob, _), built in zip(found, made, strict=True):
+        for (blob, content), built in zip(found, made, strict=True):
             if built.hash == blob.hash:
-                self._settle(blob, Hashed(built, None))
+                self._settle(blob, Hashed(built, None), content)
                 continue
             failure = self._failed(blob, blob.changed())
             if blob is wanted:
@@ -221,11 +235,11 @@ class DeferredBlobs:
             _log.warning("%s", failure)
 
     def _read(self, blob: _Deferred) -> bytes:
-        source, before = open_regular(self._ops, blob.reference.path)
+        source, before = open_regular(self._ops, blob.path)
         try:
             if not _is_same(blob, before):
                 raise blob.changed()
-            return read_small(source, blob.reference.path, before)
+            return read_small(source, blob.path, before)
         finally:
             os.close(source)
 
@@ -240,11 +254,11 @@ class DeferredBlobs:
         self._small.pop(blob.hash, None)
         return blob.changed()
 
-    def _settle(self, blob: _Deferred, hashed: Hashed) -> None:
+    def _settle(self, blob: _Deferred, hashed: Hashed, content: bytes | None = None) -> None:
         blob.steps = None
         self._placed.append(blob)
         try:
-            self._place(hashed, blob.reference)
+            self._place(hashed, blob.reference, content)
         except BaseException:
             self._keep(blob)
             raise
@@ -285,7 +299,7 @@ class DeferredBlobs:
 
 
 def _is_same(blob: _Deferred, status: os.stat_result) -> bool:
-    return (status.st_size, status.st_mtime_ns) == (blob.size, blob.reference.modified_ns)
+    return (status.st_size, status.st_mtime_ns) == (blob.size, blob.modified_ns)
 
 
 def _stop(blob: _Deferred) -> None:

@@ -136,7 +136,7 @@ def write_parts_at(
             offset += len(part)
 
 
-def read_at(descriptor: int, length: int, offset: int, path: Path) -> bytes:
+def read_at(descriptor: int, length: int, offset: int, path: str | Path) -> bytes:
     """Read up to `length` bytes at `offset`; fewer only where the file ends.
 
     Raises:
@@ -209,15 +209,19 @@ def check_space(descriptor: int | Path, needed: int, path: Path) -> None:
         )
 
 
-def open_regular(ops: FileOps, path: Path) -> tuple[int, os.stat_result]:
+def open_regular(
+    ops: FileOps, path: str | Path, *, follow_link: bool = True
+) -> tuple[int, os.stat_result]:
     """Open a regular file for reading.
 
     Raises:
-        FileFailed: it does not exist, is not a regular file, or may not be read.
+        FileFailed: it does not exist, is not a regular file, or may not be read; with `ELOOP`, it is
+            a link that is not to be followed.
     """
     # O_NONBLOCK: opening a FIFO by mistake must fail below, not wait for a writer.
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_link else os.O_NOFOLLOW)
     with file_errors("open", path):
-        descriptor = ops.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = ops.open(path, flags)
         try:
             status = os.fstat(descriptor)
         except OSError:
@@ -225,7 +229,7 @@ def open_regular(ops: FileOps, path: Path) -> tuple[int, os.stat_result]:
             raise
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise FileFailed(f"cannot import {path}: it is not a regular file", path=path)
+        raise FileFailed(f"cannot import {path}: it is not a regular file", path=Path(path))
     return descriptor, status
 
 

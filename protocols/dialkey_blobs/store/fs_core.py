@@ -72,7 +72,13 @@ from dialkey_blobs.store.recovery import (
     running_system,
     sweep_rubbish,
 )
-from dialkey_blobs.store.small_files import SmallFile, add_in_batches
+from dialkey_blobs.store.small_files import (
+    HashedFile,
+    HashFiles,
+    ReadFiles,
+    SmallFile,
+    add_in_batches,
+)
 from dialkey_blobs.store.values import (
     BlobInfo,
     CheckOutcome,
@@ -358,55 +364,60 @@ class FsCore(StoreCore):
         def add_batch(files: Sequence[SmallFile]) -> list[TempTag]:
             return self._add_small(files, mode, format)
 
+        def defer_batch(files: Sequence[HashedFile]) -> list[TempTag]:
+            return self._defer_small(files, format)
+
         def add_one(path: Path) -> Steps[TempTag]:
             return add_file(self, path, mode, format)
 
-        return (yield from add_in_batches(self._ops, paths, add_batch, add_one))
+        if mode is ImportMode.DEFERRED:
+            return (yield from add_in_batches(paths, HashFiles(self._ops), defer_batch, add_one))
+        return (yield from add_in_batches(paths, ReadFiles(self._ops), add_batch, add_one))
 
     def _add_small(
         self, files: Sequence[SmallFile], mode: ImportMode, format: BlobFormat
     ) -> list[TempTag]:
-        if mode is ImportMode.DEFERRED:
-            return self._defer_small(files, format)
         with released_on_failure() as tags:
             for built, file in zip(outboards([file.content for file in files]), files, strict=True):
                 if mode is ImportMode.COPY or built.size <= INLINE_BYTES:
                     self._put_bytes(built.hash, file.content, built.data)
                     tags.append(self.pins.pin(HashAndFormat(built.hash, format)))
                 else:
-                    reference = Reference(file.path, file.mtime_ns)
+                    reference = Reference(Path(file.path), file.mtime_ns)
                     tags.append(self.add_hashed(Hashed(built, None), None, reference, format))
         return tags
 
-    def _defer_small(self, files: Sequence[SmallFile], format: BlobFormat) -> list[TempTag]:
-        with released_on_failure() as tags:
-            for file in files:
-                hash = Hash.of(file.content)
-                if len(file.content) <= INLINE_BYTES:
-                    self._put_bytes(hash, file.content, b"")
-                    tags.append(self.pins.pin(HashAndFormat(hash, format)))
-                else:
-                    reference = Reference(file.path, file.mtime_ns)
-                    tags.append(self.defer(hash, len(file.content), reference, format))
-        return tags
+    def _defer_small(self, files: Sequence[HashedFile], format: BlobFormat) -> list[TempTag]:
+        rows = self._database.rows([file.hash for file in files])
+        for file in files:
+            self._defer(file.hash, file.size, file.path, file.mtime_ns, rows.get(file.hash))
+        return self.pins.pin_many([HashAndFormat(file.hash, format) for file in files])
 
     def defer(self, hash: Hash, size: int, reference: Reference, format: BlobFormat) -> TempTag:
         """Keep a file outside the store whose outboard is still to be made."""
-        row = self._database.row(hash)
-        if row is None or not self._is_owned(hash):
-            # An entry that is not complete, or of another file, gives way to this one.
-            if row is not None:
-                self.remove(hash)
-            self._deferred.discard(hash)
-            self._deferred.add(hash, size, reference)
-            self._changed(hash, Bitfield.complete(size))
+        path, row = os.fspath(reference.path), self._database.row(hash)
+        self._defer(hash, size, path, reference.modified_ns, row)
         return self.pins.pin(HashAndFormat(hash, format))
+
+    def _defer(self, hash: Hash, size: int, path: str, modified_ns: int, row: Row | None) -> None:
+        if hash == EMPTY_HASH:
+            return
+        if row is not None:
+            if self._is_owned(hash):
+                return
+            # An entry that is not complete, or of another file, gives way to this one.
+            self.remove(hash)
+        self._deferred.add(hash, size, path, modified_ns)
+        self._changed(hash, Bitfield.complete(size))
 
     def make_outboards(self) -> Steps[None]:
         return (yield from self._deferred.make_all())
 
-    def _place_deferred(self, hashed: Hashed, reference: Reference) -> None:
+    def _place_deferred(self, hashed: Hashed, reference: Reference, content: bytes | None) -> None:
         built = hashed.built
+        if content is not None and built.size <= INLINE_BYTES:
+            self._put_bytes(built.hash, content, built.data)
+            return
         self._place(built.hash, built.size, None, built.data, hashed.outboard_file, reference)
 
     def add_hashed(

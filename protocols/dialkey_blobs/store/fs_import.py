@@ -77,13 +77,13 @@ def add_file(core: FsCore, path: Path, mode: ImportMode, format: BlobFormat) -> 
     copy: TempFile | None = None
     hashed: Hashed | None = None
     try:
-        if before.st_size <= INLINE_BYTES:
-            return core.add_many([read_small(source, path, before)], format)[0]
         if mode is ImportMode.DEFERRED and before.st_size <= deferred.MAX_DEFERRED_BYTES:
             hash = yield from hash_only(source, path, before.st_size)
             if not same_file(before, os.fstat(source)):
                 raise changed_during_import(path)
             return core.defer(hash, before.st_size, Reference(path, before.st_mtime_ns), format)
+        if before.st_size <= INLINE_BYTES:
+            return core.add_many([read_small(source, path, before)], format)[0]
         if mode is ImportMode.COPY:
             copy = core.temp_file()
         hashed = yield from core.hash_source(source, path, before.st_size, copy)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ __all__ = [
     "changed_during_import",
     "hash_file",
     "hash_only",
+    "read_into",
     "read_small",
     "same_file",
 ]
@@ -210,7 +212,7 @@ def hash_only(source: int, path: Path, size: int) -> Steps[Hash]:
     return Hash(hasher.digest())
 
 
-def read_small(source: int, path: Path, status: os.stat_result) -> bytes:
+def read_small(source: int, path: str | Path, status: os.stat_result) -> bytes:
     """Return the content of a small open file.
 
     Args:
@@ -221,22 +223,41 @@ def read_small(source: int, path: Path, status: os.stat_result) -> bytes:
     Raises:
         ReferenceChanged: its size is another by now.
     """
-    data = read_at(source, status.st_size + 1, 0, path)
+    with file_errors("read", path):
+        data = os.pread(source, status.st_size + 1, 0)
+    if len(data) < status.st_size:
+        # The system may have stopped early.
+        data = read_at(source, status.st_size + 1, 0, path)
     if len(data) != status.st_size:
         raise changed_during_import(path)
     return data
 
 
-def changed_during_import(path: Path) -> ReferenceChanged:
+def read_into(
+    buffer: memoryview, source: int, path: str | Path, status: os.stat_result
+) -> memoryview:
+    """Return the content of a small open file, as `read_small` does, in a buffer with more room."""
+    with file_errors("read", path):
+        count = offset = os.preadv(source, [buffer], 0)
+        while count and offset < status.st_size:
+            count = os.preadv(source, [buffer[offset:]], offset)
+            offset += count
+    if offset != status.st_size:
+        raise changed_during_import(path)
+    return buffer[:offset]
+
+
+def changed_during_import(path: str | Path) -> ReferenceChanged:
     """Return the error for a file that somebody writes to while it is read."""
+    path = Path(path)
     return ReferenceChanged(
         f"{path} changed while it was imported", path=path, hint="import it again"
     )
 
 
-_UNCHANGING: Final = ("st_dev", "st_ino", "st_size", "st_mtime_ns")
+_unchanging: Final = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
 
 def same_file(before: os.stat_result, after: os.stat_result) -> bool:
     """Return whether a file is, as far as its status tells, what it was."""
-    return all(getattr(before, name) == getattr(after, name) for name in _UNCHANGING)
+    return _unchanging(before) == _unchanging(after)

@@ -29,7 +29,7 @@ from dialkey_blobs.store.errors import BlobMissing, SizeConflict
 from dialkey_blobs.store.files import FileOps, open_regular, read_at
 from dialkey_blobs.store.importing import changed_during_import, same_file
 from dialkey_blobs.store.pins import TempTag
-from dialkey_blobs.store.small_files import SmallFile, add_in_batches
+from dialkey_blobs.store.small_files import ReadFiles, SmallFile, add_in_batches
 from dialkey_blobs.store.values import (
     BlobInfo,
     BlobState,
@@ -196,7 +196,7 @@ class MemoryCore(StoreCore):
         def add_one(path: Path) -> Steps[TempTag]:
             return self.add_path(path, mode, format)
 
-        return (yield from add_in_batches(self._ops, paths, add_batch, add_one))
+        return (yield from add_in_batches(paths, ReadFiles(self._ops), add_batch, add_one))
 
     def write_items(
         self,

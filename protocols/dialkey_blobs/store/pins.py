@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Final
@@ -35,6 +35,14 @@ class Pins:
             if self._watch is not None:
                 self._watch.append(content)
         return TempTag(self, content)
+
+    def pin_many(self, contents: Sequence[HashAndFormat]) -> list[TempTag]:
+        """Protect each of `contents` until its tag is released or dropped."""
+        with self._lock:
+            self._counts.update(contents)
+            if self._watch is not None:
+                self._watch += contents
+        return [TempTag(self, content) for content in contents]
 
     def live(self) -> set[HashAndFormat]:
         """Return what is protected now."""

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
+from blake3 import blake3
 
+from dialkey_blobs.hash import Hash
 from dialkey_blobs.store.core import SLICE_BYTES
-from dialkey_blobs.store.errors import file_errors
+from dialkey_blobs.store.errors import FileFailed, file_errors
 from dialkey_blobs.store.files import FileOps, open_regular
-from dialkey_blobs.store.importing import changed_during_import, read_small, same_file
+from dialkey_blobs.store.importing import (
+    changed_during_import,
+    read_into,
+    read_small,
+    same_file,
+)
 from dialkey_blobs.store.pins import TempTag, released_on_failure
 from dialkey_blobs.store.values import Steps
 
-__all__ = ["SmallFile", "add_in_batches"]
+__all__ = ["HashFiles", "HashedFile", "LargeFile", "ReadFiles", "SmallFile", "add_in_batches"]
 
 _SMALL_BYTES: Final = 1 << 20
 """Larger files fill a batch of hashing nearly by themselves."""
@@ -33,8 +41,28 @@ class SmallFile:
         mtime_ns: when it was modified last.
     """
 
-    path: Path
+    path: str
     content: bytes
+    mtime_ns: int
+
+    @property
+    def size(self) -> int:
+        return len(self.content)
+
+
+@attrs.frozen
+class HashedFile:
+    """A file that was hashed and whose content was not kept.
+
+    Attributes:
+        path: as in `SmallFile`.
+        hash, size: of its content.
+        mtime_ns: when it was modified last.
+    """
+
+    path: str
+    hash: Hash
+    size: int
     mtime_ns: int
 
 
@@ -42,14 +70,58 @@ class SmallFile:
 class LargeFile:
     """A file that was not read; its size may change before it is."""
 
-    path: Path
+    path: str
     size: int
 
 
+F = TypeVar("F", SmallFile, HashedFile)
+
+
+class ReadFiles:
+    """Reads small files whole."""
+
+    def __init__(self, ops: FileOps) -> None:
+        self._ops = ops
+
+    def __call__(self, path: str) -> SmallFile | LargeFile:
+        source, before = open_regular(self._ops, path, follow_link=False)
+        try:
+            if before.st_size > _SMALL_BYTES:
+                return LargeFile(path, before.st_size)
+            content = read_small(source, path, before)
+            if not same_file(before, os.fstat(source)):
+                raise changed_during_import(path)
+            return SmallFile(path, content, before.st_mtime_ns)
+        finally:
+            os.close(source)
+
+
+class HashFiles:
+    """Hashes small files, one after the other in the same memory: new memory costs more than reading."""
+
+    def __init__(self, ops: FileOps) -> None:
+        self._ops = ops
+        self._buffer = memoryview(bytearray(_SMALL_BYTES + 1))
+
+    def __call__(self, path: str) -> HashedFile | LargeFile:
+        source, before = open_regular(self._ops, path, follow_link=False)
+        try:
+            size = before.st_size
+            if size > _SMALL_BYTES:
+                return LargeFile(path, size)
+            content = read_into(self._buffer, source, path, before)
+            hash = Hash(blake3(content).digest())
+            if not same_file(before, os.fstat(source)):
+                raise changed_during_import(path)
+            return HashedFile(path, hash, size, before.st_mtime_ns)
+        finally:
+            os.close(source)
+
+
 def add_in_batches(
-    ops: FileOps,
     paths: Sequence[Path],
-    add_batch: Callable[[Sequence[SmallFile]], list[TempTag]],
+    read: Callable[[str], F | LargeFile],
+    add_batch: Callable[[Sequence[F]], list[TempTag]],
     add_path: Callable[[Path], Steps[TempTag]],
 ) -> Steps[list[TempTag]]:
     """Add files in their order: small ones with `add_batch`, others with `add_path`.
@@ -60,9 +132,9 @@ def add_in_batches(
     """
     done = 0
     with released_on_failure() as tags:
-        for batch in _batches(ops, paths):
+        for batch in _batches(paths, read):
             if isinstance(batch, LargeFile):
-                steps = add_path(batch.path)
+                steps = add_path(Path(batch.path))
                 while True:
                     try:
                         yield done + next(steps)
@@ -72,19 +144,19 @@ def add_in_batches(
                 done += batch.size
             else:
                 tags += add_batch(batch)
-                done += sum(len(file.content) for file in batch)
+                done += sum(file.size for file in batch)
             yield done
     return tags
 
 
-def _batches(ops: FileOps, paths: Sequence[Path]) -> Iterator[list[SmallFile] | LargeFile]:
-    batch: list[SmallFile] = []
+def _batches(
+    paths: Sequence[Path], read: Callable[[str], F | LargeFile]
+) -> Iterator[list[F] | LargeFile]:
+    batch: list[F] = []
     size = 0
     resolve = _Resolver()
     for path in paths:
-        with file_errors("open", path):
-            real = resolve(path)
-        file = _read_if_small(ops, real)
+        file = resolve.read(path, read)
         is_large = isinstance(file, LargeFile)
         if batch and (is_large or len(batch) == _MAX_FILES or size > SLICE_BYTES - _SMALL_BYTES):
             yield batch
@@ -93,7 +165,7 @@ def _batches(ops: FileOps, paths: Sequence[Path]) -> Iterator[list[SmallFile] | 
             yield file
         else:
             batch.append(file)
-            size += len(file.content)
+            size += file.size
     if batch:
         yield batch
 
@@ -104,25 +176,22 @@ class _Resolver:
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
 
-    def __call__(self, path: Path) -> Path:
-        folder, name = os.path.split(path)
+    def read(self, path: Path, read: Callable[[str], F | LargeFile]) -> F | LargeFile:
+        """Read a file at its path without links."""
+        folder, _, name = os.fspath(path).rpartition("/")
         real = self._folders.get(folder)
         if real is None:
-            real = self._folders[folder] = os.path.realpath(folder)
-        found = os.path.join(real, name)
-        if name in ("", os.curdir, os.pardir) or os.path.islink(found):
+            # Of a file in the top folder, nothing is before the slash.
+            parent = os.path.dirname(path)
+            with file_errors("open", path):
+                real = os.path.join(os.path.realpath(parent), "")
+            self._folders[folder] = real
+        if name != os.pardir:
+            try:
+                return read(real + name)
+            except FileFailed as error:
+                if error.errno != errno.ELOOP:
+                    raise
+        with file_errors("open", path):
             found = os.path.realpath(path)
-        return Path(found)
-
-
-def _read_if_small(ops: FileOps, path: Path) -> SmallFile | LargeFile:
-    source, before = open_regular(ops, path)
-    try:
-        if before.st_size > _SMALL_BYTES:
-            return LargeFile(path, before.st_size)
-        content = read_small(source, path, before)
-        if not same_file(before, os.fstat(source)):
-            raise changed_during_import(path)
-        return SmallFile(path, content, before.st_mtime_ns)
-    finally:
-        os.close(source)
+        return read(found)

@@ -290,7 +290,7 @@ class Store:
         Arguments and errors are those of `add_path`; `progress` counts the bytes of all files. If one
         fails, those before it are in the store, but nothing protects them.
         """
-        wanted = [Path(path) for path in paths]
+        wanted = [path if isinstance(path, Path) else Path(path) for path in paths]
         return await self._worker.run(lambda core: core.add_paths(wanted, mode, format), progress)
 
     async def make_outboards(self, *, progress: Progress | None = None) -> None:

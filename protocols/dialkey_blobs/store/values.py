@@ -49,11 +49,12 @@ class ImportMode(enum.Enum):
 
     `COPY` takes the bytes into the store. `REFERENCE` leaves the file where it is and remembers its
     path, size and time of modification: no space is used, but the file must not change. Small files
-    are copied in all cases.
+    are copied in any case.
 
     `DEFERRED` is a reference that is there as soon as the file's hash is known, at gigabytes per
     second. What serving it takes besides, its outboard, is made by `Store.make_outboards`, or when
-    somebody asks for the blob, who then waits for it; only then does the blob outlive the process. A
+    somebody asks for the blob, who then waits for it; only then does the blob outlive the process, and
+    only then is a small file copied. A
     file that was changed by then is noticed, and the request fails. For files above 2 GiB it is the
     same as `REFERENCE`, since whoever asked would wait too long. A store in memory copies.
     """

@@ -21,6 +21,7 @@ from dialkey_blobs.store import (
     Store,
     small_files,
 )
+from dialkey_blobs.store.files import FileOps
 
 SIZES = [0, 1, 1024, 16_384, 16_385, 100_000, 1 << 20, (1 << 20) + 1, 3, 5_000_000, 50_000]
 
@@ -97,20 +98,39 @@ async def test_a_file_that_fails(store: Store, tmp_path: Path) -> None:
     assert await store.add_paths([]) == []
 
 
+@pytest.mark.parametrize("mode", ImportMode)
 async def test_a_file_that_changes_while_it_is_read(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: ImportMode
 ) -> None:
     files = list(write_files(tmp_path, [10, 20]))
-    original = small_files.read_small
+    original = small_files.same_file
 
-    def touched(source: int, path: Path, status: os.stat_result) -> bytes:
-        data = original(source, path, status)
-        os.utime(path, ns=(0, status.st_mtime_ns + 1))
-        return data
+    def touched(before: os.stat_result, after: os.stat_result) -> bool:
+        os.utime(files[0], ns=(0, before.st_mtime_ns + 1))
+        return original(before, os.stat(files[0]))
 
-    monkeypatch.setattr(small_files, "read_small", touched)
+    monkeypatch.setattr(small_files, "same_file", touched)
     with pytest.raises(ReferenceChanged):
-        await store.add_paths(files)
+        await store.add_paths(files, mode)
+
+
+@pytest.mark.parametrize("mode", ImportMode)
+async def test_a_file_that_grows_or_shrinks_while_it_is_read(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: ImportMode
+) -> None:
+    files = list(write_files(tmp_path, [100, 30_000]))
+    original = small_files.open_regular
+    for size in (29_000, 31_000):
+
+        def opened(ops: FileOps, path: str, **options: bool) -> tuple[int, os.stat_result]:
+            found = original(ops, path, **options)
+            os.truncate(files[1], size)  # noqa: B023
+            return found
+
+        monkeypatch.setattr(small_files, "open_regular", opened)
+        with pytest.raises(ReferenceChanged):
+            await store.add_paths(files, mode)
+        monkeypatch.undo()
 
 
 async def test_a_reference_that_changes_later_is_noticed(tmp_path: Path) -> None:

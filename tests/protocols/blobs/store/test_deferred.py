@@ -22,6 +22,7 @@ from dialkey_blobs.store import (
     BlobMissing,
     BlobState,
     CheckOutcome,
+    FileFailed,
     FsStore,
     ImportMode,
     ReferenceChanged,
@@ -68,7 +69,7 @@ def core(tmp_path: Path, ops: Ops) -> Iterator[FsCore]:
 
 def defer(core: FsCore, path: Path, data: bytes) -> TempTag:
     path.write_bytes(data)
-    tag = finish(core.add_path(path, ImportMode.DEFERRED, BlobFormat.RAW))
+    [tag] = finish(core.add_paths([path], ImportMode.DEFERRED, BlobFormat.RAW))
     core.commit()
     return tag
 
@@ -129,7 +130,7 @@ def test_the_hash_is_known_without_any_chaining_value(
     assert core.stats().complete == 5
 
 
-@pytest.mark.parametrize("size", [16_385, 900_000, LARGE])
+@pytest.mark.parametrize("size", [3, 16_385, 900_000, LARGE])
 def test_a_request_that_comes_first_waits_for_its_own_blob_only(
     core: FsCore, tmp_path: Path, content: Content, size: int
 ) -> None:
@@ -171,7 +172,7 @@ def test_small_files_are_hashed_together_also_on_demand(
     assert calls == [100]
 
 
-@pytest.mark.parametrize("size", [50_000, LARGE])
+@pytest.mark.parametrize("size", [100, 50_000, LARGE])
 @pytest.mark.parametrize("change", ["append", "cut", "same size", "delete"])
 def test_a_file_that_changes_before_its_outboard_is_made_is_noticed(
     core: FsCore, tmp_path: Path, content: Content, size: int, change: str
@@ -197,7 +198,7 @@ def test_a_file_that_changes_before_its_outboard_is_made_is_noticed(
     assert core.status(tag.hash).state is BlobState.MISSING
 
 
-@pytest.mark.parametrize("size", [50_000, LARGE])
+@pytest.mark.parametrize("size", [100, 50_000, LARGE])
 def test_a_change_that_leaves_no_trace_but_in_the_content_is_noticed(
     core: FsCore, tmp_path: Path, content: Content, size: int
 ) -> None:
@@ -260,7 +261,7 @@ def test_one_that_fails_does_not_keep_others_from_being_made(
         core.open(bad.hash)
 
 
-@pytest.mark.parametrize("size", [50_000, LARGE])
+@pytest.mark.parametrize("size", [100, 50_000, LARGE])
 def test_an_entry_that_could_not_be_committed_is_made_again(
     core: FsCore, ops: Ops, tmp_path: Path, content: Content, size: int
 ) -> None:
@@ -317,6 +318,43 @@ def test_the_same_content_by_another_way_takes_its_place(
     # The other way round, what is stored already stays.
     assert defer(core, tmp_path / "again", data).hash == tag.hash
     assert not any(info.is_reference for info in core.blobs())
+
+
+def test_many_small_files_cost_no_write_before_their_outboards_are_made(
+    core: FsCore, tmp_path: Path, content: Content
+) -> None:
+    """A transaction with their content took half of the time to a ticket."""
+    blobs = [content(size, size) for size in range(0, 40_000, 400)]
+    paths = [tmp_path / str(len(data)) for data in blobs]
+    for path, data in zip(paths, blobs, strict=True):
+        path.write_bytes(data)
+    writes = core.writes
+    tags = finish(core.add_paths([*paths, *paths], ImportMode.DEFERRED, BlobFormat.RAW))
+    core.commit()
+    assert core.writes == writes
+    assert [tag.hash for tag in tags] == 2 * [Hash.of(data) for data in blobs]
+    finish(core.make_outboards())
+    core.commit()
+    # Now the small ones are the store's own, and need their files no more.
+    small = [data for data in blobs if len(data) <= 16_384]
+    for data in small:
+        (tmp_path / str(len(data))).unlink()
+        assert serve(core, Hash.of(data)) == (stream_of(data), None)
+    references = {info.hash for info in core.blobs() if info.is_reference}
+    assert references == {Hash.of(data) for data in blobs[len(small) :]}
+
+
+def test_a_link_is_followed_once(core: FsCore, tmp_path: Path, content: Content) -> None:
+    data = content(30_000)
+    (tmp_path / "file").write_bytes(data)
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "circle").symlink_to("circle")
+    [tag] = finish(core.add_paths([tmp_path / "link"], ImportMode.DEFERRED, BlobFormat.RAW))
+    core.commit()
+    (tmp_path / "link").unlink()
+    assert serve(core, tag.hash) == (stream_of(data), None)
+    with pytest.raises(FileFailed, match="circle"):
+        finish(core.add_paths([tmp_path / "circle"], ImportMode.DEFERRED, BlobFormat.RAW))
 
 
 def test_very_large_files_are_not_deferred(
