@@ -399,11 +399,12 @@ class Endpoint(AsyncOnly):
         """Wait until others reach us from anywhere: through a relay. Return our address then.
 
         Args:
-            timeout: seconds; by default this waits until a relay lets us in. The endpoint
-                keeps trying in any case.
+            timeout: seconds; by default this waits until a relay lets us in or all of them refuse us.
+                The endpoint keeps trying in any case.
 
         Raises:
-            Offline: the time is up; the message says for each relay why it did not let us in.
+            Offline: the time is up, or every relay refuses us; the message says for each relay why
+                it did not let us in.
             LocalError: nothing that could make us reachable was configured.
             EndpointClosed: the endpoint was closed.
         """

@@ -143,5 +143,6 @@ class RendezvousTransport(Protocol):
         """Wait until others can reach us by it.
 
         Raises:
+            Offline: every server refuses us, and waiting does not change that.
             DialkeyError: that will never be: it is closed, or has nothing to be reached through.
         """

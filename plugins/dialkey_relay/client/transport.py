@@ -18,7 +18,7 @@ from typing import Final
 
 import attrs
 
-from dialkey.errors import DialkeyError, InvalidAddress, InvalidKey, LocalError
+from dialkey.errors import DialkeyError, InvalidAddress, InvalidKey, LocalError, Offline
 from dialkey.identity import EndpointId, IpAddr, RelayAddr, RelayUrl, SecretKey, TransportAddr
 from dialkey.network import MayReach, PathAddress, Receiver, is_public
 from dialkey_relay.client.client import RelayClient
@@ -410,15 +410,45 @@ class RelayTransport:
         """Wait until others can reach us through a relay; return which.
 
         Raises:
+            Offline: every relay refuses us, in a way that waiting does not change.
             LocalError: the transport was closed, or has no relays.
         """
         if not self._configs:
             raise LocalError("no relay is configured", hint="give Relay(…) at least one URL")
+        known = self._ask_again()
         while self._advertised is None:
             if self._closed:
                 raise LocalError("the endpoint is closed")
+            if all(self._refuses(url, known.get(url, 0)) for url in self._configs):
+                raise Offline(
+                    f"no relay lets us in: {'; '.join(self.offline_reasons())}",
+                    hint="the endpoint keeps trying",
+                )
             await self._changed.wait()
         return self._advertised
+
+    def _ask_again(self) -> dict[RelayUrl, int]:
+        """Dial those that refused us some time ago; return how many attempts to disregard."""
+        now = asyncio.get_running_loop().time()
+        asked: dict[RelayUrl, int] = {}
+        for url in self._configs:
+            client = self._clients.get(url)
+            if (
+                client is not None
+                and self._keeps_us_out(client.status)
+                and now - client.attempted_at > ASK_AGAIN_S
+            ):
+                asked[url] = client.status.attempts
+                client.retry()
+        return asked
+
+    def _refuses(self, url: RelayUrl, known_attempts: int) -> bool:
+        """Say whether a relay has turned us away, more than once and after that many attempts."""
+        client = self._clients.get(url)
+        if client is None or not is_final(client.status.error):
+            return False
+        under_way = client.status.state is ClientState.CONNECTING
+        return client.status.attempts - under_way >= max(ATTEMPTS_TO_BELIEVE, known_attempts + 1)
 
     def statuses(self) -> dict[RelayUrl, ClientStatus]:
         """Return the state of every open connection to a relay."""

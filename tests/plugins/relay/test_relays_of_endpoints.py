@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
+import attrs
 import pytest
 
 from dialkey import Connection, Endpoint, Router, hookimpl, presets
@@ -242,6 +244,50 @@ def silent_address() -> tuple[socket.socket, IpAddr]:
     sock.bind(("127.0.0.1", 0))
     host, port = sock.getsockname()
     return sock, IpAddr.parse(f"{host}:{port}")
+
+
+@pytest.mark.parametrize("number", [1, 2])
+async def test_being_refused_by_every_relay_ends_the_wait(number: int) -> None:
+    """Rather than the whole time that somebody is willing to wait for a relay that is starting."""
+    tokens = SharedTokens(["letmein"])
+    async with AsyncExitStack() as stack:
+        relays = [
+            await stack.enter_async_context(RelayServer([tokens], OPEN)) for _ in range(number)
+        ]
+        endpoint = await stack.enter_async_context(
+            Endpoint.bind(
+                relays=[RelayConfig(relay.url, "wrong") for relay in relays], transports=()
+            )
+        )
+        with pytest.raises(Offline, match="not authorized") as caught:
+            await endpoint.online()
+        assert caught.value.message.count("not authorized") == number
+        # What was said before is not believed for ever.
+        tokens.replace(["letmein", "wrong"])
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    assert (await endpoint.online()).relay_urls
+                    break
+                except Offline:
+                    # It was asked again a moment ago, and is not hammered.
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_relay_that_is_away_does_not_end_the_wait(url: str) -> None:
+    """It may be starting: a refusal by one of two says nothing of the other."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    async with (
+        RelayServer([SharedTokens(["letmein"])], OPEN) as refusing,
+        Endpoint.bind(relays=[refusing.url, f"http://127.0.0.1:{port}"], transports=()) as endpoint,
+    ):
+        with pytest.raises(Offline, match="within 1 s") as caught:
+            await endpoint.online(1)
+        assert "requires a token" in caught.value.message
+        options = attrs.evolve(OPEN, http=("127.0.0.1", port))
+        async with RelayServer([Everyone()], options), asyncio.timeout(60):
+            assert (await endpoint.online()).relay_urls
 
 
 @pytest.mark.parametrize("is_direct_known", [False, True])
