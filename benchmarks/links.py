@@ -264,8 +264,9 @@ def sendme(lab: Lab) -> float:
 
 def dialkey(lab: Lab) -> float:
     program = str(BIN / "dialkey")
-    send = [program, "send", str(lab.file)]
-    return _command(lab, send, [program, "receive", "--yes"], r"blob[a-z2-7]{50,}")
+    apart = ["--preset", "minimal"]
+    send = [program, "send", *apart, str(lab.file)]
+    return _command(lab, send, [program, "receive", *apart, "--yes"], r"blob[a-z2-7]{50,}")
 
 
 RUN: Final[dict[str, Callable[[Lab], float]]] = {

@@ -38,7 +38,9 @@ def dialkey(*arguments: str) -> list[str]:
 def commands(tool: str, file: Path) -> tuple[list[str], list[str]]:
     """Return what sends a file, and what receives it once the ticket is added."""
     if tool == "dialkey":
-        return dialkey("send", "--bind", "127.0.0.1:0", str(file)), dialkey("receive", "--yes")
+        apart = ["--preset", "minimal"]
+        send = ["send", *apart, "--bind", "127.0.0.1:0", str(file)]
+        return dialkey(*send), dialkey("receive", *apart, "--yes")
     apart = ["--relay", "disabled", "--no-progress"]
     send = [tool, "send", *apart, "--ticket-type", "addresses", str(file)]
     return send, [tool, "receive", *apart]

@@ -1,4 +1,6 @@
-"""What holds for every test: no process that a test starts outlives the tests.
+"""What holds for every test: it stays offline, and no process that it starts outlives the tests.
+
+Commands use public services unless something else is said, so the environment says something else.
 
 Where Linux and util-linux are, each is started so that the kernel kills it when the test process dies,
 even by ``kill -9``. Elsewhere dialkey's own processes end by themselves, see `dialkey.cli.children`.
@@ -13,6 +15,9 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
+
+os.environ["DIALKEY_PRESET"] = "minimal"
+os.environ.pop("DIALKEY_SERVICES", None)
 
 SETPRIV = shutil.which("setpriv")
 BINDING = (SETPRIV, "--pdeathsig", "KILL", "--")

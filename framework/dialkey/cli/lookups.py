@@ -53,7 +53,6 @@ async def _lookup(output: Output, options: Options, target: EndpointAddr, timeou
     from dialkey.errors import ResolveError
 
     async with await options.open_endpoint() as endpoint:
-        options.say_whose_services(output)
         # The endpoint's own book knows what this very process was told: nothing.
         reports = [
             each for each in await endpoint.look_up(target.id, timeout) if each.lookup != "static"

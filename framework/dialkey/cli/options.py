@@ -42,6 +42,7 @@ PUBLISHED_TIMEOUT_S: Final = 3.0
 """One request to a discovery server; after that a ticket says where we are itself."""
 
 SERVICES_VARIABLE: Final = "DIALKEY_SERVICES"
+PRESET_VARIABLE: Final = "DIALKEY_PRESET"
 
 TOKEN_VARIABLE: Final = "DIALKEY_RELAY_TOKEN"
 """Holds the token itself, as services are given secrets; a file is safer among several users."""
@@ -80,7 +81,8 @@ PresetOption = Annotated[
         "--preset",
         metavar="|".join(presets.BY_NAME),
         callback=_known_preset,
-        help="How to be found and to find others.",
+        help="How to be found and to find others; public unless a relay or services of your own are "
+        f"named. {PRESET_VARIABLE} may say it instead.",
     ),
 ]
 ServicesOption = Annotated[
@@ -161,8 +163,11 @@ class Options:
     def chosen_preset(self) -> presets.Preset:
         """Return the preset that these options and the environment choose.
 
+        The first that says something: ``--preset`` or ``--services``, ``DIALKEY_SERVICES``,
+        ``DIALKEY_PRESET``, ``--relay``. Who names a relay wants no public services beside it.
+
         Raises:
-            InvalidInput: there are two, or the URL of services is not one.
+            InvalidInput: there are two, there is no such preset, or the URL of services is not one.
         """
         from dialkey.errors import InvalidInput
 
@@ -171,32 +176,54 @@ class Options:
         if self.preset is not None:
             return presets.BY_NAME[self.preset]
         url = self.services or os.environ.get(SERVICES_VARIABLE)
-        return presets.services(url) if url else presets.minimal
+        if url:
+            return presets.services(url)
+        name = os.environ.get(PRESET_VARIABLE)
+        if not name:
+            return presets.minimal if self.relays else presets.public
+        if name not in presets.BY_NAME:
+            known = ", ".join(presets.BY_NAME)
+            raise InvalidInput(f"{PRESET_VARIABLE} is {name!r}, which is none of: {known}")
+        return presets.BY_NAME[name]
 
-    def say_whose_services(self, output: Output) -> None:
+    def _say_whose_services(self) -> None:
         """Say in one line whose relays and discovery are used, if any."""
+        from dialkey.cli.output import Output
+
         preset = self.chosen_preset()
         if preset in (presets.public, presets.relay_only):
-            output.remark(
-                "Using iroh's public relays and discovery;"
-                f" --services URL or {SERVICES_VARIABLE} takes your own."
+            text = (
+                "Using iroh's public relays and discovery, run by number 0;"
+                f" --preset, --services URL or {SERVICES_VARIABLE} choose others."
             )
         elif preset.discovery and preset.relays:
-            output.remark(f"Using the services at {preset.relays[0]}")
+            text = f"Using the services at {preset.relays[0]}"
+        elif preset is presets.local:
+            text = (
+                "Using this local network and no server; the other side needs --preset local, too."
+            )
+        else:
+            return
+        Output(json=self.json).remark(text)
 
     async def own_addr(self, endpoint: Endpoint) -> EndpointAddr:
         """Return what a ticket says of us: the id alone where a lookup publishes us, else all.
 
-        Waits a moment for that to happen.
+        Waits a moment for that to happen, unless it will not: without a home relay servers have nothing
+        to publish.
         """
         from dialkey.identity import EndpointAddr
 
-        if self.chosen_preset().discovery and await endpoint.published(PUBLISHED_TIMEOUT_S):
+        preset = self.chosen_preset()
+        may_publish = endpoint.addr().relay_urls if preset.relays else preset.discovery
+        if may_publish and await endpoint.published(PUBLISHED_TIMEOUT_S):
             return EndpointAddr(endpoint.id)
         return endpoint.addr()
 
     def open_endpoint(self, *plugins: object) -> Opening[Endpoint]:
         """Bind an endpoint as these options say, with ``async with`` or ``await``.
+
+        Says in one line whose services it uses, if any.
 
         Raises:
             LocalError: a file cannot be used, or no socket can be opened.
@@ -207,6 +234,7 @@ class Options:
         from dialkey.endpoint import Endpoint
         from dialkey.identity import SecretKey
 
+        self._say_whose_services()
         return await Endpoint.bind(
             secret_key=SecretKey.load(self.secret_key) if self.secret_key is not None else None,
             preset=self.chosen_preset(),
@@ -260,24 +288,28 @@ class Options:
         return token
 
     async def until_online(self, endpoint: Endpoint, output: Output) -> None:
-        """Wait until an endpoint can be reached through one of the relays that were named.
+        """Wait until an endpoint can be reached through one of its relays.
 
-        After some seconds it says so and goes on: direct addresses may do, and the relay may come.
+        After some seconds, or at once if this machine is offline, it says so and goes on: addresses
+        of our own may do, and the relay may come.
         """
         from dialkey.errors import Offline
+        from dialkey.network.interfaces import has_way_out
 
-        self.say_whose_services(output)
         if self.relays:
-            timeout_s = ONLINE_TIMEOUT_S
             output.remark(f"connecting to {', '.join(self.relays)} …")
+            try:
+                await endpoint.online(ONLINE_TIMEOUT_S)
+            except Offline as error:
+                output.remark(f"{error.message}; continuing without it.")
         elif self.chosen_preset().relays:
-            timeout_s = PRESET_ONLINE_TIMEOUT_S
-        else:
-            return
-        try:
-            await endpoint.online(timeout_s)
-        except Offline as error:
-            output.remark(f"{error.message}; continuing without it.")
+            try:
+                # Offline, a relay that nobody named is neither waited for nor complained about.
+                await endpoint.online(PRESET_ONLINE_TIMEOUT_S if has_way_out() else 0.0)
+            except Offline:
+                output.remark(
+                    "No relay can be reached: for now the ticket works in this network only."
+                )
 
 
 _SHARED: Final[dict[str, tuple[object, object]]] = {

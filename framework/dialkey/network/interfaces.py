@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Iterable
 
 import ifaddr
@@ -26,6 +27,19 @@ def local_ips() -> list[IpAddress]:
                 found.add(address)
     routable = {ip for ip in found if not ip.is_loopback}
     return sorted(routable or found, key=lambda ip: (ip.version, ip.packed))
+
+
+def has_way_out() -> bool:
+    """Say whether this machine knows a route to the internet; nothing is sent."""
+    # Addresses of documentation: no network has a route of its own to them.
+    for family, address in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((address, 9))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def candidates(bound: Iterable[tuple[IpAddress, int]]) -> list[IpAddr]:
