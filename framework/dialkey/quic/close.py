@@ -1,4 +1,4 @@
-"""The end of a connection: why it is over, what is said about it, and when all is freed.
+"""How a connection ends: why it is over, what the peer is told, and when its state is freed.
 
 CLOSING and DRAINING last three probe timeouts (RFC 9000 section 10, docs/wire/quic.md 3.15).
 """
@@ -24,11 +24,11 @@ class ClosedByPeer(Exception):
 
 
 class Closing:
-    """What a connection keeps of its end.
+    """Why a connection ended, and until when late packets are answered.
 
     Attributes:
         reason: why it is over; None while it is not.
-        gone_at: when late packets need no answer any more.
+        gone_at: when late packets no longer need an answer.
     """
 
     __slots__ = ("farewell", "gone_at", "reason")
@@ -47,7 +47,7 @@ class Closing:
         self.gone_at = now + LINGER_PTOS * pto
 
     def over(self) -> None:
-        """Answer nothing any more."""
+        """Stop answering late packets."""
         self.gone_at = None
         self.farewell.forget()
 

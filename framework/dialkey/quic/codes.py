@@ -87,7 +87,7 @@ DATAGRAM_WITH_LENGTH: Final = 0x31
 MAX_STREAM_COUNT: Final = 1 << 60
 TAG_LENGTH: Final = 16
 CID_LENGTH: Final = 8
-"""Every connection id of ours: iroh's own length, so that one rule finds it in a short header."""
+"""Length of our connection ids: the same as iroh's, so that one rule finds them in a short header."""
 RESET_TOKEN_LENGTH: Final = 16
 
 

@@ -23,8 +23,8 @@ from dialkey.quic.paths.skipped_numbers import Draw
 from dialkey.quic.qlog import Qlog
 
 Send = Callable[[Address, bytes | memoryview, int], None]
-"""Takes datagrams to an address: one buffer of equally large ones (the last may be shorter), and
-their size. The buffer is only valid during the call."""
+"""Sends datagrams to an address: one buffer of datagrams of equal size (the last may be shorter), and
+that size. The buffer is only valid during the call."""
 
 
 class State(enum.Enum):
@@ -41,17 +41,17 @@ class Config:
 
     Attributes:
         multipath: offer the multipath extension.
-        traversal: offer NAT traversal, too, which needs it.
+        traversal: also offer NAT traversal, which needs multipath.
         probes: how many probes may go to addresses that peers have named; shared by all connections.
         new_cid: makes a fresh connection id.
         reset_token: derives the stateless-reset token of a connection id.
-        draw: returns an unforeseeable number below its argument.
-        random_bytes: returns so many unforeseeable bytes.
+        draw: returns an unpredictable number below its argument.
+        random_bytes: returns that many unpredictable bytes.
         make_controller: makes the congestion controller of a new path.
-        max_datagram: upper end of path MTU discovery, bytes of UDP payload.
-        stream_window: what a stream may hold of which nobody has read.
+        max_datagram: the largest UDP payload that path MTU discovery tries, in bytes.
+        stream_window: how many unread bytes a stream may hold at first.
         connection_window: the same for a connection; it begins with what a stream may.
-        most_stream_window: what a stream's window grows to while the application keeps up.
+        most_stream_window: how far a stream's window may grow while the application keeps up.
         most_connection_window: the same for a connection.
     """
 

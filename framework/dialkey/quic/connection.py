@@ -73,11 +73,11 @@ TRANSITIONS: Final[Mapping[State, Mapping[Happening, State]]] = {
     State.DRAINING: {Happening.LINGERED: State.GONE, Happening.LOST: State.GONE},
     State.GONE: {},
 }
-"""What may happen in each state, and where it leads; anything else is a fault of ours."""
+"""What may happen in each state, and where it leads; anything else is a bug in this package."""
 
 
 class IllegalTransition(Exception):
-    """Something happened to a connection that its state does not allow: a fault of ours."""
+    """Something happened that the state of the connection does not allow: a bug in this package."""
 
 
 class Connection:
@@ -147,7 +147,7 @@ class Connection:
         """Begin a connection to the holder of a key.
 
         Args:
-            expected_id: the only key that will do.
+            expected_id: the only key that is accepted.
             remote: where the first flight goes; the owner may send it to several real addresses.
             timeout_s: how long to wait for an answer.
         """
@@ -218,8 +218,8 @@ class Connection:
         """Process datagrams from one address.
 
         Args:
-            data: one or more datagrams behind each other, each `segment` bytes, the last may be
-                shorter. All begin with a short header, or there is only one.
+            data: one or more datagrams in a row, each of `segment` bytes (the last may be shorter).
+                If there is more than one, all begin with a short header.
             remote: where they came from.
         """
         self.bytes_received += len(data)
@@ -276,7 +276,7 @@ class Connection:
             self.handshake.hold_early(data, segment, remote)
 
     def _install_keys(self, handshake: Handshake, now: float) -> None:
-        """Begin the life after the handshake: keys, limits, path 0."""
+        """Set up what follows the handshake: keys, limits, path 0."""
         send, recv = handshake.send_secret, handshake.recv_secret
         assert send is not None
         assert recv is not None
@@ -473,13 +473,13 @@ class Connection:
         self._end(Happening.CLOSED_HERE, reason, now)
 
     def give_way(self, now: float) -> None:
-        """Close because what is held unread here is more than there is room for, and drop it."""
+        """Close because more is held unread here than there is room for, and drop it."""
         self.streams.drop_unread()
         reason = CloseReason("overfull", codes.INTERNAL_ERROR, b"too much unread data")
         self._end(Happening.CLOSED_HERE, reason, now)
 
     def discard(self) -> None:
-        """Forget everything at once, without a word to the peer."""
+        """Forget everything at once, without telling the peer."""
         self._drop_handshake()
         if self.closing.reason is None:
             reason = CloseReason("local")
@@ -539,7 +539,7 @@ class Connection:
             self.handshake = None
 
     def _be_gone(self, happening: Happening) -> None:
-        """Free everything: nothing is answered any more."""
+        """Free everything: nothing is answered from now on."""
         if self.state is State.GONE:
             return
         self._go(happening)
@@ -597,11 +597,11 @@ class Connection:
         return self._remote if self.handshake is None else self.handshake.remote
 
     def network_changed(self, now: float) -> None:
-        """Look at every path anew: this machine's addresses or routes may have changed."""
+        """Check every path again: this machine's addresses or routes may have changed."""
         self.paths.network_changed(now)
 
     def on_too_large(self, remote: Address, max_datagram_bytes: int) -> None:
-        """Note that this machine sends no larger datagrams to an address."""
+        """Note that this machine cannot send larger datagrams to an address."""
         self.paths.on_too_large(remote, max_datagram_bytes)
 
     def open_path(self, remote: Address, now: float) -> Path | None:
@@ -643,7 +643,7 @@ class Connection:
         return bytes((frame[1],))
 
     def on_frame_acked(self, frame: Frame) -> None:
-        """Nothing follows from it."""
+        """Nothing to do."""
 
     def on_frame_lost(self, frame: Frame) -> None:
         """Send it again."""

@@ -41,7 +41,7 @@ class Readable(Event):
 
 
 class Writable(Event):
-    """A watched sending half has sent what was queued, was stopped, or was acknowledged wholly."""
+    """A watched sending half has sent what was queued, was stopped, or was fully acknowledged."""
 
     __slots__ = ("half",)
 
@@ -83,7 +83,7 @@ class CidIssued(Event):
 
 
 class CidRetired(Event):
-    """The peer will not use this connection id any more."""
+    """The peer will no longer use this connection id."""
 
     __slots__ = ("cid",)
 
@@ -101,7 +101,7 @@ class PeerResetToken(Event):
 
 
 class PeerResetTokenRetired(Event):
-    """The token belonged to a connection id that is not in use any more: it means nothing now."""
+    """The token belonged to a connection id that is no longer in use: it means nothing now."""
 
     __slots__ = ("token",)
 
@@ -149,7 +149,7 @@ class AddressAnswered(Event):
 
 
 class PathSuspected(Event):
-    """A path answers nothing any more; another should carry data."""
+    """A path has stopped answering; another should carry data."""
 
     __slots__ = ("path_id",)
 
@@ -204,7 +204,7 @@ class CloseReason:
 
 
 class Closed(Event):
-    """The connection is over: nothing can be sent or received on it any more."""
+    """The connection is over: nothing more can be sent or received on it."""
 
     __slots__ = ("reason",)
 
@@ -213,6 +213,6 @@ class Closed(Event):
 
 
 class Drained(Event):
-    """Late packets of a closed connection need no answer any more; it can be forgotten."""
+    """Late packets of a closed connection no longer need an answer; it can be forgotten."""
 
     __slots__ = ()

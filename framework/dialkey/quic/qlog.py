@@ -1,8 +1,8 @@
-"""Traces of connections in the qlog format, one record a line, for viewers such as qvis.
+"""Traces of connections in the qlog format, one record per line, for viewers such as qvis.
 
 aioquic writes the handshake's part of a trace and this module the rest: 1-RTT packets of all paths with
 their frames, and the state of loss recovery. A trace is written as it happens, so a long connection
-costs no memory, and a process that dies leaves what there was. Nobody pays while no trace is wanted.
+costs no memory, and a process that dies leaves everything up to then. Without a trace nothing is paid.
 
 Source: draft-ietf-quic-qlog-main-schema, draft-ietf-quic-qlog-quic-events, JSON text sequences
 (RFC 7464).
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 QLOG_VERSION: Final = "0.3"
 MAX_RANGES: Final = 8
-"""Acknowledged ranges that are written out; a viewer draws the newest."""
+"""How many acknowledged ranges are written; viewers draw the newest."""
 
 _FIELDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     codes.PING: ("ping", ()),
@@ -99,7 +99,7 @@ def _describe_one(data: bytes, pos: int, frames: list[FrameRecord]) -> int:
         return len(data)
     known = _FIELDS.get(kind)
     if known is None:
-        # Where it ends is known to nobody.
+        # Nobody knows where it ends.
         frames.append({"frame_type": "unknown", "raw_frame_type": kind})
         return len(data)
     record: FrameRecord = {"frame_type": known[0]}
@@ -273,10 +273,10 @@ class Trace(QuicLoggerTrace):
 
 
 class Qlog(QuicLogger):
-    """Opens a trace for each connection, and gives it to aioquic.
+    """Opens a trace for each connection, and passes it to aioquic.
 
     Args:
-        open_file: opens a text file for writing, given the trace's name without ending.
+        open_file: opens a text file for writing, given the trace's name without its suffix.
         wall_clock_ms: returns the time of day, milliseconds since 1970.
     """
 
@@ -289,7 +289,7 @@ class Qlog(QuicLogger):
         self.now = 0.0
 
     def start_trace(self, is_client: bool, odcid: bytes) -> Trace:
-        """Begin the trace of a connection; `now` is its beginning."""
+        """Start the trace of a connection; `now` is its time zero."""
         role = "client" if is_client else "server"
         out = self._open_file(f"{odcid.hex()}_{role}")
         return Trace(
@@ -301,4 +301,4 @@ class Qlog(QuicLogger):
         )
 
     def end_trace(self, trace: QuicLoggerTrace) -> None:
-        """Let aioquic be done with it; the connection goes on writing."""
+        """Note that aioquic is done with the trace; the connection goes on writing."""

@@ -28,7 +28,7 @@ from dialkey.quic.packets.frames import varint
 VERSION_1 = 1
 MIN_INITIAL_BYTES = 1200
 RETRY_LIFETIME_S = 30.0
-"""A client returns its token at once, and repeats that for as long as its dial lasts."""
+"""A client returns its token at once, and goes on repeating it for as long as its dial lasts."""
 _MIN_RESET_BYTES = 21
 _NONCE_BYTES = 12
 _ADDRESS_BYTES = 16
@@ -36,7 +36,7 @@ _ADDRESS_BYTES = 16
 
 @attrs.frozen
 class InitialHeader:
-    """What stands in the clear at the head of a client's first datagram."""
+    """What the header of a client's first datagram says in the clear."""
 
     version: int
     destination_cid: bytes
@@ -63,7 +63,7 @@ def parse_long_header(datagram: bytes) -> InitialHeader | None:
 
 
 def _parse_invariant(datagram: bytes) -> InitialHeader | None:
-    """Read what holds for every version of QUIC (RFC 8999), for version negotiation."""
+    """Read the fields that are the same in every version of QUIC (RFC 8999), for version negotiation."""
     if len(datagram) < 7:
         return None
     version = int.from_bytes(datagram[1:5], "big")
@@ -81,7 +81,7 @@ def _parse_invariant(datagram: bytes) -> InitialHeader | None:
 def have_one_destination(data: memoryview, segment: int) -> bool:
     """Whether all datagrams of a batch have short headers with the connection id of the first.
 
-    Compared by column: in bulk transfers it is asked for every datagram that arrives.
+    Compared by column: in bulk transfers this is called for every datagram that arrives.
     """
     cid = bytes(data[1 : 1 + codes.CID_LENGTH])
     count, rest = divmod(len(data), segment)
@@ -137,8 +137,8 @@ class Proof:
 
     Attributes:
         original_cid: the destination id of the client's very first datagram.
-        is_for_address: whether it was given to this address, and lately: then the client receives
-            there. A dial over several addresses returns its one token by all of them.
+        is_for_address: whether it was given to this address recently; if so, the client receives
+            there. A dial over several addresses returns its one token over all of them.
     """
 
     original_cid: bytes
@@ -148,11 +148,11 @@ class Proof:
 class Retry:
     """Makes and checks the tokens by which a client proves its address.
 
-    A token names the address, the client's first destination id and the one that the Retry gave it,
-    and when. Only we can read it. It is good for as long as a dial lasts.
+    A token contains the address, the client's first destination id, the one that the Retry gave it, and
+    the time. Only we can read it. It is valid for as long as a dial lasts.
 
     Args:
-        random_bytes: returns so many unforeseeable bytes.
+        random_bytes: returns that many unpredictable bytes.
     """
 
     def __init__(self, random_bytes: Callable[[int], bytes]) -> None:
@@ -163,7 +163,7 @@ class Retry:
         """Return a Retry packet.
 
         Args:
-            address: the client's, in any form of which the same address always has the same.
+            address: the client's, in any form that is always the same for the same address.
         """
         digest = hashlib.blake2b(address, digest_size=_ADDRESS_BYTES).digest()
         nonce = self._random_bytes(_NONCE_BYTES)

@@ -6,8 +6,8 @@ from __future__ import annotations
 class IdleTimer:
     """When a connection is over because its peer is silent (RFC 9000 section 10.1).
 
-    What arrives sets it anew, and so does the first thing sent after that which must be answered. During
-    the handshake the deadline is absolute.
+    Whatever arrives restarts it, and so does the first packet sent after that which must be answered.
+    During the handshake the deadline is absolute.
 
     Attributes:
         deadline: when it is over.
@@ -30,12 +30,12 @@ class IdleTimer:
         return not self._has_asked
 
     def asked(self, now: float, period_s: float) -> None:
-        """Note the first question."""
+        """Note the first packet that must be answered."""
         self._has_asked = True
         self.deadline = now + period_s
 
     def restart(self, deadline: float) -> None:
-        """Count from anew: the handshake is complete."""
+        """Restart: the handshake is complete."""
         self.deadline = deadline
 
     def heard_in_handshake(self) -> None:

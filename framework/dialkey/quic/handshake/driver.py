@@ -1,8 +1,8 @@
 """The handshake of one connection: from the first datagram to the keys of 1-RTT.
 
-What is in its packets is the `machine`'s business; where they come from and go to is decided here. The
-machine gets one symbolic address for all datagrams: which address a path really has is decided by rules
-that aioquic does not know (docs/wire/quic.md 6.2 and 3.7).
+The `machine` deals with what is in the packets; where they come from and go to is decided here. The
+machine is given one symbolic address for all datagrams, because aioquic does not know the rules by which
+the real address of a path is chosen (docs/wire/quic.md 6.2 and 3.7).
 
 Sources: RFC 9000 sections 7 and 8, docs/wire/quic.md 6.2.
 """
@@ -66,9 +66,10 @@ class Handshake:
     when `confirmed` and nothing is left to send.
 
     Attributes:
-        remote: where its datagrams go, as far as is known; a client of several ways has several.
-        doubtful_room: how much may go to the address that a client of several ways chose, until
-            path 0 has proved it; None when nothing needs proof.
+        remote: where its datagrams go, as far as is known; a client that is heard over several
+            addresses has several.
+        doubtful_room: how much may be sent to the address chosen by such a client until path 0 has
+            validated it; None when there is nothing to validate.
         bytes_sent: in whole datagrams.
     """
 
@@ -145,7 +146,7 @@ class Handshake:
         machine.receive_datagram(long_part, _ADDRESS, now)
         is_authentic = machine.authenticated_packets > before
         if is_authentic and self.is_client and not self._is_remote_fixed:
-            # Also when it brings bad news: the owner wants to know who said so.
+            # Even if it reports a failure: the owner wants to know who sent it.
             self.remote = remote
             self._is_remote_fixed = self.heard_handshake_packet
         if self.failure is not None:
@@ -171,7 +172,7 @@ class Handshake:
         return True
 
     def hold_early(self, data: memoryview, segment: int, remote: Address) -> None:
-        """Keep 1-RTT packets that overtook the handshake, as far as there is room for them."""
+        """Keep 1-RTT packets that overtook the handshake, while there is room for them."""
         held = sum(len(each) for each, _ in self._early)
         for at in range(0, len(data), segment):
             packet = bytes(data[at : at + segment])
@@ -182,12 +183,12 @@ class Handshake:
             self._early.append((packet, remote))
 
     def take_early(self) -> list[tuple[bytes, Address]]:
-        """Return the packets that `hold_early` kept, and keep them no longer."""
+        """Return the packets that `hold_early` kept, and forget them."""
         early, self._early = self._early, []
         return early
 
     def send(self, now: float, send: Send) -> None:
-        """Send the datagrams that are due, over every way that they may take."""
+        """Send the datagrams that are due, over every route that they may take."""
 
         def emit(remote: Address, datagram: bytes) -> None:
             self.bytes_sent += len(datagram)
@@ -202,7 +203,7 @@ class Handshake:
                 emit(self.remote, datagram)
 
     def last_words(self, now: float) -> list[tuple[Address, bytes, Room | None]]:
-        """Return what is to be said at the end, to whom, and how much may go there."""
+        """Return the closing datagrams, their destinations, and how much may be sent to each."""
         rooms: Mapping[Address, Room | None] = (
             {self.remote: self.doubtful_room} if self._routes is None else self._routes.rooms()
         )
@@ -225,7 +226,7 @@ class Handshake:
 
     def handle_timer(self, now: float) -> None:
         self._machine.handle_timer(now)
-        # Doubling without end would leave a dial through a lossy network with five tries in 20 s.
+        # Unlimited doubling would leave a dial through a lossy network only five tries in 20 s.
         loss = self._machine._loss
         while loss._pto_count and loss.get_probe_timeout() * 2**loss._pto_count > MAX_PTO_STEP_S:
             loss._pto_count -= 1
@@ -241,10 +242,10 @@ class Handshake:
         self._machine.close(error_code=error_code, frame_type=frame_type, reason_phrase=reason)
 
     def dismantle(self) -> None:
-        """Free all of it; it is not used again."""
+        """Free everything; the object is not used again."""
         self._machine.dismantle()
 
-    # --- what it knows --------------------------------------------------------------------------
+    # --- what is known --------------------------------------------------------------------------
 
     @property
     def send_secret(self) -> TrafficSecret | None:
@@ -264,7 +265,7 @@ class Handshake:
 
     @property
     def failure(self) -> HandshakeFailure | None:
-        """Return why it failed, or None while it has not."""
+        """Return why it failed, or None if it has not."""
         event = self._machine._close_event
         if event is None:
             return None

@@ -1,9 +1,9 @@
-"""The machine of a handshake: Initial and Handshake packets, TLS, transport parameters.
+"""The state machine of a handshake: Initial and Handshake packets, TLS, transport parameters.
 
-aioquic does this part. Its connection object is run until the keys for 1-RTT packets exist, those are
-taken from it before it could use them, and everything after that is ours. So each packet-number space has
-exactly one owner, and a nonce is never used twice. When the handshake is confirmed the whole object is
-dropped, with its memory.
+aioquic does this part. Its connection object runs until the keys for 1-RTT packets exist; they are taken
+from it before it can use them, and everything after that is our own code. So each packet-number space has
+exactly one owner, and a nonce is never used twice. When the handshake is confirmed, the whole object is
+dropped and its memory freed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logging.getLogger("quic").addHandler(logging.NullHandler())
 logger = logging.getLogger("dialkey.quic")
 
 MAX_COALESCED_PACKETS = 8
-"""Long-header packets in one datagram that are looked at; three is what peers send, one per level."""
+"""How many long-header packets are read from one datagram; peers send at most three, one per level."""
 
 
 @attrs.frozen
@@ -51,7 +51,7 @@ class TrafficSecret:
 
 
 class _MachineLog(logging.LoggerAdapter[logging.Logger]):
-    """aioquic warns of what strangers send; here that is nothing to wake anybody for."""
+    """aioquic warns about what strangers send; that is not worth anybody's attention here."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         super().log(logging.DEBUG, msg, *args, **kwargs)
@@ -91,10 +91,10 @@ class Machine(QuicConnection):
         )
 
     def dismantle(self) -> None:
-        """Free all of it; it is not used again.
+        """Free everything; the object is not used again.
 
-        Its parts know each other. Left to the garbage collector they would make it run more often,
-        with all connections of the process to look through.
+        Its parts refer to each other. Left to the garbage collector, they would make it run more often,
+        each time over all connections of the process.
         """
         if (engine := vars(self).get("tls")) is not None:
             vars(engine).clear()
@@ -130,7 +130,7 @@ class Machine(QuicConnection):
         if self._configuration.secrets_log_file is not None:
             # It writes the log, and derives keys that nobody needs.
             super()._update_traffic_key(direction, epoch, cipher_suite, secret)
-            # Leave nothing here that could encrypt: the 1-RTT space has another owner.
+            # Leave nothing here that could encrypt: the 1-RTT space belongs to other code.
             self._cryptos[tls.Epoch.ONE_RTT] = CryptoPair()
 
     def _confirm_handshake(self) -> None:

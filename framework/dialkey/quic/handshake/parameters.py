@@ -120,7 +120,7 @@ def decode(data: bytes) -> TransportParameters:
     """Read and check a peer's parameters.
 
     Raises:
-        TransportError: TRANSPORT_PARAMETER_ERROR for anything malformed, double or out of range.
+        TransportError: TRANSPORT_PARAMETER_ERROR for anything malformed, repeated or out of range.
     """
     result = TransportParameters()
     seen: set[int] = set()

@@ -1,10 +1,10 @@
-"""Where a server answers before it knows which way to the client works both ways.
+"""Where a server answers before it knows which route to the client works in both directions.
 
 A client sends its first flight over every address that it knows (docs/wire/quic.md 6.2). The copy
-that arrives first need not have come by a way that also leads back: a firewall on the client's side may
-let UDP out and nothing in. So the server answers over every way by which the client was heard, within
-the limit against amplification of each, until a Handshake packet shows which of them carried the answer.
-(iroh answers only over the first one, and such a client never gets through to it directly.)
+that arrives first may have come over a route that does not lead back: a firewall on the client's side may
+let UDP out and nothing in. So the server answers over every route on which it heard the client, within
+the amplification limit of each, until a Handshake packet shows which of them carried the answer.
+(iroh answers over the first one only, so such a client never reaches it directly.)
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dialkey.quic.paths.amplification import Room
 from dialkey.quic.paths.path import Address
 
 MAX_ROUTES: Final = 4
-"""Ways of one client that are answered: some addresses and a relay."""
+"""How many routes of one client are answered: some addresses and a relay."""
 MAX_FLIGHT_DATAGRAMS: Final = 8
-"""What is kept of the server's first flight, for a way that turns up later; it has two or three."""
+"""Datagrams of the server's first flight kept for a route that turns up later; it has two or three."""
 
 
 class Routes:
-    """The ways by which a client was heard during its handshake."""
+    """The routes on which a client was heard during its handshake."""
 
     __slots__ = ("_flight", "_fresh", "_room")
 
@@ -32,7 +32,7 @@ class Routes:
         self._flight: list[bytes] = []
 
     def heard(self, remote: Address, size: int) -> bool:
-        """Note a datagram of the client; False if its way is one too many."""
+        """Note a datagram of the client; False if there are too many routes already."""
         if remote not in self._room:
             if len(self._room) >= MAX_ROUTES:
                 return False
@@ -42,11 +42,11 @@ class Routes:
         return True
 
     def rooms(self) -> Mapping[Address, Room]:
-        """Return all ways, the oldest first, and how much may go by each."""
+        """Return all routes, the oldest first, and how much may be sent over each."""
         return self._room
 
     def send(self, datagrams: list[bytes], emit: Callable[[Address, bytes], None]) -> None:
-        """Send new datagrams over all ways, and earlier ones over those that are new."""
+        """Send new datagrams over all routes, and earlier ones over those that are new."""
         for remote in self._fresh:
             for datagram in self._flight:
                 self._send_one(remote, datagram, emit)

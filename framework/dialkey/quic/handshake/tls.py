@@ -25,7 +25,7 @@ CIPHER_SUITES = [
     tls.CipherSuite.AES_256_GCM_SHA384,
     tls.CipherSuite.CHACHA20_POLY1305_SHA256,
 ]
-"""AES-128 first: the cheapest where the processor has AES instructions, and iroh takes our order."""
+"""AES-128 first: the cheapest where the processor has AES instructions, and iroh follows our order."""
 
 
 class AlertUnknownCa(tls.Alert):
@@ -41,7 +41,7 @@ class AlertCertificateRequired(tls.Alert):
 
 
 class RawPublicKey:
-    """An Ed25519 public key in the shape in which the TLS engine expects a certificate."""
+    """An Ed25519 public key, presented as the certificate that the TLS engine expects."""
 
     def __init__(self, public_key: ed25519.Ed25519PublicKey) -> None:
         self._public_key = public_key
@@ -55,16 +55,16 @@ class RawPublicKey:
 
 
 class RawPublicKeyContext(tls.Context):
-    """The TLS engine, made to offer, demand and check raw public keys only."""
+    """The TLS engine, changed so that it offers, demands and checks raw public keys only."""
 
     expected_id: EndpointId | None = None
     peer_id: EndpointId | None = None
     unread: bytearray
-    """The beginning of a message; aioquic's own buffer is copied whole for each piece that arrives."""
+    """The start of a message; aioquic would copy its whole buffer for each piece that arrives."""
 
     @classmethod
     def adopt(cls, context: tls.Context, expected_id: EndpointId | None) -> RawPublicKeyContext:
-        """Turn a fresh engine, which the QUIC connection made by name, into one of this class."""
+        """Turn the fresh engine that the QUIC connection has made into one of this class."""
         context.__class__ = cls
         assert isinstance(context, cls)
         context.expected_id = expected_id

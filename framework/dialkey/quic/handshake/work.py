@@ -1,7 +1,7 @@
 """What one handshake may cost us before its peer has proved anything: packets, frames, TLS bytes.
 
-Initial keys are known to everybody, so all of this is a stranger's to choose. Work is counted in units
-that cost about as much time each, not measured by a clock: the same datagrams always end the same way.
+Everybody knows the Initial keys, so a stranger decides how much work this is. Work is counted in units of
+about equal cost, not measured by a clock: the same datagrams always end the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dialkey.quic.codes import TransportError
 from dialkey.quic.packets.frames import read_varint
 
 UNITS_PER_PACKET: Final = 8
-"""Opening a packet and looking at it costs about as much as eight small frames."""
+"""Opening and inspecting a packet costs about as much as eight small frames."""
 
 
 class HandshakeWork:
@@ -33,7 +33,7 @@ class HandshakeWork:
         """Count a packet that was opened, before its frames are looked at.
 
         Raises:
-            QuicConnectionError: the handshake has cost enough.
+            QuicConnectionError: the handshake has cost too much.
         """
         self._left -= UNITS_PER_PACKET
         if self._left >= 0:
@@ -48,7 +48,7 @@ def check_crypto(offset: int, length: int) -> None:
     """Check where a CRYPTO frame ends, whether what lies before it has arrived or not.
 
     Raises:
-        QuicConnectionError: beyond what is buffered of one encryption level.
+        QuicConnectionError: it lies beyond what is buffered for one encryption level.
     """
     if offset + length > limits.MAX_HANDSHAKE_CRYPTO_BYTES:
         raise QuicConnectionError(
@@ -71,7 +71,7 @@ def check_message(announced_bytes: int) -> None:
 def _count_frames(payload: bytes, most: int) -> int:
     """Return how many frames, and ranges in ACK frames, a payload holds; stops beyond `most`.
 
-    What is malformed ends the count: whoever reads the frames next refuses it.
+    Malformed input ends the count: whoever reads the frames next refuses it.
     """
     count = pos = 0
     end = len(payload)
@@ -95,7 +95,7 @@ def _count_frames(payload: bytes, most: int) -> int:
                 for _ in range(1 + 2 * ranges + (3 if frame == codes.ACK_ECN else 0)):
                     _, pos = read_varint(payload, pos)
             elif frame != codes.PING:
-                # A CONNECTION_CLOSE, or what does not belong here: nothing behind it is read.
+                # A CONNECTION_CLOSE, or a frame that does not belong here: nothing after it is read.
                 count += 1
                 break
             count += 1

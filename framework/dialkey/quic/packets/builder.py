@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 PACKET_OVERHEAD: Final = 1 + CID_LENGTH + 4 + TAG_LENGTH
 MAX_RUN: Final = 44
-"""Packets in one run: as many 1452-byte ones as fit the 64 KiB that one system call may carry."""
+"""Packets in one run: as many of 1452 bytes as fit into the 64 KiB that one system call can send."""
 RUN_BYTES: Final = 65_535
 SHORT_NUMBER_RANGE: Final = 1 << 14
 _MIN_PAYLOAD: Final = 4
 """Shorter payloads are padded, so that the header-protection sample exists (RFC 9001 5.4.2)."""
 _SMALLEST_PROBE: Final = 64
-"""Room for a packet with a PATH_CHALLENGE or PATH_RESPONSE and no padding."""
+"""Size of a packet with a PATH_CHALLENGE or PATH_RESPONSE and no padding."""
 _SHORT_HEAD: Final = 1 + CID_LENGTH + 2
 _ROOM_LEFT: Final = 128
-"""A lone packet with more room than this left took everything: no frame but a datagram is larger."""
+"""A lone packet with more space left than this took everything: no frame but a datagram is larger."""
 _ACK_ONLY_PING_EVERY: Final = 24
-"""So many acknowledgement-only packets with gaps, and one asks to be acknowledged itself: then the
-ranges that the peer knows of can be forgotten."""
+"""After this many packets with nothing but an ACK with gaps, one asks to be acknowledged itself, so that
+ranges which the peer has seen can be forgotten."""
 
 
 class Builder:
@@ -85,7 +85,7 @@ class Builder:
     # --- what leaves now ------------------------------------------------------------------------
 
     def flush(self, now: float, send: Send, *, may_probe_mtu: bool) -> None:
-        """Send all that may leave now."""
+        """Send everything that may leave now."""
         self.pacing_at = None
         selected = self._paths.use()
         for path in self._paths.values():
@@ -98,10 +98,10 @@ class Builder:
     def _flush_path(
         self, path: Path, cid: bytes, carries_data: bool, now: float, send: Send
     ) -> None:
-        """Send all that may leave on a path now.
+        """Send everything that may leave on a path now.
 
         Args:
-            carries_data: whether this is the path for everything that is not bound to a path.
+            carries_data: whether this path carries what is not bound to a particular path.
         """
         if path.responses:
             self._send_responses(path, cid, now, send)
@@ -120,14 +120,14 @@ class Builder:
             if not path.validated:
                 room = min(room, path.amplification_room())
             paced = allowance <= 0
-            # Probes are not held back by congestion, but by an address that has proved nothing yet.
+            # Congestion does not hold probes back, but an unvalidated address does.
             may_probe = path.probes_pending > 0 and (
                 path.validated or path.amplification_room() >= size
             )
             may_send_data = (room >= size and not paced) or may_probe
             half = self._streams.next_half() if may_send_data and carries_data else None
             if half is not None and not may_probe:
-                # As much as the pacer lets go at once: more is a queue for whoever shares the link.
+                # What the pacer allows at once: more would be a queue for everybody who shares the link.
                 most = min(room, max(int(allowance), 2 * size))
                 used = self._try_run(path, half, cid, most, now, send)
                 if used:
@@ -144,7 +144,7 @@ class Builder:
             allowance -= used
             recovery.pacer.spend(used)
             if used + _ROOM_LEFT < size and not path.probes_pending and not self._datagrams:
-                # More was not there to be sent, or it would be in this packet.
+                # There was nothing more to send, or it would be in this packet.
                 recovery.limited_by_app()
                 break
 
@@ -162,7 +162,7 @@ class Builder:
 
     @property
     def _has_frames(self) -> bool:
-        """Whether something beside streams waits for the path that carries data."""
+        """Whether anything other than stream data waits for the path that carries data."""
         return bool(self._control or self._streams.intake.has_updates or self._datagrams)
 
     def _pace(self, at: float) -> None:
@@ -186,7 +186,7 @@ class Builder:
         if half.reset_code is not None or self._control:
             return 0
         offset = half.retransmit[0][0] if half.retransmit else half.offset
-        # One width of offset for the whole run, so that all packets hold equally much.
+        # One width of offset for the whole run, so that all packets hold the same amount.
         wide = offset + RUN_BYTES >= 1 << 30
         head = bytes((codes.STREAM | 0x04,)) + varint(half.id)
         per_packet = size - _SHORT_HEAD - TAG_LENGTH - len(head) - (8 if wide else 4)
@@ -195,7 +195,7 @@ class Builder:
             return 0
         if path.next_number - path.recovery.largest_acked > SHORT_NUMBER_RANGE:
             return 0
-        # Whole packets only: a remainder goes into a lone packet, together with other frames.
+        # Whole packets only: the rest goes into a lone packet, together with other frames.
         count = min(waiting // per_packet, MAX_RUN, RUN_BYTES // size, room // size)
         if count < 2:
             return 0
@@ -286,14 +286,14 @@ class Builder:
         if not has_data and not acks:
             return 0
         if not acks and path.ack_pending:
-            # Not due yet, but it costs nothing beside data.
+            # Not due yet, but it costs nothing in a packet with data.
             acks = [path]
         payload = Payload(size - PACKET_OVERHEAD)
         for each in acks:
             payload.append(path_frames.encode_ack(each, now))
         needed = payload.used + PACKET_OVERHEAD
         if not has_data and not path.validated and path.amplification_room() < needed:
-            # More from there makes room, and sets the timer anew.
+            # More data from there makes room, and sets the timer again.
             for each in acks:
                 each.postpone_acknowledgement()
             return 0
@@ -352,7 +352,7 @@ class Builder:
             token, remote, asked_with = path.responses[0]
             frame = bytes((codes.PATH_RESPONSE,)) + token
             if remote != path.remote:
-                # Nothing is known of that address: it gets three times what came from it at most.
+                # That address is not validated: it gets at most three times what came from it.
                 if not self._paths.has_proved(remote):
                     own = self._paths.traversal.token_for_answer(remote)
                     frame += bytes((codes.PATH_CHALLENGE,)) + own if own is not None else b""
@@ -365,7 +365,7 @@ class Builder:
                 if path.validated or path.amplification_room() >= BASE_BYTES:
                     frame += bytes(room - len(frame))
                 elif path.amplification_room() < _SMALLEST_PROBE:
-                    # Whoever asked may ask again, and sends more with it.
+                    # The peer may ask again, and what it sends makes more room.
                     path.answer_none()
                     return
                 packet = self.seal(path, frame, cid)
@@ -377,7 +377,7 @@ class Builder:
         """Send the probes of NAT traversal that are due.
 
         Args:
-            heard_bytes: what the peer has sent so far.
+            heard_bytes: how many bytes the peer has sent so far.
         """
         path = self._paths.for_probes
         if path is None or path.cid is None:

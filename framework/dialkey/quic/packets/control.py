@@ -1,8 +1,7 @@
-"""Frames on their way into packets: those that wait, the payload that they go into, and whose they are.
+"""Frames on their way into packets: those that wait, the payload that they go into, and their owners.
 
 A frame that may have to be sent again is a tuple: its owner, its type, and what is needed to write it.
-The owner writes it, when its packet is built, with the values of then; and the owner learns whether it
-arrived.
+The owner writes it with current values when the packet is built, and learns whether it arrived.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dialkey.quic.codes import TransportError
 from dialkey.quic.paths.recovery import Frame
 
 MAX_OWED_FRAMES: Final = 1000
-"""Frames that answer the peer's and wait to be sent. Honest ones are some sixty after the handshake."""
+"""Frames that answer the peer's and wait to be sent. An honest peer causes some 60 at the start."""
 
 _OWED_FRAMES: Final = frozenset(
     {
@@ -31,7 +30,7 @@ class FrameOwner(Protocol):
     """The component that a frame belongs to."""
 
     def encode(self, frame: Frame) -> bytes | None:
-        """Write a frame with today's values; None when it has no use any more."""
+        """Write a frame with current values; None if it is no longer needed."""
 
     def on_frame_acked(self, frame: Frame) -> None:
         """Note that a frame arrived."""
@@ -45,7 +44,7 @@ class Payload:
 
     Attributes:
         parts: the bytes so far.
-        frames: those frames whose fate somebody wants to know.
+        frames: the frames whose owners learn whether they arrived.
         used, budget: bytes so far, and at most.
     """
 
@@ -62,7 +61,7 @@ class Payload:
         return self.budget - self.used
 
     def append(self, data: bytes) -> None:
-        """Add bytes whose fate is nobody's business, whether there is room or not."""
+        """Add bytes that nobody needs to track, whether there is room or not."""
         self.parts.append(data)
         self.used += len(data)
 
@@ -77,7 +76,7 @@ class Payload:
 
 
 class ControlFrames:
-    """Frames that wait to be sent, whatever they are about, in the order in which they came."""
+    """Frames that wait to be sent, whatever they are about, in the order in which they were queued."""
 
     __slots__ = ("_frames",)
 
@@ -95,7 +94,7 @@ class ControlFrames:
         """Queue a frame that the peer made us send.
 
         Raises:
-            TransportError: it makes us send many, and never lets us send them.
+            TransportError: it causes many frames, and never lets us send them.
         """
         frames = self._frames
         frames.append(frame)

@@ -19,7 +19,7 @@ _U32 = Struct(">I").pack
 _U64 = Struct(">Q").pack
 
 MAX_ACK_RANGES = 64
-"""Ranges written into one acknowledgement, and read from one: iroh's own number."""
+"""Ranges written into one acknowledgement, and read from one: the same number as in iroh."""
 
 
 def varint(value: int) -> bytes:

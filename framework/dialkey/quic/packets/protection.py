@@ -39,7 +39,7 @@ _SUITES = {
 
 @attrs.frozen(repr=False)
 class TrafficKeys:
-    """What is derived from one traffic secret, once (RFC 9001 section 5.1).
+    """What is derived once from a traffic secret (RFC 9001 section 5.1).
 
     Attributes:
         suite: "aes-128-gcm", "aes-256-gcm" or "chacha20-poly1305".
@@ -263,8 +263,8 @@ class PacketProtection:
     def confirm_update(self, now: float, keep_s: float) -> None:
         """Note that a packet of the current receive phase arrived.
 
-        Only now has the peer stopped to send under the old keys; what is still on its way, on a slow
-        path perhaps, may take `keep_s`.
+        Only now has the peer stopped sending under the old keys; packets still on their way, perhaps on
+        a slow path, may take up to `keep_s`.
         """
         self._update_unseen = False
         self._previous_until = now + keep_s

@@ -1,9 +1,9 @@
 """Opening 1-RTT packets, and handing their frames to the components that they are about.
 
-Packets come in batches, as the kernel hands them over. Most batches of bulk data are runs (`runs`) and
-are taken in as one. For any other, header protection is removed by one call of the cipher; then each
-packet is opened and its frames are read, STREAM frames first among the tests because nearly all frames
-are that. Every other frame has a handler at its owner.
+Packets come in batches, as the kernel delivers them. Most batches of bulk data are runs (`runs`) and are
+read as one. For all others, one call of the cipher removes header protection from the whole batch; then
+each packet is opened and its frames are read. STREAM frames are tested for first, because nearly all
+frames are STREAM frames. Every other frame has a handler at its owner.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _NUMBER_AT: Final = 1 + CID_LENGTH
 _SAMPLE_AT: Final = _NUMBER_AT + 4
 _MIN_PACKET: Final = _SAMPLE_AT + 16
 _VAIN_TRIES: Final = 3
-"""Each opens packets to no avail; what a peer can make us do twice must be bounded."""
+"""Each failure costs two attempts to open a packet, so what a peer can make us repeat is bounded."""
 _NON_PROBING: Final = 1
 _ELICITING: Final = 2
 _DATA: Final = 4
@@ -116,7 +116,7 @@ class Reader:
             if not data:
                 return
         end = len(data)
-        # A last piece too short to be a packet is left out.
+        # A last piece that is too short to be a packet is skipped.
         starts = [at for at in range(0, end, segment) if min(segment, end - at) >= _MIN_PACKET]
         if not starts:
             self.undecryptable += 1
@@ -136,7 +136,7 @@ class Reader:
     # --- runs -----------------------------------------------------------------------------------
 
     def _receive_runs(self, data: memoryview, segment: int, remote: Address, now: float) -> int:
-        """Take in what is runs at the start of a batch; return how many bytes those are."""
+        """Read the runs at the start of a batch; return how many bytes they take."""
         tries = _VAIN_TRIES
         at = 0
         count = len(data) // segment
@@ -146,16 +146,16 @@ class Reader:
                 at += taken * segment
                 count = (len(data) - at) // segment
             else:
-                # Something is missing in it, or another stream's; its first half may still be a run.
+                # A packet is missing, or is of another stream; the first half may still be a run.
                 tries -= 1
                 count //= 2
         return at
 
     def _receive_run(self, data: memoryview, segment: int, remote: Address, now: float) -> int:
-        """Take the full packets at the start of a batch in, if they are a run; return how many.
+        """Read the full packets at the start of a batch, if they are a run; return how many.
 
-        It leaves everything as `_receive_packet` does, called for each of them. Whatever is in any way
-        unusual is left to that, and then nothing has changed.
+        The result is the same as calling `_receive_packet` for each of them. Anything unusual is left to
+        that method, and then nothing has changed.
         """
         protection = self._protection
         path = self._paths.known(bytes(data[1:_NUMBER_AT]))
@@ -229,7 +229,7 @@ class Reader:
             has_data = bool(kind & _DATA) and self._is_client
             path.owe_acknowledgement(1, now, has_awaited_data=has_data)
         if self._is_client:
-            # It follows no server to another address (RFC 9000 section 9).
+            # A client does not follow a server to another address (RFC 9000 section 9).
             return
         if is_newest and kind & _NON_PROBING and remote != path.remote and not path.abandoned:
             self._paths.follow(path, remote, len(packet), now)

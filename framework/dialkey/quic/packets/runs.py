@@ -1,9 +1,9 @@
 """Runs: full packets with consecutive numbers that carry consecutive pieces of one stream.
 
-Bulk data goes in runs. What single packets cost one by one, a run costs once: header protection comes
-off and goes on by column, numbers, nonces and frame heads are compared and written by column. `RunKey`
-is the seam: the native part implements it in one call (`PacketKey` in `native/src/runs.rs`), `ColumnKey`
-here in pure Python, and both give the same bytes. Opening is all or nothing: whatever is not exactly a
+Bulk data goes in runs. What would be paid for each packet is paid once for a run: header protection is
+applied and removed by column; numbers, nonces and frame heads are compared and written by column.
+`RunKey` is the seam: the native part implements it in one call (`PacketKey` in `native/src/runs.rs`),
+`ColumnKey` here in pure Python, and both produce the same bytes. Opening is all or nothing: whatever is not exactly a
 run gives None, nothing has changed, and single packets are the general case.
 
 Every packet is: first byte, connection id, packet number of two bytes, then sealed one STREAM frame
@@ -32,10 +32,10 @@ MOST: Final = 64
 HEADER: Final = 1 + CID_LENGTH + 2
 _NUMBER_AT: Final = 1 + CID_LENGTH
 _SAMPLE: Final = slice(2, 18)
-"""Of the sealed part: four bytes behind the start of the packet number."""
+"""Where the sample starts in the sealed part: four bytes after the start of the packet number."""
 _MOST_HEAD: Final = 1 + 8 + 8 + 8
 SMALLEST: Final = HEADER + TAG_LENGTH + _MOST_HEAD + 1
-"""Bytes of a packet below which it is never part of a run: there would be no room for data."""
+"""Packets smaller than this are never part of a run: they would have no room for data."""
 _BUFFER: Final = 65_535
 _KNOWN_SIZES: Final = 16
 """Sizes of packets for which views are kept; a connection has one or two."""
@@ -54,7 +54,7 @@ Cipher = Callable[[Bytes, Bytes, Bytes, memoryview], int]
 
 
 class _Columns:
-    """Buffers for runs, and views into them that are cut once; each thread has its own."""
+    """Buffers for runs, and views into them that are made once; each thread has its own."""
 
     def __init__(self) -> None:
         self.buffer = bytearray(_BUFFER)
@@ -78,7 +78,7 @@ class _Columns:
         return found
 
     def fill(self, iv: int, path_id: int, header: bytes, number: int, count: int) -> bytes:
-        """Set nonces and associated data of packets from `number` on; return the latter in one piece.
+        """Set the nonces and associated data of packets from `number` on; return the latter in one piece.
 
         Args:
             header: first byte and connection id.
@@ -118,7 +118,7 @@ _cutters: dict[int, Struct] = {}
 
 
 def _cutter(head: int, size: int) -> Struct:
-    """Return what cuts packets of `size` bytes into head and body."""
+    """Return the pattern that splits packets of `size` bytes into head and body."""
     found = _cutters.get(size << 8 | head)
     if found is None:
         if len(_cutters) >= 4 * _KNOWN_SIZES:
@@ -211,7 +211,7 @@ class ColumnKey:
             return None
         truncated = int.from_bytes(headers[_NUMBER_AT:HEADER], "big")
         number = expand_number(truncated, 16, expected)
-        # Numbers of a run are new, and none of its packets wraps the two bytes.
+        # The numbers of a run are new, and none of them wraps the two bytes.
         if number < expected or truncated + count > 1 << 16 or number + count > _WIDE:
             return None
         columns = _LOCAL.opening
@@ -241,7 +241,7 @@ def _read_pieces(columns: _Columns, size: int, count: int) -> tuple[int, int, by
     """Return stream id, offset and data, if `count` packets of `size` bytes hold consecutive pieces."""
     plain = bytes(columns.buffer[: min(size, _MOST_HEAD)])
     kind = plain[0]
-    # With an offset, without the end of the stream.
+    # It has an offset, and is not the end of the stream.
     if kind & ~0x02 != codes.STREAM | 0x04:
         return None
     stream_id, offset_at = read_varint(plain, 1)
@@ -257,7 +257,7 @@ def _read_pieces(columns: _Columns, size: int, count: int) -> tuple[int, int, by
     room = size - start
     if room < 1 or offset + room * count > (_NARROW if width == 4 else _WIDE):
         return None
-    # The head of the first frame tells those of all others.
+    # The head of the first frame determines those of all others.
     expected = bytearray(plain[:start] * count)
     flag = 2 << 30 if width == 4 else 3 << 62
     offsets = _OFFSETS[width][count].pack(

@@ -1,1 +1,1 @@
-"""Over what a connection is carried: its paths, and what is known of each."""
+"""The paths that carry a connection, and what is known of each."""

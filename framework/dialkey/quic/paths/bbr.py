@@ -2,8 +2,8 @@
 
 The model is two numbers, each measured while the other does not disturb it: the most that the path
 delivers in a second (`max_bw`) and the shortest round trip (`min_rtt`). Their product is what has to be
-in flight; more only waits in a queue. A cycle tries for more bandwidth every few seconds, a shorter phase
-with little in flight every few seconds looks for a shorter round trip::
+in flight; more would only wait in a queue. Every few seconds the cycle probes for more bandwidth; also
+every few seconds, a short phase with little in flight looks for a shorter round trip::
 
     STARTUP ──no growth in three rounds, or much loss──► DRAIN ──queue empty──► DOWN
     DOWN ──queue empty──► CRUISE ──2 to 3 s──► REFILL ──one round──► UP ──no growth, or loss──► DOWN
@@ -57,7 +57,7 @@ MIN_RTT_WINDOW_S: Final = 10.0
 EXTRA_ACKED_ROUNDS: Final = 10
 MIN_PACKETS: Final = 4
 HOST_LATENCY_S: Final = 0.004
-"""What event loops and batches of acknowledgements add to a round trip at most, when all is well."""
+"""What event loops and batched acknowledgements add to a round trip at most, when all is well."""
 _MAX_UP_ROUNDS: Final = 30
 
 
@@ -74,7 +74,7 @@ class Phase(Enum):
 
 
 class _Acks(Enum):
-    """To which part of a probe for bandwidth the acknowledgements belong that come in now."""
+    """Which part of a bandwidth probe the acknowledgements that arrive now belong to."""
 
     NONE = 0
     REFILLING = 1
@@ -152,12 +152,12 @@ class Bbr:
         self._probe_rtt_round_done = False
         self._is_restarting = False
         self._probe_rtt_due = False
-        # acknowledgements that come in lumps
+        # acknowledgements that arrive in batches
         self._extra_since: float | None = None
         self._extra_delivered = 0
         self._extra_acked: list[int] = [0] * EXTRA_ACKED_ROUNDS
         self._extra_index = 0
-        # what a loss has cost that turns out to be none
+        # what was concluded from losses that may prove spurious
         self._before_loss: tuple[float, float, float] | None = None
 
     # --- what the path asks ---------------------------------------------------------------------
@@ -174,7 +174,7 @@ class Bbr:
 
     @property
     def bandwidth(self) -> float:
-        """The bandwidth to count on now, bytes per second; 0 before the first sample."""
+        """The bandwidth to assume now, in bytes per second; 0 before the first sample."""
         return min(self.max_bw, self._bw_short)
 
     def pacing_rate(self, srtt: float) -> float:
@@ -254,7 +254,7 @@ class Bbr:
                 self._start_down(now)
 
     def on_spurious_loss(self, size: int, sent_time: float) -> None:
-        """Take back what was concluded from losses that were none."""
+        """Undo what was concluded from losses that proved spurious."""
         self._lost_in_round = max(0, self._lost_in_round - size)
         if self._before_loss is not None:
             long, short, bw = self._before_loss
@@ -263,12 +263,12 @@ class Bbr:
             self._bw_short = max(self._bw_short, bw)
 
     def on_persistent_congestion(self) -> None:
-        """Start again from the least: nothing came through for long."""
+        """Start again from the minimum: nothing got through for a long time."""
         self._prior_window = max(self._prior_window, self.window)
         self.window = self._least
 
     def trace(self) -> dict[str, object]:
-        """Return what a trace should show of it."""
+        """Return its state, for a trace."""
         shown: dict[str, object] = {
             "phase": self.phase.value,
             "bandwidth": int(self.bandwidth),

@@ -16,15 +16,15 @@ from dialkey.quic.codes import TransportError
 from dialkey.quic.events import Event
 
 MAX_PEER_CIDS: Final = 8
-"""Connection ids of the peer that we hold for one path; announced as active_connection_id_limit."""
+"""How many of the peer's connection ids we hold for one path; our active_connection_id_limit."""
 MAX_LOCAL_CIDS: Final = 5
-"""Connection ids of ours that we issue for one path, if the peer's limit allows: iroh holds five."""
+"""How many connection ids we issue for one path, if the peer's limit allows: iroh holds five."""
 MAX_PENDING_RETIREMENTS: Final = 100
 
 
 @attrs.frozen
 class PeerCid:
-    """A connection id that the peer gave us to address it with."""
+    """A connection id by which we address the peer."""
 
     sequence: int
     cid: bytes
@@ -89,7 +89,7 @@ class PeerCids:
         return True
 
     def forget(self) -> None:
-        """Address the peer no more: the path is over."""
+        """Stop addressing the peer: the path is over."""
         self.active = None
 
     def _retire(self, sequence: int) -> None:
@@ -100,7 +100,7 @@ class PeerCids:
 
 @attrs.define
 class LocalCid:
-    """A connection id that we gave the peer."""
+    """A connection id that we issued to the peer."""
 
     sequence: int
     cid: bytes
@@ -116,7 +116,7 @@ class PathCids:
         next_sequence: sequence number of the next id of ours.
         peer: ids that the peer gave us.
         published_token: the reset token that the connection's owner was told of.
-        peer_available, peer_status_sequence: whether the peer means to send data on the path, as it
+        peer_available, peer_status_sequence: whether the peer intends to send data on the path, as it
             last told us.
     """
 
@@ -145,7 +145,7 @@ class PathCids:
         return before
 
     def on_status(self, sequence: int, available: bool) -> None:
-        """Note whether the peer means to send data on the path; only a hint."""
+        """Note whether the peer intends to send data on the path; only a hint."""
         if sequence > self.peer_status_sequence:
             self.peer_status_sequence = sequence
             self.peer_available = available
@@ -184,10 +184,10 @@ class ConnectionIds:
         self.by_cid: dict[bytes, tuple[int, int]] = {host_cid: (0, 0)}
 
     def start(self, peer_cid: PeerCid, most: int) -> PathCids:
-        """Begin with the ids of path 0, one of each side.
+        """Start with the ids of path 0, one from each side.
 
         Args:
-            most: how many ids of ours the peer holds for one path.
+            most: how many of our ids the peer holds for one path.
         """
         self._most = most
         cids = self.sets[0] = PathCids(0, peer_cid)
@@ -203,7 +203,7 @@ class ConnectionIds:
         return cids
 
     def issue(self, cids: PathCids, most: int = MAX_LOCAL_CIDS) -> None:
-        """Give the peer ids of ours for a path id, until it holds enough."""
+        """Issue ids for a path id until the peer holds enough."""
         wanted = min(most, self._most)
         while len(cids.local) < wanted:
             cid = self._new_cid()
@@ -215,7 +215,7 @@ class ConnectionIds:
             self._owe(codes.NEW_CONNECTION_ID, (cids, local))
 
     def take(self, cids: PathCids, new: PeerCid, retire_prior_to: int, *, in_use: bool) -> bool:
-        """Take an id of the peer's in; return whether there was none for its path before.
+        """Add an id that the peer issued; return whether its path had none before.
 
         Args:
             in_use: whether the path exists.
@@ -229,7 +229,7 @@ class ConnectionIds:
         return had_none
 
     def retire(self, path_id: int, sequence: int) -> PathCids | None:
-        """Take back an id of ours that the peer gave up; return its path's, if it was known.
+        """Retire one of our ids that the peer gave up; return the ids of its path, if it was known.
 
         Raises:
             TransportError: it was never issued.
@@ -252,7 +252,7 @@ class ConnectionIds:
         return None
 
     def rotate(self, cids: PathCids) -> None:
-        """Address the peer by another id, if it has given us one to spare."""
+        """Address the peer by another id, if there is a spare one."""
         if cids.peer.rotate():
             self._announce_retirements(cids)
 
@@ -273,7 +273,7 @@ class ConnectionIds:
         self.publish_reset_token(cids)
 
     def publish_reset_token(self, cids: PathCids) -> None:
-        """Tell the owner which reset token is in force for a path, and which is not any more."""
+        """Tell the owner which reset token is in force for a path, and which no longer is."""
         active = cids.peer.active
         token = active.reset_token if active is not None else None
         before = cids.publish(token)

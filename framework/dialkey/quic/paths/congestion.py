@@ -30,7 +30,7 @@ class AckSummary(NamedTuple):
         delivered: bytes delivered on the path so far, these included.
         rtt: the round trip of the newest packet, seconds; None if it is not newly acknowledged.
         srtt: the smoothed round trip, seconds.
-        sample: how fast the path delivers, if it told.
+        sample: how fast the path delivers, if the acknowledgement shows it.
     """
 
     acked_bytes: int
@@ -41,11 +41,11 @@ class AckSummary(NamedTuple):
 
 
 class LossSummary(NamedTuple):
-    """Packets taken for lost at one time.
+    """Packets declared lost at one time.
 
     Attributes:
         lost_bytes: their bytes.
-        events: how many gaps they make.
+        events: how many gaps they form.
         newest_sent_at: when the newest of them was sent.
         lost_since_sent: bytes lost since that one was sent.
         tx_in_flight: bytes in flight when it was sent.
@@ -64,7 +64,7 @@ class Controller(Protocol):
     """Decides how much may be in flight on one path, and how fast it leaves.
 
     Sans-IO: told what was sent, what arrived and what was lost, with the time; asks for nothing. One
-    belongs to one path and is discarded when the path leads to another network.
+    belongs to one path and is discarded when the path moves to another network.
 
     Attributes:
         name: for logs.
@@ -82,7 +82,7 @@ class Controller(Protocol):
 
     @property
     def in_slow_start(self) -> bool:
-        """Whether it still looks for what the path can take."""
+        """Whether it is still finding out what the path can carry."""
 
     def pacing_rate(self, srtt: float) -> float:
         """Return bytes per second at which to send."""
@@ -103,7 +103,7 @@ class Controller(Protocol):
         """Note packets that were lost."""
 
     def on_spurious_loss(self, size: int, sent_time: float) -> None:
-        """Note that bytes taken for lost arrived after all."""
+        """Note that bytes declared lost arrived after all."""
 
     def on_expired(self, size: int) -> None:
         """Forget bytes that are neither acknowledged nor taken as a sign of congestion."""
@@ -112,7 +112,7 @@ class Controller(Protocol):
         """Note that everything sent over several probe timeouts was lost."""
 
     def trace(self) -> dict[str, object]:
-        """Return what a trace should show of it beside the window and the bytes in flight."""
+        """Return what a trace should show besides the window and the bytes in flight."""
 
 
 MakeController = Callable[[int], Controller]
@@ -165,7 +165,7 @@ class Cubic:
         self._round_start_min = float("inf")
         self._round_samples = 0
         # The window, threshold and peak before the newest reduction, and the lost bytes behind it that
-        # have not turned out to be late: when they all have, it is taken back.
+        # have not turned out to be late: when they all have, the reduction is undone.
         self._undo: tuple[int, float, float] | None = None
         self._undo_bytes = 0
 
@@ -238,7 +238,7 @@ class Cubic:
         self._epoch = None
 
     def on_spurious_loss(self, size: int, sent_time: float) -> None:
-        """Take a reduction back when all the losses behind it arrived after all."""
+        """Undo a reduction when all packets that caused it arrived after all."""
         if self._undo is None or sent_time > self.recovery_start:
             return
         self._undo_bytes -= size
@@ -256,7 +256,7 @@ class Cubic:
         self._undo = None
 
     def trace(self) -> dict[str, object]:
-        """Return what a trace should show of it."""
+        """Return its state, for a trace."""
         return {"ssthresh": int(self.ssthresh)} if self.ssthresh < float("inf") else {}
 
     def _on_rtt(self, rtt: float, now: float, srtt: float) -> None:
@@ -285,7 +285,7 @@ class Pacer:
     BURST_S = 0.004
     """Four times the granularity of an event loop's timer: late wake-ups do not cost throughput."""
     MIN_BURST_BYTES = 2 * 1200
-    """On a slow link a longer burst would be a queue of its own for those who share it."""
+    """On a slow link, a longer burst would be a queue for everybody else on it."""
     FIRST_BURST_BYTES = 16 * 1200
     """The first flight leaves at once, as RFC 9002 section 7.7 allows."""
 

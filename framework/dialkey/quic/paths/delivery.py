@@ -1,4 +1,4 @@
-"""Delivery-rate samples (draft-ietf-ccwg-bbr, section 4.1): how fast a path takes what is sent.
+"""Delivery-rate samples (draft-ietf-ccwg-bbr, section 4.1): how fast a path delivers what is sent.
 
 Each record that leaves carries a snapshot of what had been delivered by then; when it is acknowledged,
 the difference, over the longer of the times it took to send and to acknowledge, is one sample. A burst is
@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 _ROUNDING: Final = 0.001
-"""A path without any jitter gives intervals of exactly its round trip, but for rounding."""
+"""On a path without any jitter, intervals equal the round trip, apart from rounding."""
 
 
 class Snapshot(NamedTuple):
@@ -34,10 +34,10 @@ class Snapshot(NamedTuple):
 
 
 class RateSample(NamedTuple):
-    """What one acknowledgement tells of the path.
+    """What one acknowledgement says about the path.
 
     Attributes:
-        rate: bytes per second; 0 if the time was too short to tell.
+        rate: bytes per second; 0 if the interval was too short to tell.
         delivered: bytes delivered since the newest packet in it was sent.
         prior_delivered: bytes that had been delivered when that packet was sent.
         app_limited: whether the rate is the application's, not the path's.
@@ -84,7 +84,7 @@ class DeliveryRate:
         return self._app_limited_until > 0
 
     def limited_by_app(self, in_flight: int) -> None:
-        """Note that there is nothing more to send although more might be sent."""
+        """Note that there is nothing more to send, although the path would take more."""
         self._app_limited_until = max(1, self.delivered + in_flight)
 
     def sent(self, size: int, in_flight: int, now: float) -> Snapshot:
@@ -113,7 +113,7 @@ class DeliveryRate:
             self._newest_sent_at = sent_at
 
     def sample(self, min_rtt: float, now: float) -> RateSample | None:
-        """Return the sample of the acknowledgement that was read; None if it told nothing new."""
+        """Return the sample of the acknowledgement that was read; None if it said nothing new."""
         newest, self._newest = self._newest, None
         if newest is None:
             return None
@@ -123,7 +123,7 @@ class DeliveryRate:
         self._first_sent_at = self._newest_sent_at
         interval = max(send_s, now - newest.delivered_at)
         delivered = self.delivered - newest.delivered
-        # Faster than the shortest round trip cannot be true: acknowledgements were held up together.
+        # An interval below the shortest round trip is not real: acknowledgements were delayed together.
         known = interval > 0 and interval >= (1 - _ROUNDING) * min_rtt
         return RateSample(
             delivered / interval if known else 0.0,

@@ -38,7 +38,7 @@ class PathFrames:
     # --- out ------------------------------------------------------------------------------------
 
     def encode(self, frame: Frame) -> bytes | None:
-        """Write a frame with today's values; None when it has no use any more."""
+        """Write a frame with current values; None if it is no longer needed."""
         return self._ENCODERS[frame[1]](self, frame)
 
     def _encode_new_cid(self, frame: Frame) -> bytes | None:
@@ -193,7 +193,7 @@ class PathFrames:
     def _on_status(self, data: bytes, pos: int, frame: int, arrival: Arrival) -> int:
         path_id, pos = self.read_path_id(data, pos, frame)
         sequence, pos = read_varint(data, pos)
-        # It may be here before the first packet of its path.
+        # It may arrive before the first packet of its path.
         cids = self._paths.cids_for(path_id, frame)
         if cids is not None:
             cids.on_status(sequence, frame == codes.PATH_STATUS_AVAILABLE)

@@ -1,11 +1,11 @@
 """The multipath extension of QUIC as iroh speaks it: many path ids in one connection.
 
-The client opens paths, either side abandons them. A path id is used once; when one is abandoned both
+The client opens paths; either side abandons them. A path id is used once; when one is abandoned, both
 sides raise the highest id that they allow, so that there is always another (docs/wire/quic.md 3.10).
-Which path carries application data each side decides alone: `select`.
+Each side decides for itself which path carries its application data: `select`.
 
-What a peer can make us keep is bounded: of all ids that it may use, eight are not over at any time,
-and of those that are over only ranges are remembered.
+What a peer can make us keep is bounded: at most eight of the ids that it may use are alive at any time,
+and those that are over are remembered as ranges only.
 
 Source: docs/wire/quic.md 3, draft-ietf-quic-multipath.
 """
@@ -15,26 +15,26 @@ from __future__ import annotations
 from typing import Final
 
 MAX_CONCURRENT_PATHS: Final = 8
-"""Paths that may be open at once: iroh's own number; we announce one less as the highest id."""
+"""Paths that may be open at once, as in iroh; we announce one less as the highest id."""
 MAX_PATH_ID: Final = 0xFFFFFFFF
 MAX_DRAINING: Final = 8
-"""Abandoned paths whose late packets are still read; a peer that opens and abandons many in a moment
-makes the oldest go sooner."""
+"""Abandoned paths whose late packets are still read; if a peer opens and abandons many in a short time,
+the oldest are forgotten sooner."""
 MAX_DRAIN_S: Final = 10.0
-"""Late packets are read for three probe timeouts, but no longer: after darkness those grow long."""
+"""Late packets are read for three probe timeouts, up to this long: timeouts grow while a link is down."""
 UNANSWERED_S: Final = 60.0
-"""How long late packets are read of a path that we abandoned, if the peer does not say that it knows.
-Were its connection ids forgotten, a peer that still uses them would be told that all is over
-(stateless reset)."""
+"""How long late packets are read on a path that we abandoned, if the peer does not confirm it. If its
+connection ids were forgotten earlier, a peer that still uses them would get a stateless reset, which ends
+the connection."""
 NO_PATH_GRACE_S: Final = 3.0
-"""How long a connection lives on when the peer gave up its last path: the client may open another."""
+"""How long a connection survives when the peer gives up its last path: the client may open another."""
 PATHS_AHEAD: Final = 3
 """Path ids for which connection ids are issued before the paths exist: enough for a peer that opens
-several at once, and few enough that a handshake is not mostly about ids."""
+several at once, and few enough that a handshake does not consist mostly of ids."""
 
 
 class IdRanges:
-    """A set of numbers kept as ranges: ids of closed paths, whose number grows without end."""
+    """A set of numbers kept as ranges: ids of closed paths, of which there may be any number."""
 
     __slots__ = ("_ranges",)
 
@@ -55,7 +55,7 @@ class IdRanges:
         return self._ranges[-1][1] - 1 if self._ranges else -1
 
     def add(self, number: int) -> None:
-        """Put a number in."""
+        """Add a number."""
         if number in self:
             return
         merged: list[list[int]] = []
@@ -68,7 +68,7 @@ class IdRanges:
 
 
 class Multipath:
-    """What a connection with the extension knows beside its paths.
+    """What a connection with the extension knows besides its paths.
 
     Attributes:
         local_max, peer_max: the highest path id that each side allows.
@@ -101,7 +101,7 @@ class Multipath:
         self._blocked_at = -1
 
     def blocked(self, at: int) -> bool:
-        """Note what keeps us from opening a path; False if the peer was told already."""
+        """Note what prevents us from opening a path; False if the peer was told already."""
         told, self._blocked_at = self._blocked_at == at, at
         return not told
 
@@ -114,7 +114,7 @@ class Multipath:
         self.next_id += 1
 
     def over(self, path_id: int) -> None:
-        """Note that an id is used up."""
+        """Note that an id is over."""
         self.abandoned.add(path_id)
         self.next_id = max(self.next_id, path_id + 1)
         if self.selected_id == path_id:
@@ -139,17 +139,17 @@ class Multipath:
         self.selected_id = path_id
 
     def use(self, path_id: int) -> bool:
-        """Note which path carries data; return whether it is another one."""
+        """Note which path carries data; return whether that changed."""
         before, self.in_use_id = self.in_use_id, path_id
         return before != path_id
 
     def end_at(self, at: float) -> None:
-        """Note that no path is left: the connection ends then, if none is opened before."""
+        """Note that no path is left: the connection ends at `deadline`, if none is opened before."""
         if self.ends_at is None:
             self.ends_at = at
 
     def is_stranded(self, now: float) -> bool:
-        """Whether the time for another path is over; tells it once."""
+        """Whether the time to open another path has run out; true only once."""
         if self.ends_at is None or now < self.ends_at:
             return False
         self.ends_at = None

@@ -31,15 +31,15 @@ ACK_EVERY: Final = 2
 """Ack-eliciting packets after which an acknowledgement goes out with the next flush (RFC 9000
 section 13.2.2); a flush follows each batch that was read, so under load one covers the batch."""
 MAX_OLD_TOKENS: Final = 8
-"""Answers to earlier PATH_CHALLENGEs that count, too, after a validation began anew."""
+"""How many earlier PATH_CHALLENGEs may still be answered after a validation was restarted."""
 
 CHALLENGE_STEP_S: Final = 2.0
 SUSPECT_AFTER_S: Final = 0.5
-"""A path that answers nothing for three round trips, and at least this long, is left for another."""
+"""A path that is silent for three round trips, and at least this long, is left for another."""
 HUSH_S: Final = 0.5
 """Silence after stream data arrived that makes a client ask whether the path still works."""
 PATH_IDLE_TIMEOUT_S: Final = 15.0
-"""A silent path is abandoned after this long while there are others; iroh's own number."""
+"""A silent path is abandoned after this long while there are others; the same as in iroh."""
 
 
 @attrs.define
@@ -53,7 +53,7 @@ class Challenge:
     tries: int = 0
 
     def restart(self, now: float) -> None:
-        """Ask again at once, and for as long as at first."""
+        """Ask again at once, and for as long as the first time."""
         self.deadline += now - self.started_at
         self.started_at = self.next_at = now
         self.tries = 0
@@ -67,21 +67,22 @@ class Path:
         remote: where datagrams of this path go.
         validated: whether `remote` has proved that it receives (RFC 9000 section 8).
         previous_remote: where the path led before a migration, until the new address is validated.
-        skips: packet numbers that were left out on purpose.
+        skips: packet numbers that are left out on purpose.
         room: how much may be sent to `remote` until it is validated; None for a client, which chose it.
-        provisional: whether it carries data before that: the first path of a client that was heard
-            by several ways, of which one has worked in both directions.
-        abandoned: whether nothing is sent on the path any more; what is on its way still arrives.
+        provisional: whether it carries data before that: the first path of a client that was heard on
+            several routes, one of which has worked in both directions.
+        abandoned: whether nothing more is sent on the path; what is on its way still arrives.
         forget_at: when an abandoned path may be forgotten.
         parked: whether this is the id of an attempt that was given up, and nothing is sent on it.
         peer_abandoned: whether the peer has told us that it gave the path up.
         replaced: whether the peer may use another path id for this one, which is over.
-        waiting_since: when something was sent that must be acknowledged, and nothing was since.
-        is_receiving: whether the last thing to happen was that a client received stream data.
-        doubted: whether that has lasted half as long, and a probe was sent to make sure.
-        suspect: whether that has lasted so long that the path is probably dead.
+        waiting_since: when the oldest packet was sent that still waits for any acknowledgement.
+        is_receiving: whether this is a client and the most recent thing that happened was that it
+            received stream data.
+        doubted: whether the wait has lasted half as long, and a probe was sent to make sure.
+        suspect: whether the wait has lasted so long that the path is probably dead.
         idle_timeout_s: how long the path may be silent while there are others.
-        available, status_sequence: what we last told the peer of our use of it.
+        available, status_sequence: what we last told the peer about our use of it.
         bytes_sent, bytes_received: what this path carried so far, in whole datagrams.
     """
 
@@ -174,7 +175,7 @@ class Path:
         self.next_number = 0
         self.skips = Skips(draw)
         self._random_bytes = random_bytes
-        # Tokens to return, where to, and how long the payload was that asked for it.
+        # Tokens to return, where to, and the size of the payload that asked for it.
         self.responses: deque[tuple[bytes, Address, int]] = deque()
         self.challenge: Challenge | None = None
         self.probes_pending = 0
@@ -193,13 +194,13 @@ class Path:
             self.largest_received_time = now
         self.count_received(remote, size)
         if self.parked:
-            # An answer, after all.
+            # It answers, after all.
             self.unpark(self.remote, now)
         self.last_received = now
         return is_newest
 
     def on_run(self, number: int, packets: int, size: int, now: float) -> None:
-        """Note that a run arrived at once; all of it is newer than what had arrived."""
+        """Note that a run arrived; all of it is newer than what had arrived before."""
         self.received.add_run(number, number + packets)
         self.largest_received_time = now
         self.count_received(self.remote, size)
@@ -219,7 +220,7 @@ class Path:
             self.ack_at = now + min(MAX_ACK_DELAY_S, max(0.001, self.recovery.srtt / 4))
 
     def acknowledged(self) -> None:
-        """Note that an acknowledgement of all that arrived goes out."""
+        """Note that an acknowledgement of everything that arrived goes out."""
         self.ack_pending = 0
         self.ack_at = None
 
@@ -229,7 +230,7 @@ class Path:
         self.ack_pending = 1
 
     def never_acknowledge(self) -> None:
-        """Note that nothing is left on which to acknowledge what arrived."""
+        """Note that no path is left on which to acknowledge what arrived."""
         self.ack_at = None
 
     def on_challenge(self, token: bytes, remote: Address, size: int) -> None:
@@ -249,7 +250,7 @@ class Path:
         self.responses.popleft()
 
     def answer_none(self) -> None:
-        """Answer no PATH_CHALLENGE that waits."""
+        """Drop the PATH_CHALLENGEs that wait for an answer."""
         self.responses.clear()
 
     def on_response(self, token: bytes, now: float) -> bool:
@@ -265,16 +266,16 @@ class Path:
 
     @property
     def cid(self) -> bytes | None:
-        """The connection id with which the peer is addressed; None while it has given none."""
+        """The connection id by which the peer is addressed; None while it has not issued any."""
         active = self.cids.peer.active
         return active.cid if active is not None else None
 
     def take_numbers(self, count: int) -> None:
-        """Note that so many numbers, from `begin_run` on, are used."""
+        """Note that this many numbers, from `begin_run` on, are used."""
         self.next_number += count
 
     def on_sent(self, record: Sent, now: float) -> None:
-        """Take what must be acknowledged into flight."""
+        """Count a packet that must be acknowledged as in flight."""
         self.recovery.on_sent(record, now)
         if record.probe_size:
             return
@@ -283,7 +284,7 @@ class Path:
             self.waiting_since = now
 
     def on_probe_written(self) -> None:
-        """Note that a packet that must be acknowledged is about to leave: it is a probe, too."""
+        """Note that a packet that must be acknowledged is about to leave: it also serves as a probe."""
         self.ping_pending = False
         if self.probes_pending:
             self.probes_pending -= 1
@@ -355,14 +356,14 @@ class Path:
         return min(at, suspect_at if self.doubted else self.doubt_at)
 
     def on_silence(self, now: float) -> bool:
-        """Ask again, then suspect a path of which an answer is awaited; whether it became suspect."""
+        """Ask again, then suspect a path whose answer is overdue; return whether it became suspect."""
         at = self.suspect_at
         if at is None:
             return False
         if not self.doubted and now >= self.doubt_at:
             self.doubted = True
             if not self.recovery.pto_count:
-                # One lost packet must not cost a path.
+                # One lost packet must not cost us the path.
                 self.probes_pending = max(self.probes_pending, 1)
         if now < at:
             return False
@@ -381,7 +382,7 @@ class Path:
     # --- the end --------------------------------------------------------------------------------
 
     def retire(self, forget_at: float) -> None:
-        """Send nothing on it any more; late packets are still read until `forget_at`."""
+        """Stop sending on it; late packets are still read until `forget_at`."""
         self.abandoned = True
         self.parked = False
         self.forget_at = forget_at
@@ -393,12 +394,12 @@ class Path:
         self.forget_at = at
 
     def replace(self) -> bool:
-        """Note that the peer may use another path id for this one; False if it may already."""
+        """Note that the peer may use another path id instead of this one; False if it already may."""
         replaced, self.replaced = self.replaced, True
         return not replaced
 
     def on_peer_abandoned(self) -> bool:
-        """Note that the peer gave it up; False if it had said so already."""
+        """Note that the peer gave it up; False if it had already said so."""
         known, self.peer_abandoned = self.peer_abandoned, True
         return not known
 
@@ -420,7 +421,7 @@ class Path:
         self.last_received = self.last_activity = now
 
     def set_available(self, available: bool) -> int | None:
-        """Note how we use it; return the number of the status if the peer is to be told."""
+        """Note how we use it; return the sequence number of the status if the peer is to be told."""
         if self.abandoned or (self.available == available and self.status_sequence):
             return None
         self.available = available
@@ -428,14 +429,14 @@ class Path:
         return self.status_sequence
 
     def on_network_changed(self, now: float) -> None:
-        """Look at it anew: this machine's addresses or routes may have changed."""
+        """Check it again: this machine's addresses or routes may have changed."""
         self.recovery.reset_pto()
         self.ask()
         if self.challenge is not None:
             self.challenge.restart(now)
 
     def on_too_large(self, size: int) -> None:
-        """Note that the network takes no datagram of `size` bytes."""
+        """Note that this machine does not send datagrams of `size` bytes."""
         self.mtu.on_too_large(size)
 
     def begin_run(self) -> int:
@@ -465,17 +466,17 @@ class Path:
 
     @property
     def suspect_at(self) -> float | None:
-        """When the path becomes suspect if nothing comes; None while nothing is awaited."""
+        """When the path becomes suspect if nothing arrives; None while nothing is awaited."""
         if self.waiting_since is None or self.suspect or self.abandoned:
             return None
         if not self.may_carry_data:
-            # It never worked: there is nothing to be left.
+            # It never worked, so there is nothing to leave.
             return None
         return self.waiting_since + self._patience_s
 
     @property
     def doubt_at(self) -> float:
-        """When to ask again on a path of which an acknowledgement is awaited."""
+        """When to ask again on a path on which an acknowledgement is awaited."""
         assert self.waiting_since is not None
         return self.waiting_since + self._patience_s / 2
 
@@ -486,8 +487,8 @@ class Path:
     def ping_at(self, keep_alive_s: float) -> float:
         """Return when to ask whether the path still works.
 
-        A receiver sends nothing that is answered, so it would not notice for long that data stopped
-        because the path died; and only a client can open another.
+        A receiver sends nothing that is answered, so it would notice only late that data stopped because
+        the path died; and only a client can open another.
         """
         if self.parked:
             return NEVER
@@ -500,14 +501,14 @@ class Path:
         return self.validated or self.previous_remote is not None or self.provisional
 
     def park(self) -> None:
-        """Send nothing any more, until the path is led elsewhere. Packet numbers go on, with the keys."""
+        """Send nothing until the path is given another address. Packet numbers go on, with the keys."""
         self.parked = True
         self._silence()
         self.waiting_since = None
         self.recovery.discard()
 
     def unpark(self, remote: Address, now: float) -> None:
-        """Lead a parked path to another address."""
+        """Give a parked path another address."""
         self.parked = False
         self.remote = remote
         self.recovery.reset_pto()
@@ -545,7 +546,7 @@ class Path:
             self.room.spend(size)
 
     def doubt(self, room: Room, now: float) -> None:
-        """Ask `remote` to prove that it receives, and send little more than data until then."""
+        """Ask `remote` to prove that it receives; until then send little more than data."""
         self.room = room
         self.validated = False
         self.provisional = True
@@ -570,7 +571,7 @@ class Path:
         Args:
             size: of the packet that came from there.
         """
-        # Of answers to an address that is not the path's there is one at most, see `on_challenge`.
+        # There is at most one answer to an address that is not the path's, see `on_challenge`.
         self.responses = deque({each[1]: each for each in self.responses}.values())
         if remote == self.previous_remote:
             self.return_to_previous()
@@ -583,6 +584,6 @@ class Path:
         self.room = Room()
         self.room.heard(size)
         if not same_host:
-            # Another network: nothing learnt about the old one holds.
+            # Another network: nothing learnt about the old one applies.
             self.mtu = MtuDiscovery(self.mtu.maximum)
             self.recovery.start_over(self.mtu.current, initial_rtt)

@@ -1,8 +1,8 @@
-"""Which addresses that a peer has named are probed, and how often.
+"""Which of the addresses that a peer has named are probed, and how often.
 
-A candidate is hearsay. Whoever named it holds a key, and keys are free; so what goes there is bounded by
-the address that it would trouble, and in all, whichever connections it is for. What one connection may
-send in all is bounded by what its peer has sent (see `traversal`).
+A candidate is hearsay. Whoever named it has a key, but keys are free; so probes are limited per target
+address and in all, across all connections. What one connection may send in all is limited by what its
+peer has sent (see `traversal`).
 
 Source: docs/wire/quic.md 5.
 """
@@ -28,7 +28,7 @@ _NOWHERE: Final = tuple(ipaddress.ip_network(text) for text in ("0.0.0.0/8", "24
 
 
 class Worth(enum.Enum):
-    """What a candidate is worth."""
+    """What to do with a candidate."""
 
     NOTHING = "it is no address of a machine, or one that only its own machine reaches"
     LITTLE = "it is private, of a range in which we have no address"
@@ -36,7 +36,7 @@ class Worth(enum.Enum):
 
 
 def canonical(address: IpAddr) -> IpAddr:
-    """Return the address in the one form in which it is compared and sent."""
+    """Return the address in canonical form, in which it is compared and sent."""
     ip = address.ip
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         return IpAddr(ip.ipv4_mapped, address.port)
@@ -44,7 +44,7 @@ def canonical(address: IpAddr) -> IpAddr:
 
 
 def worth_of(address: IpAddr, own: Iterable[IpAddr]) -> Worth:
-    """Say what a candidate of the peer is worth.
+    """Return what to do with a candidate of the peer.
 
     Args:
         address: in canonical form.
@@ -54,7 +54,7 @@ def worth_of(address: IpAddr, own: Iterable[IpAddr]) -> Worth:
     if not address.port or ip.is_unspecified or ip.is_multicast or _is_in(ip, _NOWHERE):
         return Worth.NOTHING
     if ip.version == 6 and ip.is_link_local:
-        # Its interface is not on the wire.
+        # The wire does not carry its interface.
         return Worth.NOTHING
     ours = list(own)
     if address in ours:
@@ -77,12 +77,12 @@ def _is_in(
 
 
 def _target(ip: IpAddress) -> Hashable:
-    """Return whom a probe troubles: an IPv4 address, or an IPv6 network of one site."""
+    """Return whom a probe would bother: an IPv4 address, or the IPv6 network of one site."""
     return int(ip) >> 64 if ip.version == 6 else ip
 
 
 class ProbeAllowance:
-    """How many probes may go to addresses that peers have named. One for all connections of an endpoint.
+    """How many probes may go to addresses that peers have named, over all connections of an endpoint.
 
     Attributes:
         refused: probes that were not sent, because there had been too many.
@@ -90,12 +90,12 @@ class ProbeAllowance:
 
     def __init__(self) -> None:
         self._in_all = Allowance(limits.PROBES_IN_ALL, limits.PROBES_IN_ALL_PER_S)
-        # The one that was asked for longest ago first.
+        # Least recently probed first.
         self._targets: dict[Hashable, Allowance] = {}
         self.refused = 0
 
     def take(self, ip: IpAddress, now: float) -> bool:
-        """Say whether a probe may go to an address now, and count it if so."""
+        """Return whether a probe may go to an address now, and count it if so."""
         target = _target(ip)
         allowance = self._targets.pop(target, None)
         if allowance is None:
@@ -109,5 +109,5 @@ class ProbeAllowance:
         return allowance.take(now)
 
     def answered(self, ip: IpAddress) -> None:
-        """Note that a peer is really there: what it got does not count."""
+        """Note that a peer is really there: the probes it got no longer count."""
         self._targets.pop(_target(ip), None)

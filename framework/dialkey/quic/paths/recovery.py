@@ -21,18 +21,18 @@ TIME_THRESHOLD: Final = 9 / 8
 MAX_PACKET_THRESHOLD: Final = 1 << 14
 MAX_TIME_THRESHOLD: Final = 2.0
 TIME_THRESHOLD_STEP: Final = 1 / 4
-"""What proof of reordering adds to the time threshold: RFC 8985 section 6.2 adds quarters, too, up to a
-whole round trip."""
+"""What proof of reordering adds to the time threshold: a quarter each, up to a whole round trip, as in
+RFC 8985 section 6.2."""
 EPISODES_TO_FORGET: Final = 16
 """Real losses in a row after which the thresholds shrink again (RFC 8985: sixteen recoveries)."""
 GRANULARITY_S: Final = 0.001
 MAX_PTO_STEP_S: Final = 2.0
-"""Longest wait between two probes, as in iroh: a phone that gets its network back is heard soon."""
+"""Longest wait between two probes, as in iroh: a phone that regains its network is heard soon."""
 PERSISTENT_CONGESTION_PTOS: Final = 3
 MAX_GIVEN_UP: Final = 256
-"""Packets remembered that were given up and may arrive yet; the oldest are forgotten."""
+"""How many packets that were given up are remembered, as they may still arrive; the oldest go first."""
 GIVEN_UP_S: Final = 60.0
-"""How long they are remembered: round trips of a phone that comes back are that long, not longer."""
+"""How long they are remembered: the round trips of a phone that comes back take up to that long."""
 
 Frame = tuple[Any, ...]
 """(the component that it belongs to, frame type, what is needed to write it again if it is lost); see
@@ -54,7 +54,7 @@ class Sent:
 
     For a burst `owner` and `stream` are set: packet i of it carries `data[i*room : (i+1)*room]` from
     `offset` on.
-    Otherwise `frames` lists what a lone packet carried, for whoever must know of its fate.
+    Otherwise `frames` lists what a lone packet carried, for the owners that must learn its outcome.
     """
 
     __slots__ = (
@@ -112,7 +112,7 @@ class Sent:
 
 
 class _GivenUp(NamedTuple):
-    """Packets `number` .. `stop` that were given up: taken for lost, or sent again by a timeout."""
+    """Packets `number` .. `stop` that were given up: declared lost, or sent again by a timeout."""
 
     number: int
     stop: int
@@ -124,12 +124,12 @@ class _GivenUp(NamedTuple):
 class Reordering:
     """How late a packet may be before it counts as lost: adapts to what the path shows.
 
-    RFC 9002 section 6.1 allows thresholds that grow when losses turn out to be none; the model is RACK,
-    RFC 8985. It starts with the fixed ones.
+    RFC 9002 section 6.1 allows thresholds that grow when losses prove spurious; the model is RACK,
+    RFC 8985. It starts with the fixed thresholds.
 
     Attributes:
-        packets: a packet is lost when one sent so many later is acknowledged.
-        time: or when one sent later is acknowledged after so many round trips.
+        packets: a packet is lost when one sent this many packets later is acknowledged.
+        time: or when a later one is acknowledged and this many round trips have passed.
     """
 
     __slots__ = ("_episodes", "packets", "time")
@@ -140,7 +140,7 @@ class Reordering:
         self._episodes = 0
 
     def seen(self, distance: int) -> None:
-        """Note that a packet taken for lost arrived when one `distance` later had already."""
+        """Note that a packet declared lost has arrived, after one sent `distance` packets later."""
         self._episodes = 0
         self.packets = min(max(self.packets, distance + 1), MAX_PACKET_THRESHOLD)
         self.time = min(self.time + TIME_THRESHOLD_STEP, MAX_TIME_THRESHOLD)
@@ -160,7 +160,7 @@ class Recovery:
     Args:
         make_controller: makes the congestion controller.
         on_acked: called with each record, or part of one, that has arrived.
-        on_lost: called with each one that is taken for lost.
+        on_lost: called with each one that is declared lost.
     """
 
     __slots__ = (
@@ -214,7 +214,7 @@ class Recovery:
         # each other here.
         self._given_up: list[_GivenUp] = []
         self._acked_bytes = 0
-        # When the newest packet was sent that had arrived before the acknowledgement being read.
+        # When the newest packet was sent that had been acknowledged before the current ACK frame.
         self._newest_acked_at = -1.0
         self.eliciting_in_flight = 0
         self.largest_acked = -1
@@ -253,7 +253,7 @@ class Recovery:
     # --- events ---------------------------------------------------------------------------------
 
     def on_sent(self, record: Sent, now: float) -> None:
-        """Take a record into flight."""
+        """Count a record as in flight."""
         count = record.stop - record.number
         self.sent_packets += count
         self.sent.append(record)
@@ -337,7 +337,7 @@ class Recovery:
         return True
 
     def _take_given_up(self, ranges: list[tuple[int, int]], now: float) -> list[_GivenUp]:
-        """Remove and return the packets, by number, that arrived after they had been given up."""
+        """Remove and return, by number, the packets that arrived after they had been given up."""
         found: list[_GivenUp] = []
         kept: list[_GivenUp] = []
         oldest = now - GIVEN_UP_S
@@ -349,7 +349,7 @@ class Recovery:
                 if each.time > oldest:
                     kept.append(each)
                 continue
-            # Of a burst given up as a whole a part may arrive: that proves enough, for all of it.
+            # If part of a burst that was given up arrives, that is proof enough for all of it.
             found.append(each)
             if each.is_lost:
                 count = each.stop - each.number
@@ -421,7 +421,7 @@ class Recovery:
                 self.lost_packets += count
                 self.eliciting_in_flight -= count
                 if part.probe_size:
-                    # An MTU probe that is lost tells of the size, not of congestion.
+                    # A lost MTU probe says something about the size, not about congestion.
                     lost_expired += part.wire
                 else:
                     lost_bytes += part.wire
@@ -477,7 +477,7 @@ class Recovery:
         return probes
 
     def requeue_oldest(self) -> None:
-        """Hand the oldest packet in flight to `on_lost`, without taking it for congestion.
+        """Hand the oldest packet in flight to `on_lost`, without counting it as congestion.
 
         Packets before it that carried nothing worth repeating go the same way.
         """
@@ -498,11 +498,11 @@ class Recovery:
                 return
 
     def reset_pto(self) -> None:
-        """Wait no longer for an answer than at first."""
+        """Reset the back-off: wait for an answer as long as the first time."""
         self.pto_count = 0
 
     def start_over(self, max_datagram: int, initial_rtt: float) -> None:
-        """Forget what was learnt of the path, which leads elsewhere now; keep what is in flight."""
+        """Forget what was learnt about the path, which leads elsewhere now; keep what is in flight."""
         self.initial_rtt = self.srtt = initial_rtt
         self.variance = initial_rtt / 2
         self.first_rtt_time = None

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Final
 
 FIRST_WITHIN: Final = 64
-"""The first number is left out so early, for connections that are short."""
+"""The first number is left out this early, for short connections."""
 LEAST_APART: Final = 64
 MOST_APART: Final = 512
 """Each gap makes acknowledgements two bytes longer for a while, so there is one in some 300 packets."""
 REMEMBERED: Final = 8
-"""Some 2,400 packets: more than are on their way at a time."""
+"""About 2,400 packets: more than are on their way at a time."""
 
 Draw = Callable[[int], int]
 """Returns a whole number from 0 up to its argument, without it, that nobody can foresee."""

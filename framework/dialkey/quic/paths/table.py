@@ -43,7 +43,7 @@ class Paths(Mapping[int, Path]):
         ids: connection ids of all paths.
         frames: reads and writes frames about paths.
         traversal: finds further addresses of the peer.
-        sent_packets_before, lost_packets_before: of paths that are over.
+        sent_packets_before, lost_packets_before: totals of the paths that are over.
     """
 
     def __init__(
@@ -125,10 +125,10 @@ class Paths(Mapping[int, Path]):
         doubtful_room: Room | None,
         now: float,
     ) -> None:
-        """Begin with path 0, over which the handshake went.
+        """Start with path 0, on which the handshake took place.
 
         Args:
-            doubtful_room: how much may go to `remote`, if it has not quite proved that it receives.
+            doubtful_room: how much may be sent to `remote` while it is not fully validated.
         """
         self._peer = peer
         first = PeerCid(0, peer_cid, peer.stateless_reset_token)
@@ -159,7 +159,7 @@ class Paths(Mapping[int, Path]):
         validated: bool,
         initial_rtt: float | None = None,
     ) -> Path:
-        """Make the state of a path, which is not one of ours yet."""
+        """Make the state of a path, without adding it."""
         config, peer = self._config, self._peer
         path = Path(
             cids,
@@ -204,8 +204,8 @@ class Paths(Mapping[int, Path]):
     def open(self, remote: Address, now: float) -> Path | None:
         """Open another path to `remote` as the client; None while there are no ids.
 
-        The path is validated by a challenge; `PathValidated` tells when it can carry data. The id of an
-        attempt that was given up is used before a new one.
+        The path is validated by a challenge; `PathValidated` reports when it can carry data. The id of
+        an attempt that was given up is reused before a new one.
         """
         state = self.multipath
         if state is None or not self._is_client:
@@ -231,7 +231,7 @@ class Paths(Mapping[int, Path]):
         return path
 
     def add(self, path: Path, now: float) -> None:
-        """Take in a path that was opened, by us or by the peer."""
+        """Add a path that was opened, by us or by the peer."""
         assert self.multipath is not None
         path.on_opened(now)
         self._paths[path.id] = path
@@ -241,10 +241,10 @@ class Paths(Mapping[int, Path]):
         self.ids.publish_reset_token(path.cids)
 
     def give_up(self, path: Path, now: float) -> None:
-        """Abandon a path that answers nothing; if it never did, its id stays for the next one.
+        """Abandon a path that does not answer; if it never did, its id is kept for the next one.
 
-        iroh does not replace the id of a path that it never heard of (docs/wire/quic.md 3.10): an
-        attempt that used one up would be one of seven.
+        iroh does not replace the id of a path that it never heard of (docs/wire/quic.md 3.10), so
+        each failed attempt would use up one of seven.
         """
         if path.validated or path.received.largest >= 0:
             self.abandon(path, codes.PATH_UNSTABLE_OR_POOR, now)
@@ -260,7 +260,7 @@ class Paths(Mapping[int, Path]):
             return False
         if path.validated and not any(p.validated and not p.suspect for p in others):
             return False
-        # The peer answers with an abandon of its own; if that is lost the path goes all the same.
+        # The peer answers with an abandon of its own; if that is lost, the path goes anyway.
         drain_s = 3 * max(path.recovery.pto, self._config.initial_rtt_s)
         self._retire(path, now + min(drain_s, MAX_DRAIN_S))
         self._control.append((self.frames, codes.PATH_ABANDON, path.id, error_code))
@@ -287,7 +287,7 @@ class Paths(Mapping[int, Path]):
         self._replace(path)
 
     def _replace(self, path: Path) -> None:
-        """Allow the peer another path for one that is over, once."""
+        """Allow the peer another path in place of one that is over, once."""
         if path.replace():
             self._raise_max()
 
@@ -317,7 +317,7 @@ class Paths(Mapping[int, Path]):
         for path in self._paths.values():
             if not path.abandoned and not path.parked:
                 if not path.validated:
-                    # The owner's choice, on its way to another address, before any that is new.
+                    # The owner's choice, even while it moves to another address, before any new path.
                     unproven = path if path is chosen else unproven or path
                 elif path.suspect:
                     suspect = suspect or path
@@ -339,7 +339,7 @@ class Paths(Mapping[int, Path]):
                 self._control.append((self.frames, kind, path, sequence))
 
     def use(self) -> Path | None:
-        """Return the path that carries data from now on, no matter who decided it."""
+        """Return the path that carries data from now on, whoever chose it."""
         path = self.selected
         if path is None or not path.may_carry_data:
             return None
@@ -348,7 +348,7 @@ class Paths(Mapping[int, Path]):
         return path
 
     def _leave_suspects(self) -> None:
-        """Send what is on its way on a suspect path again on the one in use; keep asking there."""
+        """Resend what is in flight on a suspect path on the one in use; keep probing the suspect."""
         selected = self.selected
         for path in self._paths.values():
             if path.suspect and path is not selected and not path.abandoned:
@@ -357,9 +357,9 @@ class Paths(Mapping[int, Path]):
 
     @property
     def for_the_close(self) -> list[Path]:
-        """The selected path, and all others that have been proven.
+        """The selected path, and all others that are validated.
 
-        The one that carried data may have died a moment ago, and nothing is repeated by itself.
+        The one that carried data may have just died, and a close is not repeated by itself.
         """
         selected = self.selected
         return [
@@ -370,12 +370,12 @@ class Paths(Mapping[int, Path]):
 
     @property
     def for_probes(self) -> Path | None:
-        """The path with whose keys and numbers probes are sealed: the first that has been proved."""
+        """The path whose packet numbers are used for probes: the first that is validated."""
         proved = (p for p in self._paths.values() if p.validated and not p.abandoned and p.cid)
         return min(proved, key=lambda path: path.id, default=None)
 
     def has_proved(self, remote: Address) -> bool:
-        """Whether a path leads to an address and has been answered there."""
+        """Whether a path leads to an address and has been answered from there."""
         return any(p.remote == remote and p.validated for p in self._paths.values())
 
     @property
@@ -386,15 +386,15 @@ class Paths(Mapping[int, Path]):
     # --- what the network does ------------------------------------------------------------------
 
     def network_changed(self, now: float) -> None:
-        """Look at every path anew: this machine's addresses or routes may have changed."""
+        """Check every path again: this machine's addresses or routes may have changed."""
         for path in self._paths.values():
             if not path.parked and not path.abandoned:
                 path.on_network_changed(now)
-                # A new connection id, so that the new address is not linked with the old one.
+                # A new connection id, so that observers cannot link the new address with the old one.
                 self.ids.rotate(path.cids)
 
     def on_too_large(self, remote: Address, max_datagram_bytes: int) -> None:
-        """Note that this machine sends no larger datagrams to an address."""
+        """Note that this machine cannot send larger datagrams to an address."""
         for path in self._paths.values():
             if path.remote == remote:
                 path.on_too_large(max_datagram_bytes + 1)
@@ -413,7 +413,7 @@ class Paths(Mapping[int, Path]):
         path.migrate(remote, size, same_host=same_host, initial_rtt=self._config.initial_rtt_s)
         self._emit(events.PathMigrated(path.id, previous, remote))
         if path.validated:
-            # Somebody else's packet, or a network that was there for a moment, had led it away.
+            # A forged packet, or a network that was there only briefly, had moved it away.
             self._emit(events.PathValidated(path.id, remote))
         else:
             # A path that was never proved is asked until it is idle for too long; nothing to go back
@@ -445,7 +445,7 @@ class Paths(Mapping[int, Path]):
         return path
 
     def on_ack(self, path: Path, ranges: list[tuple[int, int]], delay_us: int, now: float) -> None:
-        """Take an acknowledgement in, see `for_ack`."""
+        """Process an acknowledgement, see `for_ack`."""
         delay_s = (delay_us >> 3 << self._peer.ack_delay_exponent) / 1e6
         if path.recovery.on_ack(ranges, delay_s, now):
             if path.on_answered(now):
@@ -467,7 +467,7 @@ class Paths(Mapping[int, Path]):
                 frame[0].on_frame_acked(frame)
 
     def _on_lost(self, path: Path, record: Sent) -> None:
-        """Let what a lost record carried be queued again, as far as it still matters."""
+        """Queue again what a lost record carried, as far as it still matters."""
         if self._qlog is not None:
             self._qlog.packets_lost(path, record)
         if record.probe_size:
@@ -508,7 +508,7 @@ class Paths(Mapping[int, Path]):
         return None if path_id in state.abandoned else self.ids.of(path_id)
 
     def on_abandon(self, path_id: int, error_code: int, now: float) -> None:
-        """Take the peer's PATH_ABANDON in: echo it, allow another path, let the path drain."""
+        """Process the peer's PATH_ABANDON: echo it, allow another path, let the path drain."""
         state = self.state_for(codes.PATH_ABANDON)
         if path_id > state.local_max:
             raise TransportError(
@@ -518,7 +518,7 @@ class Paths(Mapping[int, Path]):
         if path is None:
             if path_id in state.abandoned:
                 return
-            # Its challenge never got here. The id is used up all the same: let there be another.
+            # Its challenge never got here. The id is used up anyway, so allow another.
             state.over(path_id)
             self.ids.forget(path_id)
             self._owe(codes.PATH_ABANDON, (path_id, error_code))
@@ -537,7 +537,7 @@ class Paths(Mapping[int, Path]):
         self._replace(path)
 
     def on_max_path_id(self, value: int) -> None:
-        """Take MAX_PATH_ID in."""
+        """Process MAX_PATH_ID."""
         state = self.state_for(codes.MAX_PATH_ID)
         if state.raise_peer_max(value):
             self._issue_ahead(state)
@@ -584,7 +584,7 @@ class Paths(Mapping[int, Path]):
             if path.replaced:
                 self._forget(path)
             else:
-                # The peer's own abandon is late, or was lost. There is to be another path already.
+                # The peer's own abandon is late or was lost. Allow another path now.
                 self._replace(path)
                 path.forget_later(now + UNANSWERED_S)
         elif not path.parked and now >= path.last_received + path.idle_period_s:
@@ -599,17 +599,17 @@ class Paths(Mapping[int, Path]):
     # --- for the connection ---------------------------------------------------------------------
 
     def idle_period(self, least_s: float) -> float:
-        """Return how long the connection may be silent, at least `least_s`."""
+        """Return how long the connection may be silent: at least `least_s`."""
         period = least_s
         for path in self._paths.values():
-            # Asked for each packet: three probe timeouts matter only on very slow paths.
+            # Called for each packet: three probe timeouts matter only on very slow paths.
             if 20 * path.recovery.srtt > period:
                 period = max(period, 3 * path.recovery.pto)
         return period
 
     @property
     def proved_pto_s(self) -> float:
-        """The longest probe timeout of a path that was ever answered; else a cautious guess."""
+        """The longest probe timeout of a path that was ever answered; otherwise a cautious guess."""
         ptos = (path.recovery.pto for path in self._paths.values() if path.validated)
         return max(ptos, default=0.0) or 3 * self._config.initial_rtt_s
 

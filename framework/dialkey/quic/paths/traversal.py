@@ -1,8 +1,8 @@
 """NAT traversal: both sides probe each other's addresses at the same time, so that NATs let them through.
 
 Each side tells the other where it may be reached: its candidates. Then both send small probes to all of
-the other's. The first of them to leave a NAT makes it expect answers, and the next that arrives from
-there is let in. All this is arranged over a path that works already, most often through a relay::
+the other's. The first one to leave a NAT makes it expect answers, and the next one that arrives from
+there is let in. All this is arranged over a path that already works, usually through a relay::
 
     server ── ADD_ADDRESS, REMOVE_ADDRESS ──►  client        its candidates, whenever they change
     client ── REACH_OUT (round n) ──────────►  server        its candidates: a new round begins
@@ -10,14 +10,14 @@ there is let in. All this is arranged over a path that works already, most often
     client ◄── PATH_RESPONSE                      the client opens a path to where that came from
 
 Only the client begins rounds: when it or the server has a new candidate, and when its owner asks. A round
-begun anew ends the one before. The server opens nothing; it answers.
+that begins ends the one before. The server does not open paths; it answers.
 
 A probe is a packet that holds nothing but a PATH_CHALLENGE, sealed with the keys and the next number of
 a path that works; nobody but the peer can answer it. To a candidate that is not the peer's it is 36 bytes
 of noise.
 
-What strangers can make us do: candidates are bounded in number, and probes by what the peer itself has
-sent (`limits.PROBE_ROOM_FACTOR`), by the address that they go to, and in all (`probing`).
+What strangers can make us do is bounded: the number of candidates, and the probes by what the peer itself
+has sent (`limits.PROBE_ROOM_FACTOR`), per target address, and in all (`probing`).
 
 Sources: docs/wire/quic.md 5; n0's protocol, derived from draft-seemann-quic-nat-traversal.
 """
@@ -45,29 +45,29 @@ if TYPE_CHECKING:
 
 ATTEMPTS: Final = 9
 RETRY_MOST_S: Final = 2.0
-"""Probes to one candidate in one round, and the longest time between two: iroh's own numbers. The first
-gap is a tenth of the RTT that a path begins with, and from the second on it doubles."""
+"""Probes to one candidate in one round, and the longest time between two: iroh's numbers. The first
+gap is a tenth of a path's initial RTT, and from the second on it doubles."""
 ROUND_INTERVAL_S: Final = 5.0
-"""Between two rounds when neither side has a new candidate: iroh's own number."""
+"""Between two rounds when neither side has a new candidate: iroh's number."""
 NEWS_INTERVAL_S: Final = 0.1
-"""Between two rounds in any case: a server that tells its candidates one by one would end each round
-before an answer is there."""
+"""Between two rounds in any case: a server that announces its candidates one by one would otherwise end
+each round before an answer arrives."""
 PROBE_BYTES: Final = 36
-"""A probe, as UDP carries it: header with a connection id of 8 bytes, number of two, challenge, tag."""
+"""A probe as UDP payload: header with an 8-byte connection id, 2-byte number, challenge, tag."""
 MAX_TOKENS: Final = 2 * limits.MAX_TRAVERSAL_ADDRESSES * ATTEMPTS
-"""Probes whose answers still count: those of this round and the one before, of which some may be late."""
+"""Probes whose answers still count: those of this round and of the one before, which may be late."""
 
 _V4: Final = frozenset({codes.ADD_ADDRESS_V4, codes.REACH_OUT_V4})
 
 
 class Traversal:
-    """See the module. One for each connection; it does nothing until `start` finds both sides willing.
+    """See the module. One per connection; it does nothing until `start` finds both sides willing.
 
     Attributes:
         is_on: whether both sides speak it.
         round: the number of the latest round.
-        probes_sent: so far.
-        surplus: candidates of the peer that found no place.
+        probes_sent: how many so far.
+        surplus: how many candidates of the peer exceeded the limit.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Traversal:
         self._peer_holds = 0
         # Ours, in order of preference.
         self._local: list[IpAddr] = []
-        # Ours that a server has announced, by number.
+        # Ours that we have announced as a server, by number.
         self._announced: dict[int, IpAddr] = {}
         self._next_sequence = 0
         # The peer's: those that a server announced by number, or those of a client's latest round.
@@ -112,7 +112,7 @@ class Traversal:
         self._round_remote: frozenset[IpAddr] = frozenset()
 
     def start(self, peer_holds: int | None, *, is_multipath: bool) -> None:
-        """Note what the peer has announced; this side has offered it."""
+        """Note what the peer has announced, when this side has offered NAT traversal."""
         if peer_holds is not None and is_multipath:
             self.is_on = True
             self._peer_holds = min(peer_holds, limits.MAX_TRAVERSAL_ADDRESSES)
@@ -126,10 +126,10 @@ class Traversal:
     # --- our candidates -------------------------------------------------------------------------
 
     def set_candidates(self, candidates: Iterable[IpAddr], now: float) -> None:
-        """Tell where this side may be reached, the likeliest first.
+        """Announce where this side may be reached, the likeliest first.
 
-        A server announces them at once, a client in its next round, which this starts. What exceeds the
-        peer's limit is left out.
+        A server announces its candidates at once, a client in its next round, which this starts. Those
+        beyond the peer's limit are left out.
         """
         if not self.is_on:
             return
@@ -154,7 +154,7 @@ class Traversal:
     # --- rounds ---------------------------------------------------------------------------------
 
     def punch(self, now: float) -> None:
-        """Ask for a round: at once if either side has a new candidate, else some time after the last."""
+        """Ask for a round: at once if either side has a new candidate, otherwise after a while."""
         if not self.is_on or not self._is_client or not self._local:
             return
         at = now
@@ -249,7 +249,7 @@ class Traversal:
             attempts = self._attempts.get(address, 0)
             if not attempts or address in reached:
                 continue
-            # One that may not be sent is not sent later, either: that would only pile up.
+            # A probe that may not be sent now is not sent later either: probes would only pile up.
             self._attempts[address] = attempts - 1
             if room < PROBE_BYTES or not self._allowance.take(address.ip, now):
                 continue
@@ -265,8 +265,8 @@ class Traversal:
     def token_for_answer(self, remote: Address) -> bytes | None:
         """Return the token of a challenge that goes out with the answer to a probe, if one should.
 
-        Whoever probes a client from an address that nobody announced is a server behind a NAT that gives
-        each destination another port: it can be reached there, and only there.
+        A server that probes its client from an address that it has not announced is behind a NAT with
+        another port for each destination: it can be reached there, and only there.
         """
         if not self.is_on or not self._is_client or not isinstance(remote, IpAddr):
             return None
@@ -280,7 +280,7 @@ class Traversal:
         return token
 
     def on_response(self, token: bytes, remote: Address) -> bool:
-        """Take in a PATH_RESPONSE; return whether it answers a probe.
+        """Process a PATH_RESPONSE; return whether it answers a probe.
 
         It counts only from the very address that was probed.
         """
@@ -300,7 +300,7 @@ class Traversal:
     # --- frames out -----------------------------------------------------------------------------
 
     def encode(self, frame: Frame) -> bytes | None:
-        """Write a frame; None for one that time has overtaken."""
+        """Write a frame; None if it is out of date."""
         kind, number = frame[1], frame[2]
         if kind == codes.REMOVE_ADDRESS:
             return varint(kind) + varint(number)
@@ -313,10 +313,10 @@ class Traversal:
         return varint(kind) + varint(number) + address.ip.packed + address.port.to_bytes(2, "big")
 
     def on_frame_acked(self, frame: Frame) -> None:
-        """Nothing follows from it."""
+        """Nothing to do."""
 
     def on_frame_lost(self, frame: Frame) -> None:
-        """Send it again, if it still says something."""
+        """Send it again, if it still matters."""
         self._control.append(frame)
 
     # --- frames in ------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def _kind(v4: int, address: IpAddr) -> int:
 
 
 def _is_near(address: IpAddr) -> bool:
-    """Whether only the candidates of the moment say what it is worth."""
+    """Whether what to do with it depends on our own current candidates."""
     return bool(address.port) and (address.ip.is_loopback or address.ip.is_link_local)
 
 

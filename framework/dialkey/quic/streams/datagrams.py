@@ -21,8 +21,8 @@ class Datagrams:
     """The datagrams of one connection that wait to be sent.
 
     Attributes:
-        waiting_bytes: bytes of those, with what each costs beside its own.
-        dropped: how many found no room.
+        waiting_bytes: their bytes, overhead included.
+        dropped: how many were dropped because too many waited.
     """
 
     __slots__ = ("_emit", "_waiting", "dropped", "waiting_bytes")
@@ -57,7 +57,7 @@ class Datagrams:
             if not payload.add(head + data, (self, codes.DATAGRAM)):
                 if payload.used:
                     break
-                # It fitted when it was queued; the path has become smaller since.
+                # It fitted when it was queued; the path's MTU has shrunk since.
                 self.dropped += 1
             self._pop()
 

@@ -18,10 +18,10 @@ Bytes = bytes | memoryview
 
 MAX_GAPS = 1024
 """Separate runs of pieces held for one stream. A full window of small packets, every second one lost,
-needs some 500; a peer that makes more wants our memory: 150 bytes for each, on 200 streams."""
+needs about 500; a peer that makes more is after our memory: 150 bytes for each, on 200 streams."""
 
 SMALL_PIECE_BYTES = 128
-"""Pieces shorter than this are joined while they wait: objects must not outweigh their payload."""
+"""Pieces shorter than this are joined while they wait, so that objects do not outweigh their payload."""
 
 LOW_WATER_BYTES = 256 * 1024
 """A waiting writer is woken when this much is still queued, so that the path never runs dry."""
@@ -39,10 +39,10 @@ class SendHalf:
     """The sending part of a stream.
 
     States: open → (finished | reset) → closed, where closed means that the peer has acknowledged
-    everything or our reset.
+    everything, or our reset.
 
     Attributes:
-        offset: next byte that was never sent.
+        offset: of the first byte that was never sent.
         queued: bytes written and never sent.
         limit: highest offset that the peer allows.
         stopped_code: the code of a STOP_SENDING, or None.
@@ -120,22 +120,22 @@ class SendHalf:
         self.retransmit.clear()
 
     def watch(self) -> None:
-        """Have a Writable event made when somebody who waits should look again."""
+        """Ask for a Writable event when whoever waits should look again."""
         self.watched = True
 
     def unwatch(self) -> None:
-        """Have none made: nobody waits any more."""
+        """Ask for no event: nobody waits."""
         self.watched = False
 
     def set_priority(self, priority: int) -> None:
-        """Send it before streams of a lower priority, from the next time that it is queued."""
+        """Send it before streams of a lower priority, from the next time it is queued."""
         self.priority = priority
 
     # --- the connection's side ------------------------------------------------------------------
 
     @property
     def wants_to_send(self) -> bool:
-        """Whether something could be sent now, flow control of the stream considered."""
+        """Whether something could be sent now, given the stream's flow control."""
         if self.reset_code is not None:
             return self.reset_pending
         if self.retransmit:
@@ -214,13 +214,13 @@ class SendHalf:
 
     @property
     def is_settled(self) -> bool:
-        """Whether nothing is on its way: all acknowledged, the end included, or given up."""
+        """Whether nothing is in flight: everything is acknowledged, the end included, or given up."""
         if self.closed or self.reset_code is not None:
             return True
         return self.all_delivered and not self.fin
 
     def must_ask(self) -> bool:
-        """Whether the peer is to be told that its limit holds us up: once for each limit."""
+        """Whether to tell the peer that its limit blocks us: once for each limit."""
         told, self._asked_at = self._asked_at == self.limit, self.limit
         return not told
 
@@ -242,14 +242,14 @@ class SendHalf:
     def on_stopped(self, code: int) -> None:
         """Note that the peer wants no more, and reset the stream.
 
-        When everything was sent, the peer may have it, and its acknowledgements be still under way.
+        If everything was sent, the peer may have it already, its acknowledgements still in flight.
         """
         self._stopped_at_end = self.reset_code is None and not self.queued
         self.stopped_code = code
         self.reset(code)
 
     def on_acked(self, length: int, fin: bool) -> None:
-        """Note that the peer has `length` more bytes (each byte is reported once)."""
+        """Note that the peer has `length` more bytes; each byte is reported once."""
         self._acked += length
         if fin:
             self.fin_acked = True
@@ -270,7 +270,7 @@ class RecvHalf(ReceiveWindow):
 
     Attributes:
         received: highest offset that has arrived (counts against the connection's limit).
-        held: bytes that are kept, in order or not.
+        held: bytes that are kept, whether in order or not.
         final_size: the length of the stream, once the peer has told it.
         reset_code: the code of a RESET_STREAM, or None.
     """
@@ -315,7 +315,7 @@ class RecvHalf(ReceiveWindow):
     # --- the connection's side ------------------------------------------------------------------
 
     def takes(self, offset: int, length: int) -> bool:
-        """Whether `on_data` surely finds nothing wrong with a piece that is not the last."""
+        """Whether `on_data` is certain to accept a piece that is not the last."""
         end = offset + length
         return (
             end <= self.limit
@@ -324,7 +324,7 @@ class RecvHalf(ReceiveWindow):
         )
 
     def on_data(self, offset: int, data: Bytes, fin: bool) -> int:
-        """Take a piece in; return by how much it raised the highest offset.
+        """Add a piece; return by how much it raised the highest offset.
 
         Raises:
             TransportError: it breaks flow control or contradicts the final size.
@@ -387,7 +387,7 @@ class RecvHalf(ReceiveWindow):
             after_offset, after = segments[index]
             if after_offset >= end:
                 break
-            # Keep what is held already: the part before it goes in now, the rest is looked at next.
+            # Keep what is already held: the part before it is added now, the rest comes next.
             if after_offset > offset:
                 index = self._hold(index, offset, data[: after_offset - offset])
             after_end = after_offset + len(after)
@@ -401,7 +401,7 @@ class RecvHalf(ReceiveWindow):
         self._join()
 
     def _hold(self, index: int, offset: int, data: Bytes) -> int:
-        """Put a piece before the one at `index`, which does not overlap; return that one's new index."""
+        """Insert a piece before the one at `index`, without overlap; return that one's new index."""
         segments = self._segments
         self.held += len(data)
         end = offset + len(data)
@@ -413,7 +413,7 @@ class RecvHalf(ReceiveWindow):
             if before_offset + len(before) == offset:
                 self._runs -= 1
                 if len(data) < SMALL_PIECE_BYTES and len(before) < 8 * SMALL_PIECE_BYTES:
-                    # Byte by byte a stream must not cost a hundred times its bytes.
+                    # A stream that arrives byte by byte must not cost a hundred times its size.
                     segments[index - 1] = (before_offset, bytes(before) + data)
                     return index
         segments.insert(index, (offset, data))
@@ -429,11 +429,11 @@ class RecvHalf(ReceiveWindow):
             count += 1
         if count:
             del segments[:count]
-            # They were one run: a second would not start where the first ended.
+            # They were one run; two runs never touch.
             self._runs -= 1
 
     def on_reset(self, code: int, final_size: int) -> int:
-        """Take a RESET_STREAM in; return by how much it raised the highest offset."""
+        """Process a RESET_STREAM; return by how much it raised the highest offset."""
         if self.final_size is not None and final_size != self.final_size:
             raise TransportError(codes.FINAL_SIZE_ERROR, "two final sizes", codes.RESET_STREAM)
         if final_size < self.received:
@@ -455,7 +455,7 @@ class RecvHalf(ReceiveWindow):
         return self.final_size is not None and self.next_offset == self.final_size
 
     def drop_unread(self) -> None:
-        """Let go of what was received and not read: nobody will get it."""
+        """Drop what was received and not read: nobody will read it."""
         self._drop()
 
     def _drop(self) -> None:
@@ -484,7 +484,7 @@ class RecvHalf(ReceiveWindow):
 
     @property
     def may_allow_more(self) -> bool:
-        """Whether the application has consumed bytes that the peer may send anew."""
+        """Whether the application has consumed bytes for which the peer is owed credit."""
         unknown = self.final_size is None and not self.discarding
         return unknown and self.owed > 0
 
@@ -501,7 +501,7 @@ class RecvHalf(ReceiveWindow):
         return pending
 
     def queue_update(self) -> bool:
-        """Note that the peer will be told its limit; False if that was queued already."""
+        """Note that the peer will be told its limit; False if that was already queued."""
         queued, self.update_pending = self.update_pending, True
         return not queued
 
@@ -510,15 +510,15 @@ class RecvHalf(ReceiveWindow):
         self.update_pending = False
 
     def drop_rest(self) -> None:
-        """Count what arrived and will not be read as consumed."""
+        """Count as consumed what arrived and will not be read."""
         self.consumed = self.received
 
     def watch(self) -> None:
-        """Have a Readable event made when somebody who waits should look again."""
+        """Ask for a Readable event when whoever waits should look again."""
         self.watched = True
 
     def unwatch(self) -> None:
-        """Have none made: nobody waits any more."""
+        """Ask for no event: nobody waits."""
         self.watched = False
 
     def read(self, maximum: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What is received on all streams of a connection together: its limit, and what is held of it.
+"""What is received on all streams of a connection together: the limit, and how much of it is held.
 
 Sources: RFC 9000 section 4, `windows`, `memory`.
 """
@@ -18,7 +18,7 @@ class Intake(ReceiveWindow):
 
     Attributes:
         received: the sum of the highest offsets of all streams.
-        held: bytes that were received and that nobody has read.
+        held: bytes that were received and not yet read.
         update_pending: whether the peer is to be told the limit.
     """
 
@@ -57,13 +57,13 @@ class Intake(ReceiveWindow):
             )
 
     def credit(self, length: int) -> None:
-        """Note that so many bytes were read or dropped."""
+        """Note that this many bytes were read or dropped."""
         self.consumed += length
         if self.is_low:
             self.update_pending = True
 
     def renew_early(self) -> None:
-        """Tell the peer what it may send, however little that is: it asked."""
+        """Tell the peer what it may send, however little that is, because it asked."""
         if self.owed > 0:
             self.update_pending = True
 
@@ -74,11 +74,11 @@ class Intake(ReceiveWindow):
 
     @property
     def has_updates(self) -> bool:
-        """Whether the peer is to be told any limit."""
+        """Whether there is any limit to tell the peer."""
         return self.update_pending or bool(self._updates)
 
     def take_updates(self) -> tuple[bool, list[RecvHalf]]:
-        """Return whether the limit on all data is to be told, and of which streams theirs."""
+        """Return whether to announce the limit on all data, and the streams whose limits to announce."""
         pending, self.update_pending = self.update_pending, False
         updates, self._updates = self._updates, []
         for half in updates:
@@ -114,13 +114,13 @@ class Intake(ReceiveWindow):
         self.let_go(0)
 
     def release_memory(self) -> None:
-        """Count what is held no longer. Idempotent."""
+        """Stop counting what is held. Idempotent."""
         if self._memory is not None:
             self._memory.release()
             self._memory = None
 
     def holds_up(self, half: RecvHalf) -> bool:
-        """Whether somebody waits for a stream on which only the limit on all data lets nothing come."""
+        """Whether somebody waits on a stream that only the limit on all data holds up."""
         return (
             self.received >= self.limit
             and half.watched
@@ -130,7 +130,7 @@ class Intake(ReceiveWindow):
         )
 
     def make_way(self) -> None:
-        """Widen the window for a reader that would wait for good: unread data of others fills it."""
+        """Widen the window for a reader that would wait forever, as unread data of others fills it."""
         wanted = min(self.window + self._stream_window, self.most_window)
         more = wanted - self.window
         if more and (
@@ -145,7 +145,7 @@ class Intake(ReceiveWindow):
         return self.update_pending or bool(self._updates) or 2 * self.held > self.window
 
     def size_windows(self, now: float, rtt_s: float) -> None:
-        """Let windows grow that are about to be renewed, or are half full and yet small."""
+        """Let windows grow that are about to be renewed, or are half full and still small."""
         wanted = self.window
         if self.update_pending:
             wanted = self.wanted(now, rtt_s)
@@ -156,5 +156,5 @@ class Intake(ReceiveWindow):
             self.widen(wanted)
             self.update_pending = True
         for half in self._updates:
-            # What the connection may have is what counts; this only shares it out.
+            # The connection's own window is what counts; this only shares it out.
             half.widen(min(half.wanted(now, rtt_s), max(half.window, self.window)))

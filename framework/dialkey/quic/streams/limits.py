@@ -6,13 +6,13 @@ from __future__ import annotations
 class StreamLimits:
     """How many streams of one direction each side may open, and has opened.
 
-    A stream of the peer's takes a place when the peer opens it, and gives the place back when it is
-    over *and* the application has taken it: what waits to be accepted never exceeds the limit, however
-    fast the peer resets it.
+    A stream that the peer opens takes a place, and gives it back when the stream is over *and* the
+    application has accepted it: what waits to be accepted never exceeds the limit, however fast the
+    peer resets it.
 
     Attributes:
         next_local: the id of the next stream that we open.
-        peer_allows: how many the peer lets us open, since the beginning.
+        peer_allows: how many the peer lets us open in all.
         accepted: how many the peer has opened.
         allowed: how many the peer may open, as it was told.
         update_pending: whether a MAX_STREAMS frame is queued.
@@ -77,7 +77,7 @@ class StreamLimits:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the peer waits for what it is owed, or may soon."""
+        """Whether the peer waits for what it is owed, or may soon have to."""
         room = self.allowed - self.accepted
         return self.owed > 0 and (self._peer_is_blocked or 2 * room <= self._most)
 
@@ -109,6 +109,6 @@ class StreamLimits:
         return self.next_local >> 2 >= self.peer_allows
 
     def must_ask(self) -> bool:
-        """Whether the peer is to be told that we are blocked: once for each limit."""
+        """Whether to tell the peer that we are blocked: once for each limit."""
         told, self._blocked_at = self._blocked_at == self.peer_allows, self.peer_allows
         return not told

@@ -3,13 +3,14 @@
 Two things are counted, and the difference matters:
 
 - *Windows* are promises of ours. Those of one endpoint id share a budget, however many connections it
-  has. A promise cannot be taken back, so beyond the budget, or while memory is short, windows do not
-  grow any more; what is consumed is renewed in any case. An honest peer is thus held back by credit and
-  loses nothing. One exception for each connection: when the application waits for a stream while unread
-  data of others fills the window, a stream's window is added beyond the share, or it might wait for good.
+  has. A promise cannot be taken back, so beyond the budget, or while memory is short, windows no longer
+  grow; what is consumed is renewed in any case. An honest peer is thus slowed down by credit and loses
+  nothing. There is one exception per connection: when the application waits for a stream while unread
+  data of others fills the window, one stream's window is added beyond the share; otherwise the
+  application might wait forever.
 - *Held bytes* are what was delivered: unread, or waiting for a gap before them. What is only announced
-  by an offset costs nothing. One address has its share of all that is held. When the whole is used up,
-  the fullest connection of the fullest id gives way: the last resort, for a thousand ids together can
+  by an offset costs nothing. Each address has its share of the total. When the total is used up, the
+  fullest connection of the fullest id gives way. This is the last resort: a thousand ids together can
   fill what no single one can.
 """
 
@@ -25,7 +26,7 @@ from dialkey.identity import EndpointId
 from dialkey.shares import FairShares
 
 STEP_BYTES: Final = 16_384
-"""Held bytes are counted in such steps, rounded down, so that a packet costs a comparison."""
+"""Held bytes are counted in steps of this size, rounded down, so that a packet costs one comparison."""
 
 
 class ReceiveMemory:
@@ -35,7 +36,7 @@ class ReceiveMemory:
         total: bytes that all connections together may hold.
         per_source: of those, bytes that came from one address.
         windows_per_id: the sum of the windows of one endpoint id.
-        kept_per_id: beyond that, for connections on which a reader waits in vain.
+        kept_per_id: beyond that, for connections on which a reader is stuck.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class ReceiveMemory:
         kept_per_id: int = limits.KEPT_FOR_WAITING_READERS_BYTES,
     ) -> None:
         self._most_per_id = windows_per_id + kept_per_id
-        # More than its windows an id can only hold with very many connections.
+        # An id can hold more than its windows only with very many connections.
         self._by_id: FairShares[EndpointId] = FairShares(total, self._most_per_id)
         # No total: who gives way is decided by id.
         self._by_source: FairShares[Hashable] = FairShares(sys.maxsize, per_source)
@@ -55,12 +56,12 @@ class ReceiveMemory:
 
     @property
     def held_bytes(self) -> int:
-        """What is held, as far as it is counted."""
+        """How many bytes are held, as far as they are counted."""
         return self._by_id.used
 
     @property
     def is_short(self) -> bool:
-        """Whether half of it is used: no window grows then."""
+        """Whether half of it is used; no window grows then."""
         return 2 * self._by_id.used > self._by_id.total
 
     def windows_of(self, id: EndpointId) -> int:
@@ -70,11 +71,11 @@ class ReceiveMemory:
     def open(
         self, id: EndpointId, source: Hashable, window: int, give_way: Callable[[], object]
     ) -> MemoryClaim:
-        """Begin to count a connection.
+        """Start counting a connection.
 
         Args:
             id: the peer.
-            source: what its address counts as.
+            source: what the peer's address counts as.
             window: what its window is at first.
             give_way: called when the connection has to end because others need the memory. It must
                 not keep the connection alive.
@@ -125,7 +126,7 @@ class MemoryClaim:
         return True
 
     def insist(self, more: int) -> bool:
-        """Take a larger window out of what is kept for readers that wait: once for a connection."""
+        """Take a larger window out of what is kept for stuck readers; once per connection."""
         memory = self._memory
         if self._has_insisted or memory._windows[self._id] + more > memory._most_per_id:
             return False
@@ -135,7 +136,7 @@ class MemoryClaim:
         return True
 
     def holds(self, held: int) -> bool:
-        """Report how many bytes are held; False when they are more than there is room for."""
+        """Report how many bytes are held; False if there is no room for them."""
         more = held - self._charged
         if -2 * STEP_BYTES < more < STEP_BYTES or not self._is_open:
             return True
@@ -152,7 +153,7 @@ class MemoryClaim:
         return True
 
     def __del__(self) -> None:
-        # Also when somebody drops a closed connection without reading what it still holds.
+        # Even if a closed connection is dropped without reading what it still holds.
         self.release()
 
     def release(self) -> None:

@@ -21,7 +21,7 @@ class Scheduler:
         self.sent = 0
         self.limit = 0
         self._ready: dict[int, deque[SendHalf]] = {}
-        # Those that the limit holds up.
+        # Those that the limit blocks.
         self._waiting: list[SendHalf] = []
         self._asked_at = -1
 
@@ -29,7 +29,7 @@ class Scheduler:
         return bool(self._ready)
 
     def add(self, half: SendHalf) -> None:
-        """Put a half that may have something to send into its queue."""
+        """Queue a half that may have something to send."""
         if not half.in_queue and half.wants_to_send:
             half.in_queue = True
             queue = self._ready.get(half.priority)
@@ -41,7 +41,7 @@ class Scheduler:
             queue.append(half)
 
     def next(self) -> SendHalf | None:
-        """Return the half whose turn it is and that can send, without removing it from its queue."""
+        """Return the half whose turn it is, if it can send, without removing it from its queue."""
         for priority, queue in self._ready.items():
             while queue:
                 half = queue[0]
@@ -65,7 +65,7 @@ class Scheduler:
         return None
 
     def rotate(self, half: SendHalf) -> bool:
-        """Let the next stream of the same priority have its turn; whether this one left the queue."""
+        """Let the next stream of this priority have its turn; return whether this one left the queue."""
         queue = self._ready[half.priority]
         if not queue or queue[0] is not half:
             return False
@@ -102,7 +102,7 @@ class Scheduler:
                 self.add(half)
 
     def must_ask(self) -> bool:
-        """Whether the peer is to be told that its limit holds us up: once for each limit."""
+        """Whether to tell the peer that its limit blocks us: once for each limit."""
         if not self._waiting or self._asked_at == self.limit:
             return False
         self._asked_at = self.limit

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dialkey.quic.packets.reader import Handler
 
 CREDIT_DELAY_S: Final = 0.025
-"""How long credit for streams waits for a packet to travel with: one of its own costs more."""
+"""How long credit for streams waits for a packet to travel in: a packet of its own costs more."""
 _MAX_STREAM_HEAD: Final = 1 + 8 + 8 + 2
 
 
@@ -89,7 +89,7 @@ class Streams:
         return sum(half.queued for half in self.send_halves.values())
 
     def size_windows(self, now: float, rtt_s: float) -> None:
-        """Let windows grow for what is read quickly, and for a reader that others hold up."""
+        """Let windows grow for streams that are read quickly, and for a reader that others hold up."""
         intake = self.intake
         window = intake.window
         intake.size_windows(now, rtt_s)
@@ -97,7 +97,7 @@ class Streams:
             intake.make_way()
 
     def drop_unread(self) -> None:
-        """Let go of what was received and not read, of all streams."""
+        """Drop what was received and not read, on all streams."""
         for half in self.recv_halves.values():
             half.drop_unread()
         self.intake.let_go(self.intake.held)
@@ -155,7 +155,7 @@ class Streams:
             self._forget_recv(half)
 
     def reset(self, half: SendHalf, code: int) -> None:
-        """Abandon what we send on a stream."""
+        """Reset the sending half of a stream."""
         half.reset(code)
         self.wake(half)
 
@@ -166,7 +166,7 @@ class Streams:
 
     @property
     def expect_data(self) -> bool:
-        """Whether one is open on which the peer may send."""
+        """Whether any stream is open on which the peer may send."""
         return any(half.final_size is None for half in self.recv_halves.values())
 
     # --- the end of a stream --------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Streams:
     # --- credit for streams ---------------------------------------------------------------------
 
     def grant(self, now: float) -> None:
-        """Queue the credit for streams that is due; what is not waits a moment for company."""
+        """Queue the credit for streams that is due; the rest waits a little for a packet to travel in."""
         if not self.bidi.is_worth_a_packet and not self.uni.is_worth_a_packet:
             self.credit_at = None
             return
@@ -200,7 +200,7 @@ class Streams:
             self.credit_at = now + CREDIT_DELAY_S
 
     def _add_credit(self) -> None:
-        """Queue all credit for streams that is owed: a packet leaves in any case."""
+        """Queue all credit for streams that is owed, because a packet is about to leave anyway."""
         self.credit_at = None
         for kind, frame in ((self.bidi, codes.MAX_STREAMS_BIDI), (self.uni, codes.MAX_STREAMS_UNI)):
             if kind.owed > 0 and not kind.update_pending:
@@ -208,7 +208,7 @@ class Streams:
                 self._control.append((self, frame))
 
     def queue_updates(self) -> None:
-        """Queue the limits of which the peer is to be told, for a packet that is being built."""
+        """Queue the limits that the peer is to be told, for a packet that is being built."""
         self._add_credit()
         is_pending, halves = self.intake.take_updates()
         if is_pending:
@@ -247,7 +247,7 @@ class Streams:
             self._control.append((self, codes.STREAM_DATA_BLOCKED, half))
 
     def write(self, payload: Payload) -> None:
-        """Put what fits of the streams into a packet."""
+        """Put as much stream data as fits into a packet."""
         while payload.room > _MAX_STREAM_HEAD:
             half = self.next_half()
             if half is None:
@@ -271,7 +271,7 @@ class Streams:
     # --- frames out: written, acknowledged, lost ------------------------------------------------
 
     def encode(self, frame: Frame) -> bytes | None:
-        """Write a control frame with today's values; None when it has no use any more."""
+        """Write a control frame with current values; None if it is no longer needed."""
         return self._ENCODERS[frame[1]](self, frame)
 
     def _encode_max_data(self, frame: Frame) -> bytes:
@@ -380,7 +380,7 @@ class Streams:
     # --- frames in ------------------------------------------------------------------------------
 
     def takes_run(self, stream_id: int, offset: int, length: int) -> bool:
-        """Whether `on_data` surely finds nothing wrong with the bytes of a run."""
+        """Whether `on_data` is certain to accept the bytes of a run."""
         half = self.recv_halves.get(stream_id)
         if half is None or not half.takes(offset, length):
             return False
@@ -388,7 +388,7 @@ class Streams:
         return intake.received + max(0, offset + length - half.received) <= intake.limit
 
     def on_data(self, stream_id: int, offset: int, data: bytes, fin: bool) -> None:
-        """Take the content of STREAM frames in.
+        """Process the content of STREAM frames.
 
         Raises:
             TransportError: the peer broke a rule.
@@ -408,7 +408,7 @@ class Streams:
         if half.watched and half.readable:
             self._readable(half)
         if half.finished:
-            # Also when the end comes after the reader had all it wanted: it may never ask again.
+            # Even if the end arrives after the reader got all it wanted: it may never ask again.
             self._forget_recv(half)
 
     def _count(self, half: RecvHalf, gained: int) -> None:
@@ -524,7 +524,7 @@ class Streams:
         return pos
 
     def _on_blocked(self, data: bytes, pos: int, frame: int, arrival: object) -> int:
-        """Take a ..._BLOCKED frame in: limits rise by consumption; what is owed is given at once."""
+        """Process a ..._BLOCKED frame: limits rise by consumption only; what is owed is sent at once."""
         half = None
         if frame == codes.STREAM_DATA_BLOCKED:
             stream_id, pos = read_varint(data, pos)

@@ -1,9 +1,9 @@
 """Receive windows: how far a peer may send ahead of the application. Sans-IO.
 
-A window has to hold what travels during a round trip, or the sender waits for credit. How much that is
-shows in how fast the application reads: when it takes a quarter of the window in less than a round trip,
-the window doubles. So it stays at more than twice what is under way, and one that nobody reads from
-stays as it was.
+A window has to hold what travels during a round trip, or the sender waits for credit. How fast the
+application reads shows how much that is: when it takes a quarter of the window in less than a round trip,
+the window doubles. So the window stays above twice what is in flight, and one that nobody reads from
+does not grow.
 
 Credit is given when an eighth is used up, so that nearly all of the window is there for a round trip at
 the full rate, and another one in which a lost packet is sent again.
@@ -18,8 +18,8 @@ class ReceiveWindow:
     """The limit on the data of one stream, or of one connection.
 
     Attributes:
-        limit: what we allow, in bytes since the beginning.
-        consumed: what the application has taken or dropped, since the beginning.
+        limit: how many bytes we allow in all.
+        consumed: how many bytes the application has taken or dropped in all.
         window: how far `limit` may run ahead of `consumed`.
         most_window: what the window may grow to.
     """
@@ -54,7 +54,7 @@ class ReceiveWindow:
         self.window = max(self.window, window)
 
     def wanted(self, now: float, rtt_s: float) -> int:
-        """Return how large the window should be, by how fast the application has read of late.
+        """Return how large the window should be, by how fast the application has been reading.
 
         Ask when the limit is about to be renewed.
         """
