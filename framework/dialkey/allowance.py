@@ -29,7 +29,7 @@ class Allowance:
         return self._left
 
     def take(self, now: float) -> bool:
-        """Say whether it may happen now, and count it if so."""
+        """Return whether it may happen now, and count it if so."""
         if self.left(now) < 1:
             return False
         self._left -= 1

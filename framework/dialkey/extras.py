@@ -10,7 +10,7 @@ __all__ = ["MissingExtra", "has_modules", "require_extra"]
 
 
 def has_modules(*modules: str) -> bool:
-    """Say whether modules are installed, without importing them."""
+    """Return whether modules are installed, without importing them."""
     return all(importlib.util.find_spec(module) is not None for module in modules)
 
 

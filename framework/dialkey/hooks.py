@@ -277,11 +277,11 @@ class Plugins:
         return tuple(self._order)
 
     def is_installed(self, name: str) -> bool:
-        """Say whether a plugin is there only because its distribution is installed."""
+        """Return whether a plugin is there only because its distribution is installed."""
         return name in self._installed
 
     def has(self, hook: str) -> bool:
-        """Say whether any plugin implements a hook, to skip preparing its arguments."""
+        """Return whether any plugin implements a hook, to skip preparing its arguments."""
         return bool(self._implementations[hook])
 
     def failures(self) -> Mapping[tuple[str, str], int]:

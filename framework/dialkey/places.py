@@ -125,7 +125,7 @@ class Places:
         return any(self._shares.held_by(other) < held for other in self._waiting)
 
     def serve_waiting(self) -> None:
-        """Give what is free to those who wait, first to those with the fewest places."""
+        """Give free places to those who wait, first to those who have the fewest."""
         now = asyncio.get_running_loop().time()
         served = True
         while served and self._waiting:

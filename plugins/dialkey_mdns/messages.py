@@ -124,7 +124,7 @@ def _host_name(id: EndpointId, port: int) -> dns.name.Name:
 
 
 def is_host_of(id: EndpointId, name: dns.name.Name) -> bool:
-    """Say whether addresses of an endpoint have this name; there is one for each port."""
+    """Return whether addresses of an endpoint have this name; there is one for each port."""
     start = f"{id.to_base32().lower()}-".encode()
     return (
         len(name.labels) == len(_LOCAL.labels) + 1

@@ -118,7 +118,7 @@ async def ping(
 
 
 def path_in_use(connection: Connection) -> str:
-    """Say which path carries application data, such as ``direct 192.0.2.1:4433``."""
+    """Return which path carries application data, such as ``direct 192.0.2.1:4433``."""
     for path in connection.paths():
         if path.is_selected:
             return f"{path.kind} {path.remote}"

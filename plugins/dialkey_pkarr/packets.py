@@ -114,7 +114,7 @@ class SignedPacket:
         return self.signature + self.timestamp_us.to_bytes(8, "big") + self.message
 
     def is_newer_than(self, other: SignedPacket) -> bool:
-        """Say whether this one replaces another: the later wins; at one time, the larger message."""
+        """Return whether this one replaces another: the later wins; at one time, the larger message."""
         return (self.timestamp_us, self.message) > (other.timestamp_us, other.message)
 
     def dns_message(self) -> dns.message.Message:

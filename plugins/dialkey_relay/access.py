@@ -93,7 +93,7 @@ class AccessRule(Protocol):
         """Judge a client. An exception counts as no."""
 
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
-        """Say why a client that is connected may not stay; None if it may. Immediate."""
+        """Return why a client that is connected may not stay; None if it may. Immediate."""
 
 
 class Everyone:
@@ -239,7 +239,7 @@ async def check_all(rules: Sequence[AccessRule], request: AdmitRequest) -> Admis
 def recheck_all(
     rules: Sequence[AccessRule], endpoint_id: EndpointId, admission: Admission
 ) -> str | None:
-    """Say why a connected client may not stay; None if it may."""
+    """Return why a connected client may not stay; None if it may."""
     if not rules:
         return DEFAULT_DENIAL
     for rule in rules:

@@ -96,12 +96,12 @@ class RelayConfigError(InvalidInput):
 
 
 def is_final(error: DialkeyError | None) -> bool:
-    """Say whether an attempt that ended so would end so again: somebody has to change something."""
+    """Return whether an attempt that ended so would end so again: somebody has to change something."""
     return isinstance(error, RelayDenied | RelayUpgradeError | RelayUntrusted | InvalidInput)
 
 
 def cannot_listen(what: str, address: tuple[str, int], error: OSError) -> BindError:
-    """Say why an address cannot be had, and what may help."""
+    """Return why an address cannot be had, and what may help."""
     # asyncio puts more words into the error than people need.
     known = error.errno is not None and error.errno > 0
     reason = os.strerror(error.errno) if known and error.errno is not None else error.strerror

@@ -182,7 +182,7 @@ class Grant:
         return Rate.of_bytes(self.bytes_per_second, self.max_burst_bytes)
 
     def is_signed_by(self, issuer: EndpointId) -> bool:
-        """Tell whether `issuer` signed it."""
+        """Return whether `issuer` signed it."""
         if bytes(issuer)[:HINT_BYTES] != self.issuer_hint:
             return False
         try:
@@ -245,7 +245,7 @@ class Revocations:
         return cls(frozenset(grants), frozenset(endpoints), tuple(before.items()))
 
     def covers(self, grant: Grant, issuer: EndpointId) -> bool:
-        """Tell whether a grant of this issuer is revoked."""
+        """Return whether a grant of this issuer is revoked."""
         return (
             grant.id in self.grants
             or grant.endpoint_id in self.endpoints
@@ -294,7 +294,7 @@ class GrantVerifier:
         return grant
 
     def problem(self, grant: Grant, now: float) -> str | None:
-        """Say why a grant does not count, now; None if it does."""
+        """Return why a grant does not count, now; None if it does."""
         if now >= grant.expires_at:
             return "the grant has expired"
         if grant.issued_at > now + CLOCK_LEEWAY_S:

@@ -64,7 +64,7 @@ _SUFFIX_BYTES: Final = 16
 
 
 def signed_message(challenge: bytes) -> bytes:
-    """Give the 32 bytes that a client signs for a challenge."""
+    """Return the 32 bytes that a client signs for a challenge."""
     return blake3(challenge, derive_key_context=CHALLENGE_CONTEXT).digest()
 
 
@@ -168,7 +168,7 @@ class KeyingMaterialProof:
         return base64.urlsafe_b64encode(bytes(writer.raw(self.suffix))).decode().rstrip("=")
 
     def proves(self, keying_material: bytes) -> bool:
-        """Tell whether the proof fits the keying material that our side of TLS exported."""
+        """Return whether the proof fits the keying material that our side of TLS exported."""
         head, suffix = keying_material[:_SUFFIX_BYTES], keying_material[_SUFFIX_BYTES:]
         if len(keying_material) != EXPORTER_BYTES or not hmac.compare_digest(suffix, self.suffix):
             return False

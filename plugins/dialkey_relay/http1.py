@@ -429,7 +429,7 @@ def bearer_token(request: Request) -> str | None:
 
 
 def is_token(value: object) -> bool:
-    """Say whether a header can carry this as a bearer token."""
+    """Return whether a header can carry this as a bearer token."""
     return (
         isinstance(value, str)
         and value != ""

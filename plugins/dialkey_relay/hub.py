@@ -76,7 +76,7 @@ class Mesh(Protocol):
         """Note that the newest connection of an id is another one now, or None."""
 
     def is_newer(self, key: bytes, joined_at: int) -> bool:
-        """Say whether another process has a newer connection of this id."""
+        """Return whether another process has a newer connection of this id."""
 
     def forward(self, sender: Peer, message: bytes) -> bool:
         """Pass on a datagram frame for somebody elsewhere; say whether somebody is there."""
@@ -85,7 +85,7 @@ class Mesh(Protocol):
         """Tell those elsewhere to whom this endpoint has written that it is gone."""
 
     def is_elsewhere(self, key: bytes) -> bool:
-        """Say whether another process has any connection of this id."""
+        """Return whether another process has any connection of this id."""
 
 
 class Peer:

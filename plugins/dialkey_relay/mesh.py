@@ -140,12 +140,12 @@ class ProcessMesh:
             sibling.send(message)
 
     def is_newer(self, key: bytes, joined_at: int) -> bool:
-        """Say whether another process has a newer connection of this id."""
+        """Return whether another process has a newer connection of this id."""
         where = self._elsewhere.get(key)
         return where is not None and max(where.values()) > joined_at
 
     def is_elsewhere(self, key: bytes) -> bool:
-        """Say whether another process has any connection of this id."""
+        """Return whether another process has any connection of this id."""
         return key in self._elsewhere
 
     def _sibling_of(self, key: bytes) -> Sibling | None:

@@ -89,7 +89,7 @@ class Limiter:
         return min(self.rate.burst, self._level + (now - self._at) * self.rate.per_second)
 
     def allow(self, now: float) -> bool:
-        """Tell whether one more event is within the limit, and count it if so."""
+        """Return whether one more event is within the limit, and count it if so."""
         self._level = self.left(now)
         self._at = now
         if self._level < 1:
@@ -110,7 +110,7 @@ class AddressLimiter:
         self._seen: dict[str | int, Limiter] = {}
 
     def allow(self, address: str, now: float) -> bool:
-        """Tell whether one more event of this address is within the limit, and count it if so."""
+        """Return whether one more event of this address is within the limit, and count it if so."""
         network = network_of(address)
         limiter = self._seen.pop(network, None) or Limiter(self._rate, now)
         self._seen[network] = limiter
@@ -119,14 +119,14 @@ class AddressLimiter:
         return limiter.allow(now)
 
     def is_rare(self, address: str, now: float) -> bool:
-        """Tell whether an address has hardly used what it may lately."""
+        """Return whether an address has hardly used what it may lately."""
         limiter = self._seen.get(network_of(address))
         some = min(RARE, self._rate.burst / 2)
         return limiter is None or limiter.left(now) >= self._rate.burst - some
 
 
 def network_of(address: str) -> str | int:
-    """Give what stands for a subscriber: an IPv4 address, or the /64 of an IPv6 one."""
+    """Return what counts as one subscriber: an IPv4 address, or the /64 of an IPv6 one."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -80,7 +80,7 @@ class WebSocketError(RelayWireError):
 
 
 def binary_header(length: int) -> bytes:
-    """Give the header of an unmasked, unfragmented binary message."""
+    """Return the header of an unmasked, unfragmented binary message."""
     if length < 126:
         return bytes((_FIN_BINARY, length))
     if length < 65536:

@@ -1,4 +1,4 @@
-"""Blobs: content by its hash, verified while it comes; wire-compatible with iroh-blobs.
+"""Blobs: content by its hash, verified as it arrives; wire-compatible with iroh-blobs.
 
     async with Endpoint.bind() as endpoint, Router(endpoint) as router:
         blobs = router.add(Blobs.persistent("share"))

@@ -45,7 +45,7 @@ class Bitfield:
 
     @classmethod
     def complete(cls, size: int) -> Bitfield:
-        """Return the bitfield of a blob that is held whole."""
+        """Return the bitfield of a complete blob."""
         return cls(size, ChunkRanges.all())
 
     @property
@@ -92,7 +92,7 @@ class Bitfield:
 
     @classmethod
     def from_item(cls, item: bytes) -> Bitfield:
-        """Decode a frame's content; its boundaries are sorted and each counted once.
+        """Decode a frame's content; its boundaries are sorted and duplicates dropped.
 
         Raises:
             WireError: malformed, or too many boundaries.
@@ -117,9 +117,9 @@ def _better_size(left: Bitfield, right: Bitfield) -> int:
 
 
 class ObserveReader:
-    """Cut the answer to Observe into bitfields.
+    """Split the answer to Observe into bitfields.
 
-    The first says what is held now, each later one what was added since.
+    The first says what is held now, each later one what has been added since.
     """
 
     def __init__(self) -> None:

@@ -69,9 +69,8 @@ class Blobs:
     Args:
         store: where blobs are kept.
         authorize: asked about each request of others; a `Refusal` turns it away.
-        allow_push: let others add blobs. Nothing but what you do protects those from garbage
-            collection.
-        limits: how much is answered at a time.
+        allow_push: let others add blobs. They are garbage-collected unless you protect them.
+        limits: how much is served at a time.
         owns_store: close the store with the endpoint.
     """
 
@@ -115,9 +114,9 @@ class Blobs:
         allow_push: bool = False,
         limits: ProviderLimits | None = None,
     ) -> Blobs:
-        """Keep blobs in a folder, which is made if it is not there; one process at a time.
+        """Keep blobs in a folder, which is created if missing; one process at a time can use it.
 
-        It is opened with the endpoint, which fails then if the folder cannot be used.
+        It is opened with the endpoint, which fails to start if the folder cannot be used.
         """
         return cls(
             FsStore(path),
@@ -137,7 +136,7 @@ class Blobs:
 
     @hookimpl
     async def dialkey_endpoint_started(self, endpoint: Endpoint) -> None:
-        """Open the store, so that a problem with it shows at once."""
+        """Open the store, so that a problem with it is noticed at once."""
         await self.store.ready()
 
     @hookimpl
@@ -180,13 +179,13 @@ class Blobs:
         await self.close()
 
     def provider_events(self) -> ProviderEvents:
-        """Begin to listen to what others ask for; iterate over the result."""
+        """Start listening to what others request; iterate over the result."""
         return self._provider.events()
 
     # --- adding ---------------------------------------------------------------------------------
 
     async def add_bytes(self, data: bytes) -> TempTag:
-        """Add a blob from memory. It stays at least as long as the returned tag; see `store`."""
+        """Add a blob from memory. It is kept at least as long as the returned tag; see `store`."""
         return await self.store.add_bytes(data)
 
     async def add_path(self, path: str | Path, mode: ImportMode = ImportMode.COPY) -> TempTag:
@@ -219,20 +218,20 @@ class Blobs:
         """Add files and folders as one collection.
 
         A folder goes in with all regular files below it. Links, special files, empty folders and the
-        state of our own downloads are left out, and so are modes and times, for which collections
-        have no place. Names begin with the last component of the path that was given.
+        state of our own downloads are left out, and so are modes and times, which collections cannot
+        hold. Names start with the last component of the path that was given.
 
         Args:
-            paths: read as they are: ``~`` is the name of a file.
+            paths: taken literally: ``~`` is the name of a file.
             mode: copy the files, or refer to them.
-            progress: told the bytes that were read so far.
-            on_left_out: told of each thing below a folder that is left out.
+            progress: called with the number of bytes read so far.
+            on_left_out: called for each thing below a folder that is left out.
 
         Returns:
             (the collection, its entries in order)
 
         Raises:
-            InvalidInput: there is no file, or two have the same name, or one is not a file.
+            InvalidInput: there is no file, two have the same name, or one is not a file.
             UnsendableName: a name would be refused by every receiver.
             StorageError: a file or folder cannot be read.
         """
@@ -262,7 +261,7 @@ class Blobs:
 
         Args:
             content: what they fetch.
-            addr: what it says of us; by default all addresses at which we may be reached.
+            addr: where to reach us; by default all our addresses.
         """
         if isinstance(content, Hash):
             content = HashAndFormat(content, BlobFormat.RAW)
@@ -295,7 +294,7 @@ class Blobs:
 
         Raises:
             InvalidTicket: the text is not a blob ticket.
-            InvalidInput: nobody is named who could have it.
+            InvalidInput: no provider is named.
         """
         addrs = [parse_remote(provider) for provider in providers]
         if isinstance(source, str):
@@ -332,7 +331,7 @@ class Blobs:
         return await self.store.read(hash)
 
     async def load_collection(self, hash: Hash) -> Collection:
-        """Return a collection that is in the store; its names may be anything.
+        """Return a collection that is in the store; its names are not checked.
 
         Raises:
             WireError: it is not a collection.
@@ -364,8 +363,8 @@ class Blobs:
     ) -> Export:
         """Write content to files: iterate over them as they are done, or await all of them.
 
-        A name that the file system of `target` cannot hold, or cannot tell from another one, is
-        changed; the path of the `Exported` says to what.
+        A name that the file system of `target` cannot hold, or cannot distinguish from another one, is
+        changed; the path in `Exported` shows the new one.
 
         Args:
             content: a blob, which goes to the file `target`; or a collection, whose files go below
@@ -373,17 +372,17 @@ class Blobs:
             overwrite: replace files that exist. Otherwise nothing at all is written if one exists
                 with other content; one that has the right content already is left as it is.
             durable: wait for the disk, so that not even a power failure leaves a file incomplete.
-            move: where the file system can, let the stored content itself go there, which takes no
-                space; the store then refers to it, as with `ImportMode.REFERENCE`. A file that has
-                the right content already is left as it is, so that an export that was cut off can
-                be repeated.
+            move: move the stored content itself there if the file system can, which takes no extra
+                space; the store then refers to it, as with `ImportMode.REFERENCE`. A file that
+                already has the right content is left as it is, so that an interrupted export can be
+                repeated.
 
         Raises:
             BlobMissing, BlobIncomplete: not all of it is held; nothing is written then.
-            UnsafeName: a name leads elsewhere, or cannot stand beside the others.
+            UnsafeName: a name leads elsewhere, or conflicts with another.
             TargetExists: a file exists with other content, and `overwrite` is false.
-            DiskFull: there is not enough space for a copy of a file; noticed before it is begun.
-            StorageError: a file cannot be written. Partial data never stands under a final name.
+            DiskFull: there is not enough space for a copy of a file; noticed before copying starts.
+            StorageError: a file cannot be written. Partial data never has a final name.
         """
         options = {"overwrite": overwrite, "durable": durable, "move": move}
         return Export(partial(self._export, content, Path(target), **options))
@@ -440,7 +439,7 @@ class Blobs:
     async def get(
         self, remote: Remote | Connection, request: GetRequest | GetManyRequest
     ) -> Received:
-        """Make a single request and store what it brings, whatever is held already.
+        """Make a single request and store the response, whatever is already held.
 
         For ranges of blobs, or many blobs at once; `download` is for everything else.
 
@@ -483,11 +482,11 @@ class Blobs:
     async def push(self, remote: Remote | Connection, content: HashAndFormat | TempTag) -> None:
         """Send content to an endpoint that allows it; return when its transport has everything.
 
-        There is no other acknowledgement in the protocol: `observe` tells whether it was stored.
+        There is no other acknowledgement in the protocol: use `observe` to see whether it was stored.
 
         Raises:
             DialError: it cannot be reached.
-            StreamStopped: it refuses, or did not accept what came; `error_code` says which.
+            StreamStopped: it refuses, or did not accept the content; `error_code` says which.
             BlobMissing, BlobIncomplete: we do not hold it (in full).
         """
         if isinstance(content, TempTag):

@@ -55,8 +55,8 @@ def send(
 ) -> None:
     """Offer files and folders, and print a ticket to fetch them.
 
-    They are read where they are, so leave them unchanged until you end the command with Ctrl-C. Links
-    and special files below a folder are left out, and so are modes and times.
+    Files are read in place, so leave them unchanged until you end the command with Ctrl-C. Links and
+    special files below a folder are left out, and so are modes and times.
     """
     output = Output(json=options.json)
 
@@ -97,7 +97,8 @@ def receive(
 ) -> None:
     """Fetch what a ticket names, verified against its hash.
 
-    Nothing is overwritten unasked. After an interruption, run the same command again: it goes on.
+    Nothing is overwritten unless you ask for it. After an interruption, run the same command again to
+    continue.
     """
     output = Output(json=options.json)
 
@@ -129,8 +130,8 @@ def demo(
 ) -> None:
     """Send a file between two endpoints on this machine.
 
-    Two keys in two processes, and a relay in a third: the transfer begins over the relay, moves to
-    the direct way when there is one, and back when that is cut.
+    Two keys in two processes, and a relay in a third: the transfer starts over the relay, moves to a
+    direct path when there is one, and back when that is cut.
     """
     output = Output(json=json)
 

@@ -1,4 +1,4 @@
-"""Which files are meant by the paths that somebody wants to send.
+"""Which files the paths that somebody wants to send stand for.
 
 Source: docs/wire/blobs.md 6.3.
 """
@@ -19,7 +19,7 @@ from dialkey_blobs.names import check_own_names, show_name
 __all__ = ["Collected", "LeftOut", "collect", "collect_files"]
 
 OWN_STATE: Final = ".dialkey-"
-"""What the names of our own half-done downloads and temporary files begin with."""
+"""The names of our own unfinished downloads and temporary files start with this."""
 
 _KINDS: Final = (
     (stat.S_ISFIFO, "a named pipe"),
@@ -31,12 +31,12 @@ _KINDS: Final = (
 
 @attrs.frozen
 class LeftOut:
-    """Something below a folder that is not sent, because collections have no place for it.
+    """Something below a folder that is not sent, because collections cannot hold it.
 
     Attributes:
         path: where it is.
-        kind: a symbolic link, a special file (pipe, socket, device), a folder without anything in
-            it, or the state of a download of our own.
+        kind: a symbolic link, a special file (pipe, socket, device), an empty folder, or the state of
+            one of our own downloads.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class Collected:
 
     Attributes:
         files: (name, path), sorted by name.
-        left_out: what is not, sorted by path.
+        left_out: what is not sent, sorted by path.
     """
 
     files: tuple[tuple[str, Path], ...]
@@ -64,8 +64,8 @@ def collect_files(paths: Iterable[str | Path]) -> list[tuple[str, Path]]:
 def collect(paths: Iterable[str | Path]) -> Collected:
     """Find all regular files at or below paths.
 
-    Names begin with the last component of the path that was given: a link that is given itself is
-    followed, and gives its own name. Links below a folder are not followed.
+    Names start with the last component of the path that was given. A link that is given itself is
+    followed, under its own name. Links below a folder are not followed.
 
     Raises:
         InvalidInput: a path does not exist or is something special, nothing was found, or a name

@@ -31,7 +31,7 @@ COLLECTION_HEADER: Final = b"CollectionV0."
 class Collection:
     """Names and the blobs that they name, in order.
 
-    Names are any text here, as strangers may send any: before one becomes a path it goes through
+    Names may be any text here, as strangers may send any; before one becomes a path it goes through
     `safe_paths`.
 
     Args:

@@ -31,7 +31,7 @@ READ_BYTES: Final = 1 << 20
 
 @attrs.frozen
 class _Offer:
-    """What is offered: a collection, its files, and what is to be said of them."""
+    """What is offered: a collection, its files, and remarks about them."""
 
     tag: TempTag
     entries: list[Entry]
@@ -48,7 +48,7 @@ async def send(
     text: str | None = None,
     name: str | None = None,
 ) -> None:
-    """Offer files until cancelled, or with `once` until they were taken one time.
+    """Offer files until cancelled, or with `once` until somebody has fetched them.
 
     Args:
         output: where to report.
@@ -64,11 +64,11 @@ async def send(
     """
     _check(paths, text, name)
     if options.secret_key is not None:
-        # Reading may take long; a key that cannot be used is told before.
+        # Reading may take long; report a key that cannot be used before that.
         SecretKey.load(options.secret_key)
     with scratch_folder("send") as scratch:
         async with Blobs.persistent(scratch) as blobs:
-            # Whoever asks before everything was read would hear that it is not here.
+            # A request that arrives before everything is read would be told "not found".
             offer = await _read(output, blobs, paths, text, name)
             async with (
                 options.open_endpoint() as endpoint,

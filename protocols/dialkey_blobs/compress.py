@@ -1,7 +1,7 @@
 """The BLAKE3 compression function for one block at a time, in plain Python.
 
-NumPy needs some three hundred calls for a compression, however few lanes take part; for up to three
-blocks plain integers are faster. The seven rounds are written out once, at import, as the source of
+NumPy needs about three hundred calls for a compression, however few lanes take part; for up to three
+blocks, plain integers are faster. The seven rounds are written out once, at import, as the source of
 one function without loops, look-ups or calls: that is four times faster than loops over lists.
 
 Source: docs/wire/blobs.md 4.1 to 4.3.

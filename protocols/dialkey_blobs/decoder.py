@@ -1,10 +1,10 @@
 """Decode the verified stream of one blob: the getter's side of a response.
 
-Theory of operation. The getter knows the hash and what it asked for; the stream begins with a
-claimed size. From the three follows the plan of items, pairs and content, in one order. Each item's
-expected chaining value is known when its turn comes: the root's is the hash itself, and every pair
-brings those of its two sides. So each byte is checked against the hash, a wrong one is noticed
-within its chunk group, and a wrong size cannot survive the verification of the last chunk.
+Theory of operation. The getter knows the hash and what it asked for; the stream starts with a claimed
+size. These three determine the items, pairs and content, and their order. Each item's expected chaining
+value is known when its turn comes: the root's is the hash itself, and every pair holds those of its two
+sides. So each byte is checked against the hash, a wrong one is noticed within its chunk group, and a
+wrong size cannot survive the verification of the last chunk.
 
 Source: docs/wire/blobs.md 1.5, 1.6, 3.3 to 3.6.
 """
@@ -87,7 +87,7 @@ class BlobReader:
         return self.size is not None and self.ranges.selected(self.size).is_open
 
     def read_header(self, buffer: bytearray, position: int) -> int:
-        """Read the size header, if it is all there; return the position after what was read.
+        """Read the size header, if it is complete; return the position after what was read.
 
         Raises:
             BlobTooLarge: the claim is above `max_size`.
@@ -158,7 +158,7 @@ class BlobReader:
         return position
 
     def take_apart(self) -> None:
-        """Take the subtree whose turn it is item by item: nobody waits for all of it."""
+        """Read the next subtree item by item, without waiting for all of it."""
         if isinstance(self._next, Subtree):
             self._plan = chain(self._next.items(), self._plan)
             self._next = next(self._plan)
@@ -190,7 +190,7 @@ class BlobReader:
 def with_verified(error: RemoteError, queue: VerifyQueue) -> RemoteError:
     """Return the error to raise when `error` ends a stream with items still in the queue.
 
-    What waits is verified first; if that fails, it happened earlier in the stream and so is the
+    What waits is verified first; if that fails, the failure is earlier in the stream, and so it is the
     error to report.
     """
     verified: tuple[BlobEvent, ...]
@@ -211,8 +211,8 @@ class Decoder:
     content (4 MiB unless told otherwise) is complete, when the blob is, or on `flush`. No byte
     comes out unverified. Memory is bounded by the batch and what one call feeds.
 
-    After an error the decoder is dead: every further call raises the same error. Its `verified`
-    holds the events between the last ones handed out and the fault, which are good to store.
+    After an error, every further call raises the same error. Its `verified` holds the events between the
+    last ones returned and the fault, which are safe to store.
 
     Args:
         hash: the blob that was asked for.
@@ -261,7 +261,7 @@ class Decoder:
 
     @property
     def remainder(self) -> bytes:
-        """Bytes that were fed beyond the end of the blob: they belong to whatever follows."""
+        """Bytes that were fed beyond the end of the blob; they belong to what follows."""
         return bytes(self._buffer) if self._reader.done else b""
 
     @property
@@ -311,7 +311,7 @@ class Decoder:
         return self._taken()
 
     def finish(self) -> None:
-        """Say that the stream has ended.
+        """Note that the stream has ended.
 
         Raises:
             BlobNotFound: before it began.

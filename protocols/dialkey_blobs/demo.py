@@ -33,16 +33,16 @@ enable_metrics = false
 [limits.client.rx]
 bytes_per_second = 25000000
 """
-"""Slower than the direct way, as relays are; also, what happens is slow enough to be watched."""
+"""Slower than a direct path, as relays are; also slow enough for people to watch."""
 
 LOOPBACK: Final = "127.0.0.1:0"
 
 ROOM: Final = 3
-"""The file is there three times for a moment: as sent, in the store of the receiver, and received."""
+"""For a moment the file exists three times: as sent, in the receiver's store, and as received."""
 
 
 async def demo(output: Output, *, size_bytes: int) -> None:
-    """Send a file from another process to this one, over changing ways, and compare.
+    """Send a file from another process to this one, over changing paths, and compare.
 
     Raises:
         DialkeyError: the transfer failed.
@@ -93,10 +93,10 @@ def _has_relay() -> bool:
 
 
 class _Story:
-    """What happens to the direct way while the file is under way.
+    """What happens to the direct path during the transfer.
 
-    It starts cut; after a tenth of the file it is there, and when a little more has come it is cut again:
-    most of the file must not be here yet then, and receive windows hold tens of megabytes.
+    It starts cut, comes up after a tenth of the file, and is cut again a little later: most of the file
+    must still be missing then, and receive windows hold tens of megabytes.
     """
 
     def __init__(self, output: Output, size_bytes: int, *, is_relayed: bool) -> None:
@@ -149,7 +149,7 @@ class _Story:
 
 @asynccontextmanager
 async def _relay(config: Path) -> AsyncIterator[str]:
-    """Run ``dialkey relay`` in a process of its own; its URL."""
+    """Run ``dialkey relay`` in a process of its own; yield its URL."""
     await asyncio.to_thread(config.write_text, RELAY_CONFIG)
     async with child("relay", "--json", "--config", str(config)) as process:
         yield (await _event(process, "listening"))["urls"][0]

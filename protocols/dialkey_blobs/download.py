@@ -63,15 +63,15 @@ __all__ = [
 ]
 
 PATIENCE_S: Final = 60.0
-"""How long a provider that was reached once may bring nothing; a dial that nobody answers takes half
-of that, and one that restarts may be without the content, or shutting down, for some seconds."""
+"""How long a provider that was reached once may deliver nothing. A dial that nobody answers takes half of
+that, and a provider that restarts may be shutting down, or lack the content, for some seconds."""
 MAX_REFUSALS: Final = 5
-"""Times that a provider which has never brought anything may turn us away."""
+"""How often a provider that has never delivered anything may turn us away."""
 RETRY_FIRST_S: Final = 0.25
 RETRY_MOST_S: Final = 8.0
 MAX_REQUEST_BOUNDARIES: Final = 1 << 16
 MAX_REQUEST_ENTRIES: Final = 1 << 15
-"""Of what is missing, so much is asked for at once: well within the 1 MiB of a request."""
+"""How much of what is missing is requested at once: well within the 1 MiB of a request."""
 SIZES_FIRST_CHILDREN: Final = 1024
 """For up to this many children, sizes are asked for before the content."""
 
@@ -82,7 +82,7 @@ class Connected:
 
     Attributes:
         remote_id: which.
-        path: the way to it.
+        path: the path to it.
     """
 
     remote_id: EndpointId
@@ -91,14 +91,14 @@ class Connected:
 
 @attrs.frozen
 class Progress:
-    """How far the download is.
+    """How far the download has got.
 
     Attributes:
-        held_bytes: content that is verified and stored, what was there before included.
+        held_bytes: content that is verified and stored, including what was there before.
         total_bytes: all content, once every size is proven; None before. For a single blob it is
             what the provider claims, until that is proven.
-        bytes_per_s: content received per second, over the last seconds.
-        path: the way it comes, or None between connections.
+        bytes_per_s: content received per second, over the last few seconds.
+        path: the path in use, or None between connections.
     """
 
     held_bytes: int
@@ -145,7 +145,7 @@ class Downloaded:
         payload_bytes: content that this download received.
         overhead_bytes: headers and pairs that it received.
         elapsed_s: how long it took.
-        remote_id: who sent the last of it; None if everything was there before.
+        remote_id: who sent the last part; None if everything was there before.
     """
 
     content: HashAndFormat
@@ -246,7 +246,7 @@ class Download:
             with self._store.pin(self.content):
                 local = await self._look()
                 for each in self._candidates:
-                    # What an earlier download has left came from one of them.
+                    # What an earlier download left behind came from one of them.
                     each.has_delivered = local.held_bytes > 0
                 while not local.is_complete:
                     candidate = self._candidates[0]
@@ -285,7 +285,7 @@ class Download:
     def _after_failure(
         self, candidate: _Candidate, error: DialkeyError, progressed: bool
     ) -> float | None:
-        """Decide what becomes of a provider: seconds until it is tried again, None if never."""
+        """Decide about a failed provider: seconds until it is tried again, None if never."""
         now = asyncio.get_running_loop().time()
         if progressed or not candidate.progressed_at:
             candidate.progressed_at = now
@@ -302,10 +302,10 @@ class Download:
         return delay * random.uniform(0.5, 1.0)
 
     def spoil(self) -> None:
-        """Say that the content is of no use after all, such as because it cannot be written.
+        """Report that the content is useless after all, for example because it cannot be written.
 
-        To be called while the last event is handled: the connection to the provider stays open until
-        the iteration goes on, and is closed with the news.
+        Call it while handling the last event: the connection to the provider stays open until the
+        iteration goes on, and is then closed with that news.
         """
         self._is_spoilt = True
 
@@ -381,7 +381,7 @@ def _path_of(connection: Connection) -> PathInfo | None:
 
 
 def _completes(ranges: ChunkRanges, size: int) -> bool:
-    """Return whether a blob is complete with these ranges: all requests but for sizes do that."""
+    """Return whether a blob is complete with these ranges: true except for requests for sizes."""
     return ranges != ChunkRanges.last_chunk() or size <= CHUNK_BYTES
 
 

@@ -40,8 +40,8 @@ ReadAt = Callable[[int, int], Buffer]
 """Called with an offset and a length in bytes; returns exactly that many bytes, or raises."""
 
 READ_BYTES: Final = 256 * 1024
-"""Content in one piece: large enough that reading and sending cost little each, small enough that
-many concurrent responses fit in memory."""
+"""Content in one piece: large enough to make reading and sending cheap, small enough that many
+concurrent responses fit in memory."""
 
 
 # A piece of items much smaller than groups is cut off here: at 64 groups, one batch for the lanes.
@@ -310,7 +310,7 @@ def verified_pieces(pieces: Iterable[bytes], hash: Hash, ranges: ChunkRanges) ->
         ranges: what the stream is for.
 
     Raises:
-        StorageError: the content does not match the hash any more; nothing wrong was yielded.
+        StorageError: the content no longer matches the hash; nothing wrong was yielded.
     """
     decoder = Decoder(hash, ranges)
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""What can go wrong with blobs, each error placed in the tree of `dialkey.errors`.
+"""What can go wrong with blobs, and where each error belongs in the tree of `dialkey.errors`.
 
 The classes mirror the getter-side classes of docs/wire/blobs.md 1.6::
 
@@ -87,12 +87,12 @@ class BlobTruncated(WireError):
 
 
 class VerificationError(ProtocolViolation):
-    """Bytes that do not match the hash: the provider is broken or lies.
+    """Bytes that do not match the hash: the provider is broken or lying.
 
     Attributes:
         hash: the blob that was asked for.
         item: the first parent or leaf that does not match.
-        stream_offset: where that item begins in the blob's response, counted from its size header.
+        stream_offset: where that item starts in the blob's response, counted from its size header.
         verified: events before the mismatch that were verified and not yet handed out.
     """
 

@@ -1,4 +1,4 @@
-"""What a decoder hands out: verified parts of blobs, and where in a response it stands."""
+"""What a decoder returns: verified parts of blobs, and its position in a response."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class BlobStarted:
             the place in the list of hashes.
         hash: which blob.
         size: the provider's claim in bytes. It is proven once a leaf that ends there was verified;
-            until then nothing must be allocated by it.
+            until then it must not decide how much is allocated.
     """
 
     index: int

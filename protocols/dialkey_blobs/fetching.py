@@ -50,7 +50,7 @@ MISTYPED_HINT: Final = "a ticket does not check itself: copy it again from where
 
 
 class Declined(LocalError):
-    """Somebody was asked whether to receive, and said no."""
+    """The user was asked whether to receive, and said no."""
 
     code = "local.declined"
 
@@ -64,9 +64,9 @@ class Summary:
         names: what the sender calls them.
         sizes: their bytes.
         total_bytes: all content.
-        received_bytes: what of it came in this run.
+        received_bytes: how much of it arrived in this run.
         elapsed_s: how long the download took.
-        path: the path in use at the end, such as ``direct 192.0.2.1:4433``; None if all was there.
+        path: the path in use at the end, such as ``direct 192.0.2.1:4433``; None if nothing was fetched.
     """
 
     paths: tuple[Path, ...]
@@ -101,20 +101,20 @@ async def receive(
     overwrite: bool,
     ask: bool,
 ) -> None:
-    """Fetch what a ticket names, and say what has come.
+    """Fetch what a ticket names, and report what has arrived.
 
     Args:
         output: where to report.
         options: the endpoint.
         ticket: what to fetch, and from whom.
-        target: where to.
+        target: where to put it.
         overwrite: replace files that exist.
-        ask: whether somebody at the terminal is asked first.
+        ask: whether to ask the user at the terminal first.
 
     Raises:
         TargetExists: a file exists and may not be overwritten; noticed before content is fetched.
         UnsafeName: the sender named a file in a way that could do harm.
-        Declined: somebody was asked and said no.
+        Declined: the user was asked and said no.
         DialkeyError: everything else that can go wrong with peer, network and disk.
     """
 
@@ -159,11 +159,11 @@ async def fetch(
 ) -> Summary:
     """Fetch what a ticket names, showing names and progress.
 
-    `ask` gets a question before content is fetched; `on_progress` is told the endpoint and the bytes
-    that are there so far.
+    `ask` gets a question before content is fetched; `on_progress` is called with the endpoint and the
+    bytes that are there so far.
 
-    What has come so far is kept in a hidden folder beside the result until everything is in place, so
-    that another call goes on from there. Raises what `receive` does.
+    What has arrived is kept in a hidden folder beside the result until everything is in place, so that
+    another call can continue from there. Raises what `receive` does.
     """
     async with _keeping(output, target, ticket) as kept:
         async with (
@@ -189,7 +189,7 @@ async def fetch(
 
 
 class _Kept:
-    """The hidden folder of a download, kept while there is something in it to go on from."""
+    """The hidden folder of a download, kept as long as it holds something to resume from."""
 
     def __init__(self, target: Target, ticket: BlobTicket) -> None:
         self._parent = target.state_folder
@@ -201,7 +201,7 @@ class _Kept:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def close(self) -> bool:
-        """Remove it, unless something is kept; say whether it is."""
+        """Remove it, unless something is kept; return whether it is."""
         if self.is_worth_keeping and not self.is_done:
             return True
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -351,7 +351,7 @@ class _Receiving:
         if len(self._present) < len(entries):
             await self._permit(entries)
             for number in self._present:
-                # What is there need not come again.
+                # What is there need not be fetched again.
                 (await self._blobs.add_path(paths[number], ImportMode.REFERENCE)).leak()
         for number in sorted(self._present)[:LISTED_NAMES]:
             self._output.remark(
@@ -362,7 +362,7 @@ class _Receiving:
         self._entries = entries
 
     async def _find_present(self, entries: Sequence[Entry], paths: Sequence[Path]) -> set[int]:
-        """Return which files are there already with the right content, as after an export cut off."""
+        """Return which files already have the right content, as after an interrupted export."""
         existing = await asyncio.to_thread(_existing, paths)
         there = await self._blobs.store.already_there(
             # Sizes that are not proven yet are given as zero.
@@ -392,7 +392,7 @@ class _Receiving:
     # --- after it -------------------------------------------------------------------------------
 
     async def _finish(self, download: Download, downloaded: Downloaded) -> None:
-        """Write the files, while the sender waits to hear how it ends."""
+        """Write the files, while the sender waits for the outcome."""
         try:
             if self._content.format is BlobFormat.RAW:
                 await self._check_format(downloaded)
@@ -446,9 +446,9 @@ class _Receiving:
         )
 
     async def _check_format(self, downloaded: Downloaded) -> None:
-        """Notice that a ticket calls a list of hashes a file: one letter of it decides.
+        """Notice that a ticket calls a list of hashes a file: a single letter of it decides that.
 
-        Such a list begins with the hash of a blob that the sender has, too. No file does.
+        Such a list starts with the hash of another blob that the sender has. No file does.
 
         Raises:
             InvalidTicket: the content is a list.

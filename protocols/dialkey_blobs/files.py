@@ -62,7 +62,7 @@ class Export:
     that are done stay.
 
     Args:
-        run: does it, from the beginning, and yields each file.
+        run: does the whole export, and yields each file.
     """
 
     def __init__(self, run: Callable[[], AsyncGenerator[Exported, None]]) -> None:
@@ -101,7 +101,7 @@ def place_below(folder: Path, names: Sequence[str]) -> Placement:
     """Find out where the files of a collection go below a folder, which need not exist yet.
 
     Raises:
-        UnsafeName: a name is dangerous, or cannot stand beside the others.
+        UnsafeName: a name is dangerous, or conflicts with another.
     """
     check_names(names)
     everywhere = place(names, ANYWHERE)
@@ -115,7 +115,7 @@ def open_folder(path: Path, names: Sequence[str], overwrite: bool) -> SafeRoot:
 
     Args:
         path: the folder.
-        names: local names, as `place_below` gives them.
+        names: local names, as `place_below` returns them.
         overwrite: as for `Blobs.export`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Single requests to a provider, over a connection that is open.
+"""Single requests to a provider, over an open connection.
 
 Source: docs/wire/blobs.md 1.3 to 1.7.
 """
@@ -48,7 +48,7 @@ async def get(
     Args:
         store: where to.
         connection: to the provider.
-        request: what to ask for; what is held already is sent again.
+        request: what to ask for, including what is already held.
         max_root_size: the largest hash sequence to accept, in bytes.
         stall_timeout_s: how long the provider may be silent.
 
@@ -124,10 +124,10 @@ async def push(
 ) -> None:
     """Send content to an endpoint that allows it; return when its transport has everything.
 
-    There is no other acknowledgement in the protocol: `observe` tells whether it was stored.
+    There is no other acknowledgement in the protocol: use `observe` to see whether it was stored.
 
     Raises:
-        StreamStopped: it refuses, or did not accept what came; `error_code` says which.
+        StreamStopped: it refuses, or did not accept the content; `error_code` says which.
         BlobMissing, BlobIncomplete, RangeMissing: the store does not hold it (in full).
         ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
         StorageError: the store failed.
@@ -157,6 +157,6 @@ async def push(
                 endpoint_id=connection.remote_id,
             )
     finally:
-        # Without effect after a complete push.
+        # Has no effect after a complete push.
         send.reset(StreamCode.INTERNAL)
         await release(store, responder)

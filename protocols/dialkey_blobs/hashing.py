@@ -1,12 +1,12 @@
 """Chaining values: the hashes of parts of a blob, from which its own hash is made.
 
-The `blake3` package hashes whole inputs at gigabytes per second but gives out no chaining value, so
+The `blake3` package hashes whole inputs at gigabytes per second but exposes no chaining values, so
 whatever verifies a *part* comes here. Work goes to NumPy lanes in batches as large as the caller
-brings; a handful of blocks goes to plain Python, which then is faster. One group at a time runs at
-some 8 MB/s, 64 at 200, 256 at 300: batching is the caller's business and pays.
+provides; a handful of blocks goes to plain Python, which is faster then. One group at a time runs at
+about 8 MB/s, 64 at 200, 256 at 300: batching is up to the caller, and pays.
 
-This is the seam to the native part, too: where it is installed, each of these functions asks it
-instead, with the same result. What it refuses, because no tree has such a piece, goes to the lanes.
+This is also the seam to the native part: where it is installed, each of these functions calls it instead,
+with the same result. What it refuses, because no tree has such a piece, goes to the lanes.
 
 Source: docs/wire/blobs.md 4.3, 4.4.
 """
@@ -47,7 +47,7 @@ BATCH_BYTES: Final = MAX_LANES * CHUNK_BYTES
 # Up to here plain Python beats the fixed cost of a NumPy batch (2 ms for chunks, 0.1 for parents).
 _FEW: Final = 3
 
-# The native part counts in bytes, which 64 bits must hold.
+# The native part counts bytes in 64 bits.
 _MAX_CHUNKS: Final = (1 << 64) // CHUNK_BYTES - 2
 
 

@@ -109,7 +109,7 @@ class _Program:
         length: Words | int,
         flags: Words | int,
     ) -> None:
-        """Replace `self.cv` by the chaining values after one more block of each lane."""
+        """Replace `self.cv` with the chaining values after one more block of each lane."""
         d = self.d
         self.a[:] = self.cv[0:4]
         self.b[:] = self.cv[4:8]

@@ -22,17 +22,17 @@ __all__ = [
 ]
 
 LISTED_NAMES: Final = 20
-"""Names shown of a collection; a screen has some more lines than that."""
+"""How many names of a collection are shown; a screen has a few more lines than that."""
 
 
 def files_in_words(entries: Sequence[Entry]) -> str:
-    """Say how many files there are and how large: ``3 files, 1.5 MB``."""
+    """Return how many files there are and how large: ``3 files, 1.5 MB``."""
     total = format_bytes(sum(entry.size for entry in entries))
     return f"{'1 file' if len(entries) == 1 else f'{len(entries)} files'}, {total}"
 
 
 def path_in_words(path: PathInfo) -> str:
-    """Say by which way bytes go."""
+    """Report over which path bytes travel."""
     return f"{path.kind} {path.remote}"
 
 
@@ -53,7 +53,7 @@ def show_some(output: Output, lines: Sequence[str]) -> None:
 
 
 def show_renamed(output: Output, verb: str, renamed: Sequence[Renamed]) -> None:
-    """Show what becomes of names that a system cannot hold."""
+    """Show how names are changed that a system cannot hold."""
     show_some(
         output,
         [

@@ -1,4 +1,4 @@
-"""What of some content is held already, and what must still be asked for.
+"""How much of some content is already held, and what must still be requested.
 
 Source: docs/wire/blobs.md 8.2.
 """

@@ -1,13 +1,13 @@
-"""Names of files on their way: one rule at both ends, and what a system makes of it.
+"""Names of transferred files: one rule for both ends, and what each system makes of the names.
 
 A *dangerous* name is refused by sender and receiver alike: an empty name or component, `.`, `..`,
-absolute names (also in the way of Windows), control and direction-changing characters, text that is
-not UTF-8, names above 4096 bytes or 64 components, a name twice, a name that is a directory of another.
+absolute names (including Windows' forms), control and direction-changing characters, text that is not
+UTF-8, names above 4096 bytes or 64 components, duplicate names, a name that is a directory of another.
 
-Everything else goes over the wire as it is. Which of it a receiver can hold depends on its file system,
-which a `Naming` describes: Windows has no names with a colon, some systems take `README` and `readme`
-for one. `place` gives such a file another name there, one that is no other's; the sender may say
-beforehand which names would get one somewhere, by asking for `ANYWHERE`.
+Everything else goes over the wire as it is. What a receiver can hold depends on its file system, which a
+`Naming` describes: Windows has no names with a colon, some systems take `README` and `readme` to be the
+same. `place` gives such a file another name there, distinct from all others; the sender can tell
+beforehand which names would be changed somewhere, by asking for `ANYWHERE`.
 
 Source: docs/wire/blobs.md 6.4.
 """
@@ -43,14 +43,14 @@ __all__ = [
 
 MAX_SHOWN_CHARS: Final = 80
 MAX_CLASHES: Final = 10_000
-"""Names beside others that a file system cannot tell apart: far above what a folder of one's own has,
-and each takes some kilobytes while it is given another."""
+"""How many names may clash on a file system that cannot tell them apart: far more than in an ordinary
+folder, and each takes some kilobytes while it is being renamed."""
 MAX_ROUNDS: Final = 8
-"""A new name may itself clash with one below another folder; a hostile list could go on for long."""
+"""A new name may itself clash with one below another folder; a hostile list could prolong that."""
 DIGEST_CHARS: Final = 8
-"""Of the hash that a new name gets: distinct by chance, and what is not is refused."""
+"""How much of a hash a new name contains: collisions are unlikely, and refused."""
 MAX_EXTENSION_CHARS: Final = 16
-"""What is kept of a name at its end, so that programs still know the kind of file."""
+"""How much of a name's end is kept, so that programs still recognise the kind of file."""
 
 _DIRECTION_CHARACTERS: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _CONTROL_CATEGORIES: Final = frozenset({"Cc", "Zl", "Zp", "Cs"})
@@ -96,7 +96,7 @@ class UnsendableName(InvalidInput):
 def show_name(name: str) -> str:
     """Return a name as people write it, with what is dangerous on a terminal escaped.
 
-    Of a long one the middle is left out: what tells paths apart is often their end.
+    The middle of a long one is left out: paths often differ only at their end.
     """
     if len(name) > MAX_SHOWN_CHARS:
         half = MAX_SHOWN_CHARS // 2
@@ -129,7 +129,7 @@ def check_names(names: Sequence[str]) -> None:
         names: relative paths with `/` between components.
 
     Raises:
-        UnsafeName: a name is dangerous, by itself or beside another one.
+        UnsafeName: a name is dangerous, by itself or together with another one.
     """
     for name, reason in _faults(names):
         raise UnsafeName(name, reason)
@@ -213,7 +213,7 @@ class Naming:
     max_component_bytes: int = 255
 
     def fold(self, text: str) -> str:
-        """Return the same text for all names that are one name here."""
+        """Return the same text for all names that are the same name here."""
         if self.ignores_form or self.ignores_case:
             text = unicodedata.normalize("NFC", text)
         if self.ignores_case:
@@ -221,7 +221,7 @@ class Naming:
         return text
 
     def fault(self, component: str) -> str | None:
-        """Say why a component cannot be held; None if it can."""
+        """Return why a component cannot be held; None if it can."""
         if self.is_windows:
             found = _WINDOWS_CHARACTERS.search(component)
             if found:
@@ -235,7 +235,7 @@ class Naming:
         return None
 
     def safe(self, component: str) -> str:
-        """Return a component that can be held in place of one that cannot."""
+        """Return a component that can be held, to replace one that cannot."""
         safe = component
         if self.is_windows:
             safe = _WINDOWS_CHARACTERS.sub("_", safe)
@@ -284,7 +284,7 @@ class Placement:
 
     Attributes:
         names: local names, one for each name in the collection, in the same order.
-        renamed: those that are not as they were.
+        renamed: those that were changed.
     """
 
     names: tuple[str, ...]
@@ -292,16 +292,16 @@ class Placement:
 
 
 def place(names: Sequence[str], naming: Naming) -> Placement:
-    """Give each name one that a file system can hold, and no two the same.
+    """Map each name to one that a file system can hold, no two the same.
 
-    Names stay as they are where they can. Of several that are one name here, the first keeps it.
+    Names stay as they are where they can. Of several that are the same name here, the first keeps it.
 
     Args:
         names: names that passed `check_names`.
         naming: what the file system can hold.
 
     Raises:
-        UnsafeName: so many names clash, or in such a way, that somebody has meant them to.
+        UnsafeName: so many names clash, or in such a way, that it must be deliberate.
     """
     local: list[str] = []
     reasons: dict[int, str] = {}

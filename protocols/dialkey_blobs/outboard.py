@@ -4,9 +4,9 @@ An outboard is the pairs of all nodes over more than one chunk group, root first
 pairs of its left and then its right side; nothing else, no size. A blob of up to one group has an
 empty one.
 
-Hashing goes by *blocks* of 256 groups (4 MiB). The pairs below a block lie together in pre-order,
-so they are written as one run when the block is hashed; what is left for the end is the small tree
-over the blocks.
+Hashing works in *blocks* of 256 groups (4 MiB). The pairs below a block are contiguous in pre-order, so
+they are written as one run when the block is hashed; only the small tree over the blocks is left for the
+end.
 
 Source: docs/wire/blobs.md 5.1.
 """
@@ -65,7 +65,7 @@ class _Subtree:
 
 
 def _merge(cvs: npt.NDArray[np.uint8], is_root: bool, weight: int = 1) -> _Subtree:
-    """Build the tree over `cvs` and find where its pairs stand in pre-order.
+    """Build the tree over `cvs` and find the positions of its pairs in pre-order.
 
     Args:
         cvs: chaining values of the leaves, shape (leaves, 32), at least one.
@@ -130,11 +130,11 @@ class OutboardBuilder:
     """Hash a blob as it arrives, and make its outboard.
 
     Without arguments the outboard is collected in memory (1/256 of the blob) and the size need not
-    be known. With `size` and `write`, pairs are written out as they are known, not in order, and
-    memory is bounded by some 20 bytes for each MiB of the blob plus one block.
+    be known. With `size` and `write`, pairs are written out as soon as they are known, not in order, and
+    memory is bounded by about 20 bytes for each MiB of the blob plus one block.
 
     Args:
-        size: the bytes that will come.
+        size: how many bytes will arrive.
         write: called with an offset in the outboard and the bytes that belong there.
 
     Raises:
@@ -149,7 +149,7 @@ class OutboardBuilder:
         self._size = size
         self._write = write
         self._received = 0
-        # The next block as far as it came; `bytes` if it came in one piece.
+        # The part of the next block that has arrived; `bytes` if it arrived in one piece.
         self._waiting: bytearray | bytes = b""
         self._block_cvs: list[bytes] = []
         self._runs: list[bytes] = []
@@ -159,7 +159,7 @@ class OutboardBuilder:
         """Take the next bytes; pieces of 4 MiB, and `bytes` at that, are not copied.
 
         Raises:
-            InvalidInput: more bytes came than the size that was given.
+            InvalidInput: more bytes arrived than the given size.
         """
         view = memoryview(data)
         self._received += len(view)
@@ -172,7 +172,7 @@ class OutboardBuilder:
             if missing:
                 self._gather(view[:missing])
                 view = view[missing:]
-            # A full block waits for one more byte, which tells that it is not the root.
+            # A full block waits for one more byte, which shows that it is not the root.
             if view:
                 self._add_block(self._waiting)
                 self._waiting = b""
@@ -206,7 +206,7 @@ class OutboardBuilder:
         """Return hash, size and outboard; the outboard's bytes are empty if written out.
 
         Raises:
-            InvalidInput: fewer bytes came than the size that was given.
+            InvalidInput: fewer bytes arrived than the given size.
         """
         if self._size is not None and self._received != self._size:
             raise InvalidInput(f"{self._received} bytes came instead of the announced {self._size}")

@@ -1,6 +1,6 @@
 """The entry point: adds ``dialkey send``, ``receive`` and ``demo``. Imports nothing heavy.
 
-It serves no blobs by itself: an application says what it shares with ``router.add(Blobs…)``.
+It does not serve blobs by itself: an application says what it shares with ``router.add(Blobs…)``.
 """
 
 from __future__ import annotations

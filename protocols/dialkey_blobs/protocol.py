@@ -49,7 +49,7 @@ _MAX_HASHES: Final = MAX_BLOB_REQUEST_BYTES // _HASH_BYTES
 class StreamCode(enum.IntEnum):
     """Application codes of resets, stops and closes.
 
-    `INTERNAL` covers all that is not policy: not found, held only in part, corrupt, malformed.
+    `INTERNAL` covers everything that is not policy: not found, held only in part, corrupt, malformed.
     """
 
     NONE = 0
@@ -59,10 +59,10 @@ class StreamCode(enum.IntEnum):
 
 
 class CloseCode(enum.IntEnum):
-    """Application codes with which a getter of ours closes a connection.
+    """Application codes with which our getters close a connection.
 
-    Those of iroh close with 0 and no reason whatever became of the content. Ours say so: 0 and
-    `COMPLETE_REASON` when everything is where it belongs, `FAILED` when it is not.
+    iroh's close with 0 and no reason, whatever became of the content. Ours report it: 0 and
+    `COMPLETE_REASON` when everything is where it belongs, `FAILED` otherwise.
     """
 
     COMPLETE = 0
@@ -82,7 +82,7 @@ class _RequestType(enum.IntEnum):
 
 @attrs.frozen
 class GetRequest:
-    """Ask for a blob and, as far as `ranges` say, the children of the hash sequence in it.
+    """Ask for a blob and, where `ranges` say so, for children of the hash sequence in it.
 
     Attributes:
         hash: the blob.
@@ -110,7 +110,7 @@ class GetManyRequest:
     """Ask for several blobs.
 
     Attributes:
-        hashes: the blobs, in the order in which they will come.
+        hashes: the blobs, in the order in which they will arrive.
         ranges: index i is for blob i.
     """
 
@@ -125,11 +125,11 @@ class GetManyRequest:
 
 @attrs.frozen
 class ObserveRequest:
-    """Ask what the other side holds of a blob, now and from now on.
+    """Ask what the other side holds of a blob, now and after each change.
 
     Attributes:
         hash: the blob.
-        ranges: of interest; providers answer about all chunks whatever it says.
+        ranges: the chunks of interest; providers answer about all chunks anyway.
     """
 
     hash: Hash
@@ -272,7 +272,7 @@ class RequestReader:
         return None
 
     def finish(self) -> GetRequest | GetManyRequest | ObserveRequest:
-        """Say that the stream's sending side has ended, and return the request.
+        """Note that the stream's sending side has ended, and return the request.
 
         Raises:
             WireError: malformed, incomplete, or a Push that was cut off.

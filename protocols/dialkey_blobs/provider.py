@@ -82,7 +82,7 @@ __all__ = [
 logger = logging.getLogger("dialkey.blobs.provider")
 
 LARGE_REQUEST_BYTES: Final = 1 << 16
-"""What takes more is decoded into up to ten times as much."""
+"""Larger requests are charged more: decoding takes up to ten times their size."""
 
 T = TypeVar("T")
 
@@ -104,11 +104,12 @@ class ProviderLimits:
     """What a provider grants to others.
 
     Attributes:
-        requests: answered at a time; further ones wait, and those of endpoints with fewer come first.
-            While somebody waits, a getter that takes less than 16 KiB/s loses its place.
-        requests_per_peer: of those, from one endpoint, over all its connections.
-        observers: answers to Observe that are open, which do not count as requests; a quarter of them
-            for one endpoint.
+        requests: how many are answered at a time; further ones wait, and those of endpoints with
+            fewer come first. While somebody waits, a getter that takes less than 16 KiB/s loses its
+            place.
+        requests_per_peer: how many of those may come from one endpoint, over all its connections.
+        observers: how many answers to Observe may be open, which do not count as requests; one
+            endpoint may have a quarter of them.
         request_timeout_s: from the opening of a stream to the end of its request.
         queue_timeout_s: how long a request may wait for its turn before it is turned away.
         stall_timeout_s: a getter that takes nothing for this long is dropped; it can resume.
@@ -152,11 +153,11 @@ class Provider:
             wait_s=wait_s,
             parting_s=PARTING_S,
         )
-        # What these take is memory, which no pause gives back.
+        # These take memory, which pausing does not free.
         self.large_places = Places(
             MAX_LARGE_BLOB_REQUESTS, MAX_LARGE_BLOB_REQUESTS_PER_PEER, wait_s=wait_s, parting_s=0
         )
-        # Nobody waits to observe: those who may now will for days.
+        # Nobody waits for a place to observe: it may be taken for days.
         self.observer_places = Places(
             self.limits.observers,
             max(self.limits.observers // MAX_BLOB_OBSERVERS_SHARE, MIN_BLOB_OBSERVERS_PER_PEER),
@@ -170,7 +171,7 @@ class Provider:
         self._next_id = 0
 
     def events(self) -> ProviderEvents:
-        """Begin to listen to what others ask for."""
+        """Start listening to what others request."""
         reader = ProviderEvents(self._detach)
         self._readers.append(reader)
         return reader
@@ -200,13 +201,13 @@ class Provider:
             connection.close()
 
     async def shutdown(self) -> None:
-        """Take no more requests; what is being sent goes on to its end."""
+        """Accept no more requests; responses in progress are completed."""
         for task in self._accepting:
             task.cancel()
 
     @asynccontextmanager
     async def place(self, places: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Hold one of the places that an endpoint has to itself.
+        """Hold one of the places of an endpoint.
 
         Raises:
             LimitExceeded: none became free in time.
@@ -251,7 +252,7 @@ class Provider:
             )
 
     async def refusal(self, remote_id: EndpointId, request: Request) -> Refusal | None:
-        """Ask whether a request is turned away."""
+        """Ask whether to turn a request away."""
         if isinstance(request, PushRequest) and not self._allow_push:
             return Refusal(StreamCode.PERMISSION, "pushes are not allowed")
         if self._authorize is None:
@@ -289,7 +290,7 @@ class Provider:
             await release(self._store, responder)
 
     async def _end_response(self, send: SendStream) -> None:
-        """Wait until the getter has it all. Rust getters stop a stream instead of reading its end."""
+        """Wait until the getter has everything. Rust getters stop a stream instead of reading its end."""
         try:
             await send.finish()
             stopped = await self._within(send.stopped())
@@ -402,7 +403,7 @@ class _Exchanges:
         self._peer = peer
         self._name = connection.remote_id.short()
         self._tasks: set[asyncio.Task[None]] = set()
-        # Those that neither send nor receive content: nothing is lost with them.
+        # Those that neither send nor receive content: ending them loses nothing.
         self._busy: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> _Exchanges:
@@ -421,7 +422,7 @@ class _Exchanges:
                 await asyncio.wait(self._tasks)
 
     async def accept_all(self) -> None:
-        """Begin an exchange for each stream that the peer opens, until the connection ends."""
+        """Start an exchange for each stream that the peer opens, until the connection ends."""
         while True:
             try:
                 send, recv = await self._connection.accept_bi()
@@ -471,7 +472,7 @@ class _Exchanges:
                     _reset(send, recv, refusal.code)
                     return
                 if isinstance(request, ObserveRequest):
-                    # It may stay for days, and costs next to nothing: it takes no place of others.
+                    # It may stay for days and costs next to nothing: it takes no ordinary place.
                     await held.enter_async_context(provider.observer_places.hold(remote))
                 else:
                     places.append(await held.enter_async_context(provider.places.hold(remote)))

@@ -1,4 +1,4 @@
-"""What a provider tells of the requests that it answers."""
+"""What a provider reports about the requests that it answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RequestStarted:
     Attributes:
         request_id: counts up over the life of the provider.
         remote_id: who asks.
-        request: for what.
+        request: what it asks for.
     """
 
     request_id: int

@@ -228,7 +228,7 @@ def _combine(
     left: ChunkRanges, right: ChunkRanges, table: tuple[bool, bool, bool, bool]
 ) -> ChunkRanges:
     """Merge two sets; `table` is indexed by 2 * (in left) + (in right)."""
-    # A sentinel above every chunk number spares the loop the question which side has ended.
+    # With a sentinel above every chunk number the loop need not check which side has ended.
     ours, theirs = (*left.boundaries, _SENTINEL), (*right.boundaries, _SENTINEL)
     i = j = 0
     inside = False
@@ -250,7 +250,7 @@ _LAST: Final = ChunkRanges((_MAX_CHUNK,))
 def _canonical(
     entries: Iterable[tuple[int, ChunkRanges]],
 ) -> tuple[tuple[int, ChunkRanges], ...]:
-    """Leave out entries that change nothing, unless their index is wrong, which is to be seen."""
+    """Leave out entries that change nothing, unless their index is wrong, which must be noticed."""
     kept: list[tuple[int, ChunkRanges]] = []
     last_index, last = -1, _EMPTY
     for index, ranges in entries:

@@ -40,16 +40,16 @@ logger = logging.getLogger("dialkey.blobs.receiving")
 
 READ_BYTES: Final = 1 << 20
 READ_AHEAD_BYTES: Final = BATCH_BYTES
-"""What is read while a batch is verified and stored."""
+"""How much is read while a batch is verified and stored."""
 PIECE_BYTES: Final = 1 << 20
 PIECE_WAIT_S: Final = 0.03
-"""Going to a thread and back for each packet would cost more than the work there. So a piece waits
+"""Switching to a thread and back for each packet would cost more than the work there. So a piece waits
 until it has this many bytes or is this old, unless the stream has ended."""
 FLUSH_AFTER_S: Final = 0.5
 """On a slow link a batch takes long to fill. What has arrived is verified and stored after this long, so
-that little is lost with this process."""
+that little is lost if this process dies."""
 STALL_TIMEOUT_S: Final = 30.0
-"""A sender that sends nothing for this long is given up; the connection itself may be alive."""
+"""A sender that sends nothing for this long is given up, even if the connection itself is alive."""
 END_TIMEOUT_S: Final = 1.0
 """How long to wait for the end of a stream that has nothing more to bring."""
 
@@ -82,7 +82,7 @@ class _Items:
     waiting: list[VerifiedParent] = attrs.field(factory=list)
 
     def add(self, event: VerifiedParent | VerifiedContent) -> None:
-        """Take an item in; a pair counts once content below it has come."""
+        """Add an item; a pair counts once content below it has arrived."""
         if isinstance(event, VerifiedParent):
             self.waiting.append(event)
         else:
@@ -173,10 +173,10 @@ class _Inbox:
             self._enough.set()
 
     async def take(self) -> list[bytes] | None:
-        """Return what came; None at the end of the stream, and nothing if nothing came for a while.
+        """Return what arrived; None at the end of the stream, empty if nothing arrived for a while.
 
         Raises:
-            DialkeyError: what ended the stream by force, when all before it was taken.
+            DialkeyError: what ended the stream abruptly, after everything before it was returned.
         """
         await _wait_at_most(self._some, FLUSH_AFTER_S)
         if self._parts:
@@ -200,7 +200,7 @@ class _Inbox:
         await asyncio.wait([self._task])
 
     async def drain(self) -> None:
-        """Wait a moment for the end of the stream, so that the sender learns that we have it all."""
+        """Wait a moment for the end of the stream, so that the sender learns that we have everything."""
         try:
             async with asyncio.timeout(END_TIMEOUT_S):
                 while (data := await self.take()) is not None:
@@ -221,7 +221,7 @@ async def _wait_at_most(event: asyncio.Event, seconds: float) -> None:
 
 
 class _Receiver:
-    """Takes one response through decoder and store."""
+    """Passes one response through decoder and store."""
 
     def __init__(self, store: Store, decoder: ResponseDecoder) -> None:
         self._store = store
@@ -234,7 +234,7 @@ class _Receiver:
     async def verify(self, work: Callable[[], list[BlobEvent] | None]) -> Received | None:
         """Let the decoder work in a thread, and begin to store what it has verified.
 
-        What the decoder raises is raised by `check`, so that what came before it is told first.
+        What the decoder raises is raised by `check`, so that what came before it is reported first.
 
         Returns:
             How far the store is, if it is further than it was.

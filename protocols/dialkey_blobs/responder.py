@@ -36,18 +36,18 @@ __all__ = ["CannotServe", "Responder", "ResponderCaches", "Served", "load_hash_s
 
 STEP_BYTES: Final = 1 << 20
 MAX_BLOBS_PER_STEP: Final = 256
-"""Small blobs opened in one step: some ten milliseconds of the store's thread."""
+"""Small blobs opened in one step: about ten milliseconds of the store's thread."""
 STEP_S: Final = 0.02
-"""A request for many small parts costs much more than its bytes tell."""
+"""A request for many small parts costs much more than its bytes suggest."""
 LOOK_AHEAD: Final = 64
 """Blobs whose groups that are wanted in part are hashed at once: as fast as it gets with NumPy."""
 
 
 class CannotServe(Exception):
-    """The response ends here: something is not held. What was produced before is good.
+    """The response ends here: something is not held. What was produced before is valid.
 
     Attributes:
-        reason: what it is.
+        reason: what is not held.
     """
 
     def __init__(self, reason: DialkeyError) -> None:
@@ -57,7 +57,7 @@ class CannotServe(Exception):
 
 @attrs.frozen
 class Served:
-    """One blob of a response, begun.
+    """The start of one blob in a response.
 
     Attributes:
         index: its place in the request.
@@ -79,11 +79,11 @@ class ResponderCaches:
 
     def __init__(self) -> None:
         self.subgroups = SubgroupCache()
-        # A sequence may have 32 MiB; concurrent requests for the same one must not each load it.
+        # A sequence may be 32 MiB; concurrent requests for the same one must not each load it.
         self._sequences: WeakValueDictionary[Hash, HashSeq] = WeakValueDictionary()
 
     def hash_seq(self, reader: StoreReader, hash: Hash) -> HashSeq:
-        """Return a hash sequence as `load_hash_seq` does, once for all who use it now."""
+        """Return a hash sequence as `load_hash_seq` does, shared among all who use it now."""
         children = self._sequences.get(hash)
         if children is None:
             children = self._sequences[hash] = load_hash_seq(reader, hash)
@@ -129,7 +129,7 @@ class Responder:
         """Produce the next part.
 
         Returns:
-            (bytes to send, blobs begun, what ended the response early or None, whether it is over)
+            (bytes to send, blobs started, what ended the response early or None, whether it is over)
         """
         pieces: list[bytes] = []
         begun: list[Served] = []
@@ -178,10 +178,10 @@ class Responder:
             begun.append(Served(step.index, step.hash, self._blob.size))
 
     def _look_ahead(self, reader: StoreReader) -> None:
-        """See what comes next: one blob, or a run of blobs of which only parts are wanted.
+        """Look at what comes next: one blob, or a run of blobs of which only parts are wanted.
 
-        A getter may ask for the last chunk of each of thousands of blobs. The pairs that prove it are
-        in no outboard, and computing those of many blobs at once is forty times as fast.
+        A getter may ask for the last chunk of each of thousands of blobs. The pairs that prove it are not
+        in any outboard, and computing those of many blobs at once is forty times as fast.
         """
         groups: list[tuple[Hash, int, bytes]] = []
         while len(self._upcoming) < LOOK_AHEAD:
@@ -250,7 +250,7 @@ def load_hash_seq(reader: StoreReader, hash: Hash) -> HashSeq:
 
     Raises:
         BlobMissing, BlobIncomplete: it is not held.
-        ProtocolViolation: it is not a hash sequence, or longer than we handle.
+        ProtocolViolation: it is not a hash sequence, or is longer than we handle.
     """
     with reader.open(hash) as blob:
         if not blob.bitfield.is_complete:
@@ -264,7 +264,7 @@ def load_hash_seq(reader: StoreReader, hash: Hash) -> HashSeq:
 
 
 async def release(store: Store, responder: Responder) -> None:
-    """Close a responder in its store's thread, also when the caller is cancelled."""
+    """Close a responder in its store's thread, even if the caller is cancelled."""
     try:
         await asyncio.shield(store.run(lambda _: responder.close()))
     except StoreClosed:

@@ -46,7 +46,7 @@ class BlobPart:
 
 @attrs.frozen
 class ChildrenNeeded:
-    """To go on, the hash sequence in a blob is needed; see `ResponseOrder.provide`.
+    """The hash sequence in a blob is needed to go on; see `ResponseOrder.provide`.
 
     Attributes:
         hash: the blob.
@@ -56,7 +56,7 @@ class ChildrenNeeded:
 
 
 class ResponseOrder:
-    """Say which blob comes next, for a provider or a getter.
+    """Return which blob comes next, for a provider or a getter.
 
     Call `next` until it returns None. When it returns `ChildrenNeeded`, load the hash sequence and
     `provide` it first; the sequence is asked for at most once, and only if a child is wanted.
@@ -80,7 +80,7 @@ class ResponseOrder:
             self._root = self._parent = request.hash
 
     def next(self) -> BlobPart | ChildrenNeeded | None:
-        """Return the next blob, or what is needed to tell, or None at the end."""
+        """Return the next blob, or what is needed to find it, or None at the end."""
         root, self._root = self._root, None
         if root is not None and (ranges := self._sequence[0]):
             return BlobPart(0, root, ranges)
@@ -207,7 +207,7 @@ class ResponseDecoder:
         return self._advance()
 
     def provide(self, children: HashSeq) -> list[BlobEvent]:
-        """Give the hash sequence that `children_needed` asks for; return what is verified by now.
+        """Give the hash sequence that `children_needed` asks for; return what is verified so far.
 
         Raises:
             VerificationError: as from `feed`, for bytes that have waited.
@@ -237,16 +237,16 @@ class ResponseDecoder:
         return self._queue.take()
 
     def _take_apart(self) -> None:
-        """Queue whatever has arrived, also of a subtree that has not arrived whole."""
+        """Queue everything that has arrived, including parts of an incomplete subtree."""
         if self._reader is not None:
             self._reader.take_apart()
             self._read_buffer()
 
     def finish(self) -> None:
-        """Say that the stream has ended; whether all was received, `done` tells.
+        """Note that the stream has ended; `done` says whether everything was received.
 
-        It is not while `children_needed` is set: only the hash sequence can say whether more blobs
-        should have come.
+        That is false while `children_needed` is set: only the hash sequence can tell whether more
+        blobs should have followed.
 
         Raises:
             BlobNotFound: before the next blob began.

@@ -1,10 +1,10 @@
 """Names from strangers as paths on this machine: the one place where that happens.
 
-A received name goes through `check_names` with all names that it comes with, and reaches the disk
-only through `SafeRoot`, which walks from directory to directory without following a symbolic link
+A received name goes through `check_names` together with all names that arrive with it, and reaches the
+disk only through `SafeRoot`, which walks from directory to directory without following a symbolic link
 and writes under a temporary name until the content is complete.
 
-Which names are refused, and what becomes of those that a file system cannot hold, is in `names`.
+`names` says which names are refused, and what becomes of those that a file system cannot hold.
 
 Source: docs/wire/blobs.md 6.4.
 """
@@ -28,7 +28,7 @@ __all__ = ["SafeFile", "SafeRoot", "TargetExists", "naming_of", "safe_join"]
 
 _LONGEST_COMPONENT_BYTES: Final = 255
 _TEMPORARY_PREFIX: Final = ".dialkey-"
-# Elsewhere than on Linux this tries to write to the directory itself, which fails as if unsupported.
+# Outside Linux this tries to write to the directory itself, which fails as if unsupported.
 _UNNAMED: Final[int] = getattr(os, "O_TMPFILE", 0)
 _NO_UNNAMED_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 _NO_HARD_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
@@ -75,8 +75,8 @@ def safe_join(root: Path, name: str) -> Path:
 def naming_of(folder: Path) -> Naming:
     """Try out which names the file system of a folder can hold.
 
-    The folder need not exist yet; its nearest parent that does is tried. A file system that cannot be
-    written to is taken to hold what this system usually holds: writing says what is wrong.
+    The folder need not exist yet; its nearest existing parent is tried. A file system that cannot be
+    written to is assumed to hold what this system usually holds: writing will say what is wrong.
     """
     usual = Naming(is_windows=os.name == "nt", ignores_case=os.name == "nt")
     folder = folder.absolute()
@@ -159,9 +159,9 @@ class SafeRoot:
             self._fd = -1
 
     def create(self, name: str, *, overwrite: bool = False) -> SafeFile:
-        """Begin a file, and create the directories that its name needs.
+        """Start a file, and create the directories that its name needs.
 
-        Nothing stands under the name until `SafeFile.commit`.
+        Nothing has the name until `SafeFile.commit`.
 
         Args:
             name: a name that the file system can hold; see `names.place`.
@@ -211,7 +211,7 @@ def _enter_one(component: str, directory: int) -> int:
     try:
         os.mkdir(component, dir_fd=directory)
     except FileExistsError:
-        pass  # somebody else was faster; whatever it is, the next call looks at it
+        pass  # somebody else was faster; the next call checks what it is
     return os.open(component, flags, dir_fd=directory)
 
 
@@ -226,11 +226,11 @@ def _exists(name: str, directory: int) -> bool:
 class SafeFile:
     """A file that gets its name when it is complete.
 
-    `write`, then `commit`; leaving the context without that discards it. Where the file system can,
+    Call `write`, then `commit`; leaving the context without that discards it. If the file system can,
     the file has no name at all before, so that not even a crash leaves anything behind.
 
     Attributes:
-        path: where it will stand.
+        path: where it will be.
     """
 
     def __init__(self, path: Path, name: str, directory: int, overwrite: bool) -> None:
@@ -290,7 +290,7 @@ class SafeFile:
                 crash, may leave an incomplete file under the name.
 
         Raises:
-            TargetExists: something stands there by now and may not be overwritten.
+            TargetExists: something is there by now and may not be overwritten.
             StorageError: the disk refuses.
         """
         with _storage_errors(self.path):
@@ -309,7 +309,7 @@ class SafeFile:
         self.discard()
 
     def take(self, source: Path, *, durable: bool = True) -> bool:
-        """Give the name to a file that exists already, instead of to what was written here.
+        """Give the name to a file that already exists, instead of to what was written here.
 
         The file then has two names until the caller removes the other, so that no crash loses it.
 
@@ -318,11 +318,11 @@ class SafeFile:
             durable: wait until the disk has everything.
 
         Returns:
-            Whether that was possible; if not, nothing has changed. It is not on another file
-            system, or on one without hard links.
+            Whether that was possible; if not, nothing has changed. It is not possible across file
+            systems, or on one without hard links.
 
         Raises:
-            TargetExists: something stands there and may not be overwritten.
+            TargetExists: something is there and may not be overwritten.
             StorageError: the disk refuses.
         """
         with _storage_errors(self.path):
@@ -390,7 +390,7 @@ class SafeFile:
         self._temporary = None
 
     def discard(self) -> None:
-        """Close the file, and remove it if it has not got its name. Idempotent."""
+        """Close the file, and remove it if it does not have its name yet. Idempotent."""
         if self._directory < 0:
             return
         os.close(self._fd)

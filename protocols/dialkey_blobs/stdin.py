@@ -1,4 +1,4 @@
-"""Standard input, read so that Ctrl-C ends the wait for it."""
+"""Standard input, read in such a way that Ctrl-C ends the wait."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["can_ask", "confirm", "read_stdin"]
 
 
 async def read_stdin(limit: int) -> bytes:
-    """Return what comes next on standard input, at most `limit` bytes; nothing at its end."""
+    """Return what comes next on standard input, at most `limit` bytes; empty at its end."""
     descriptor = sys.stdin.fileno()
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
@@ -29,7 +29,7 @@ async def read_stdin(limit: int) -> bytes:
 
 
 def can_ask(output: Output) -> bool:
-    """Say whether somebody sits at a terminal who can be asked."""
+    """Return whether there is a user at a terminal who can be asked."""
     return not output.json and sys.stdin.isatty() and output.stderr.isatty()
 
 

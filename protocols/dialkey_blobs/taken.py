@@ -158,7 +158,7 @@ class Taken:
             self._is_done.set()
 
     def _fetches_content(self, request: Request) -> bool:
-        """Say whether a request is for more than the sizes of files, which their last chunks prove."""
+        """Return whether a request is for more than the sizes of files, which their last chunks prove."""
         if self._largest_bytes == 0:
             return True
         if not _reaches_files(request):
@@ -172,7 +172,7 @@ class Taken:
 
 
 def _reaches_files(request: Request) -> bool:
-    """Say whether a request goes beyond a collection's list (index 0) and its names (index 1)."""
+    """Return whether a request goes beyond a collection's list (index 0) and its names (index 1)."""
     if not isinstance(request, GetRequest | GetManyRequest):
         return False
     return any(

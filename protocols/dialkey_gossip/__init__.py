@@ -11,7 +11,7 @@ messages travel along a tree that builds and repairs itself (PlumTree)::
             if isinstance(event, Received):
                 print(event.content)
 
-The machines are without I/O: `dialkey_gossip.node` is their front, `dialkey_gossip.simulation` runs
+The state machines do no I/O: `dialkey_gossip.node` is their front, `dialkey_gossip.simulation` runs
 swarms of them on virtual time. The names below are imported when first used.
 """
 

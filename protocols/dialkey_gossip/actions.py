@@ -1,4 +1,4 @@
-"""What the state machines ask for, and what they tell."""
+"""What the state machines ask for, and what they report."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Delivered:
         id: its id.
         content: its content.
         round: hops travelled, 0 from the publisher itself; None in the neighbour scope.
-        delivered_from: the neighbour that sent it, who need not be its author.
+        delivered_from: the neighbour that sent it, which need not be its author.
     """
 
     id: MessageId
@@ -60,7 +60,7 @@ TopicEvent: TypeAlias = PeerUp | PeerDown | Delivered
 
 @attrs.frozen
 class Send:
-    """Send a message to a peer, connecting to it if need be."""
+    """Send a message to a peer; connect to it first if necessary."""
 
     topic: TopicId
     peer: PeerId
@@ -77,7 +77,7 @@ class Tell:
 
 @attrs.frozen
 class Release:
-    """The topic needs no connection to this peer any more; other topics may."""
+    """The topic no longer needs a connection to this peer; other topics may."""
 
     topic: TopicId
     peer: PeerId
@@ -85,7 +85,7 @@ class Release:
 
 @attrs.frozen
 class Learned:
-    """Somebody named a peer. Attributes: data: where it is; None where that was not said."""
+    """Somebody named a peer. Attributes: data: where it is; None if that was not said."""
 
     peer: PeerId
     data: bytes | None
@@ -96,25 +96,25 @@ Action: TypeAlias = Send | Tell | Release | Learned
 
 
 class Output(Protocol):
-    """Where the two machines of a topic put what they want done, in order."""
+    """Where the two machines of a topic put their actions, in order."""
 
     def send(self, peer: PeerId, message: Message) -> None:
         """Send a message of this topic."""
 
     def neighbor_up(self, peer: PeerId, now: float, *, high: bool) -> None:
-        """Say that a peer became a neighbour."""
+        """Report that a peer became a neighbour."""
 
     def neighbor_down(self, peer: PeerId, now: float) -> None:
-        """Say that a peer is no longer a neighbour."""
+        """Report that a peer is no longer a neighbour."""
 
     def deliver(self, event: Delivered) -> None:
         """Hand a message to the application."""
 
     def release(self, peer: PeerId) -> None:
-        """Say that this topic needs no connection to a peer."""
+        """Report that this topic no longer needs a connection to a peer."""
 
     def learned(self, peer: PeerId, data: bytes | None, source: PeerId) -> None:
-        """Say who named a peer, and where it may be found if that was said, too."""
+        """Report who named a peer, and where it may be found if that was said as well."""
 
     def call_at(self, at: float, timer: Callable[[float], None]) -> None:
-        """Have a function called once with the time, at `at` or later, unless the topic ends."""
+        """Call a function once with the time, at `at` or later, unless the topic ends before."""

@@ -21,10 +21,10 @@ from dialkey_gossip.relay_rules import RelayRules
 __all__ = ["AddressBook", "BookLookup"]
 
 RETENTION_S: Final = 300.0
-"""How long hearsay is kept after it was last repeated; iroh's own number."""
+"""How long hearsay is kept after it was last repeated; the same as in iroh."""
 
 MAX_PEERS: Final = 1024
-"""Of each kind; the one that was repeated least recently goes first."""
+"""Limit for each kind; the entry that was repeated least recently goes first."""
 
 _MAX_PROVEN: Final = 2
 
@@ -39,9 +39,9 @@ class _Entry:
 class AddressBook:
     """Addresses by endpoint.
 
-    *Pinned* ones the application gave. *Proven* are those at which a peer has shown its key. Both are
-    *trusted*. Everything else is *hearsay*, which fades: it was said by a member, perhaps by the
-    peer itself, and little of it is used at a time (see `heard`).
+    *Pinned* addresses came from the application. *Proven* ones are those at which a peer has shown its
+    key. Both are *trusted*. Everything else is *hearsay*, which expires: some member said it, perhaps
+    the peer itself, and only a little of it is used at a time (see `heard`).
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class AddressBook:
         self._heard: OrderedDict[EndpointId, _Entry] = OrderedDict()
 
     def pin(self, addr: EndpointAddr) -> None:
-        """Keep what the application says; the bare id, too, says that it wants this peer."""
+        """Keep what the application says; a bare id also says that it wants this peer."""
         known = self._pinned.pop(addr.id, None)
         self._pinned[addr.id] = addr if known is None else known.with_addrs(addr.addrs)
         if len(self._pinned) > MAX_PEERS:
@@ -64,18 +64,18 @@ class AddressBook:
             self._proven.popitem(last=False)
 
     def hear(self, addr: EndpointAddr, now: float, source: EndpointId | None = None) -> None:
-        """Keep what a member says, the latest first, for a while.
+        """Keep what a member says for a while, the latest first.
 
         Args:
-            addr: who is said to be where; without addresses it was only named.
+            addr: which peer is said to be where; without addresses, the peer was only named.
             now: the time.
-            source: who says so.
+            source: who said so.
         """
         known = self._heard.pop(addr.id, None)
         addrs = dict.fromkeys(addr.addrs)
         if known is not None and known.expires_at > now:
             if known.source == addr.id != source:
-                # Nobody knows better than the peer itself.
+                # The peer itself knows best.
                 addrs, source = known.addrs | addrs, known.source
             elif not addrs:
                 addrs, source = known.addrs, known.source
@@ -87,28 +87,28 @@ class AddressBook:
             self._heard.popitem(last=False)
 
     def failed(self, peer: EndpointId) -> None:
-        """Forget hearsay that led nowhere; who said it is kept."""
+        """Forget hearsay that led nowhere, but not who said it."""
         entry = self._heard.get(peer)
         if entry is not None:
             entry.addrs = {}
 
     def is_pinned(self, peer: EndpointId) -> bool:
-        """Say whether the application named a peer."""
+        """Return whether the application named a peer."""
         return peer in self._pinned
 
     def source(self, peer: EndpointId) -> EndpointId:
-        """Say who told us of a peer; if nobody else did, it is the peer."""
+        """Return who told us about a peer; if nobody else did, the peer itself."""
         entry = self._heard.get(peer)
         return peer if entry is None or entry.source is None else entry.source
 
     def trusted(self, peer: EndpointId) -> tuple[TransportAddr, ...]:
-        """Give the addresses of a peer that are not hearsay."""
+        """Return the addresses of a peer that are not hearsay."""
         pinned = self._pinned.get(peer)
         addrs = dict.fromkeys(() if pinned is None else pinned.addrs)
         return tuple(addrs | self._proven.get(peer, {}))
 
     def heard(self, peer: EndpointId, now: float, rules: RelayRules) -> tuple[TransportAddr, ...]:
-        """Choose what to try of the hearsay about a peer, a few addresses that differ in kind."""
+        """Choose which hearsay about a peer to try: a few addresses of different kinds."""
         entry = self._heard.get(peer)
         if entry is None or entry.expires_at <= now:
             return ()
@@ -116,12 +116,12 @@ class AddressBook:
         return _choice(a for a in entry.addrs if a not in trusted and rules.may_name(a))
 
     def get(self, peer: EndpointId, now: float, rules: RelayRules) -> EndpointAddr:
-        """Give all that may be tried to reach a peer; perhaps no address at all."""
+        """Return everything that may be tried to reach a peer; perhaps no address at all."""
         return EndpointAddr(peer, [*self.trusted(peer), *self.heard(peer, now, rules)])
 
 
 def _choice(addrs: Iterable[TransportAddr]) -> tuple[TransportAddr, ...]:
-    """Choose one address of each kind in turn, and one port of each IP address."""
+    """Choose one address of each kind in turn, and one port per IP address."""
     kinds: dict[object, list[TransportAddr]] = {"relay": []}
     ips: set[object] = set()
     for addr in addrs:
@@ -157,7 +157,7 @@ class BookLookup:
             yield LookupAnswer(info, may_reach=self._rules.may_reach)
 
     async def publish(self, info: EndpointInfo) -> None:
-        """Members are told with the next message to them."""
+        """Members learn it with the next message to them."""
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""

@@ -1,4 +1,4 @@
-"""``dialkey gossip``: its arguments. What it does is in `dialkey_gossip.commands`."""
+"""The arguments of ``dialkey gossip``; `dialkey_gossip.commands` has the rest."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gossip(
     *,
     options: Options,
 ) -> None:
-    """Join a topic: print a ticket, then what others publish; publish lines of standard input."""
+    """Join a topic: print a ticket, then what others publish; publish the lines of standard input."""
     output = Output(json=options.json)
 
     async def work() -> None:

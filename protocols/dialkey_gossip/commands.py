@@ -40,10 +40,10 @@ async def talk(
     text: str | None,
     is_signed: bool,
 ) -> None:
-    """Be in a topic until cancelled, or until `text` is published if there is one.
+    """Stay in a topic until cancelled or, if there is a `text`, until it is published.
 
     Raises:
-        DialkeyError: the topic or a peer cannot be parsed, or nobody took the text.
+        DialkeyError: the topic or a peer cannot be parsed, or nobody received the text.
     """
     named = _named(topic)
     signing = Signing() if is_signed else None
@@ -109,10 +109,10 @@ async def _publish(output: Output, topic: Topic) -> None:
 
 
 async def _lines() -> AsyncIterator[bytes]:
-    """Give the lines of standard input.
+    """Return the lines of standard input.
 
-    Not every standard input can be waited for by an event loop, so a thread reads it. The thread
-    ends with the program, which must not wait for a line that never comes.
+    An event loop cannot wait for every kind of standard input, so a thread reads it. The thread ends
+    with the program, which must not wait for a line that never comes.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[bytes | None] = asyncio.Queue()

@@ -1,8 +1,8 @@
-"""Which messages travel at the same time, and which of those decides.
+"""Which messages are concurrent, and which of those decides.
 
-Messages that arrive within a window of each other are concurrent. Time is cut into slices of a third
+Messages that arrive within a window of each other are concurrent. Time is divided into slices of a third
 of the window, and each slice keeps only the number of its messages, their lowest id and who brought
-them, so that a question costs seven look-ups however busy the topic is.
+them, so that a query costs seven look-ups however busy the topic is.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dialkey_gossip.ids import MessageId, PeerId
 __all__ = ["Concurrency"]
 
 _SLICES: Final = 3
-"""Slices to either side that belong to the window; the window is exact to one slice."""
+"""Slices on either side that belong to the window, which is accurate to one slice."""
 
 _KEPT_SLICES: Final = 20
-"""Duplicates come within a few windows; later ones meet no memory and decide for themselves."""
+"""Duplicates arrive within a few windows; later ones find nothing remembered and decide alone."""
 
 
 @attrs.define
@@ -43,9 +43,9 @@ class Concurrency:
         self._slices: dict[int, _Slice] = {}
 
     def add(self, id: MessageId, at: float, parent: PeerId | None) -> None:
-        """Take a message that arrived at a time, which never decreases, from a neighbour.
+        """Record a message that arrived from a neighbour (None: our own); times never decrease.
 
-        Neighbours are few, so a slice stays small; None stands for ourselves.
+        There are few neighbours, so a slice stays small.
         """
         index = int(at / self._slice_s)
         found = self._slices.get(index)
@@ -58,15 +58,15 @@ class Concurrency:
             del self._slices[next(iter(self._slices))]
 
     def count(self, at: float) -> int:
-        """Count the messages concurrent with one that arrived then, itself included."""
+        """Count the messages concurrent with one that arrived at that time, itself included."""
         return sum(self._slices[i].count for i in self._window(at))
 
     def is_lowest(self, id: MessageId, at: float) -> bool:
-        """Say whether a message that arrived then has the lowest id of all concurrent ones."""
+        """Return whether a message that arrived then has the lowest id of all concurrent ones."""
         return all(id <= self._slices[i].lowest for i in self._window(at))
 
     def is_one_way(self, at: float) -> bool:
-        """Say whether one neighbour brought all messages concurrent with one that arrived then."""
+        """Return whether one neighbour brought all messages concurrent with one that arrived then."""
         parents = {parent for i in self._window(at) for parent in self._slices[i].parents}
         return len(parents) == 1 and None not in parents
 

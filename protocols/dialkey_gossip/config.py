@@ -1,7 +1,7 @@
 """The numbers that shape a swarm.
 
-Defaults are iroh's where members have to agree or where a swarm of both kinds should behave as one;
-where they differ the reason stands beside them. Times are seconds.
+Defaults are iroh's where members have to agree or where a mixed swarm should behave as one; where they
+differ, the reason is given. Times are in seconds.
 
 Source: docs/wire/gossip.md 3.2.
 """
@@ -27,19 +27,19 @@ class MembershipConfig:
 
     Attributes:
         active_capacity: neighbours per topic.
-        passive_capacity: further members whose ids are kept, to replace neighbours with.
-        active_walk_hops: length of the random walk that makes a joiner known.
+        passive_capacity: further members whose ids are kept as replacements for neighbours.
+        active_walk_hops: length of the random walk that announces a joiner.
         passive_walk_hops: where on that walk it enters passive views.
         shuffle_walk_hops: length of a shuffle's random walk.
         shuffle_active: neighbours named in a shuffle.
         shuffle_passive: passive members named in a shuffle.
         shuffle_interval_s: mean time between shuffles; each wait is drawn within 20 % of it.
         first_shuffle_s: mean time to the first one; the waits double from there. iroh waits a whole
-            interval, in which a joiner knows only those who joined just before and after it.
-        request_patience_s: when somebody else is asked, too, because a peer that was asked to
+            interval, during which a joiner knows only those who joined just before and after it.
+        request_patience_s: when to ask somebody else as well, because a peer that was asked to
             become a neighbour has not answered.
-        request_timeout_s: how much later that peer counts as gone. iroh knows one time for both,
-            0.5 s, and drops peers whose dial goes over a relay.
+        request_timeout_s: how much later that peer counts as gone. iroh has one time for both,
+            0.5 s, and so drops peers whose dial goes over a relay.
         refill_attempts: peers asked in a row before waiting for the next occasion.
         retry_s: first pause before a lost or unreachable peer is tried again; it doubles.
         retry_isolated_max_s: longest such pause while there is no neighbour at all.
@@ -77,20 +77,20 @@ class BroadcastConfig:
     """How content travels between neighbours (PlumTree).
 
     Attributes:
-        eager_limit: neighbours that are sent messages whole before a first message has shown which
-            of them are needed. iroh takes all.
-        eager_floor: how many stay while several messages travel at once, because a tree that is good
-            for one publisher is a long way for another.
-        concurrency_s: messages that arrive this close together travel at once.
+        eager_limit: neighbours that are sent whole messages before a first message has shown which
+            of them are needed. iroh sends to all.
+        eager_floor: how many stay eager while several messages are concurrent, because a tree that
+            is good for one publisher is a long way for another.
+        concurrency_s: messages that arrive this close together are concurrent.
         graft_timeout_s: how long an announced message may take to arrive before it is asked for.
-        graft_timeout_max_s: the longest that this grows to, where messages are seen to come later
-            by themselves. iroh never waits longer, and in long trees asks for what is on its way.
-        graft_retry_s: how long the one asked may take before the next one is.
+        graft_timeout_max_s: how far this grows where messages are seen to arrive later by themselves.
+            iroh's never grows, so in long trees it asks for what is already on its way.
+        graft_retry_s: how long one announcer may take before the next one is asked.
         dispatch_delay_s: how long announcements are collected.
-        optimization_hops: hops that another way must save to become the way.
-        optimization_lead_s: or time by which its announcement must come before the message.
+        optimization_hops: hops that another route must save to replace the current one.
+        optimization_lead_s: or how long before the message its announcement must arrive.
         recent_s: messages of this age are announced to a new neighbour, so that members that were cut
-            off hear of them. iroh announces none.
+            off learn about them. iroh announces none.
         payload_retention_s: how long a payload is kept for neighbours that ask.
         id_retention_s: how long an id is kept against duplicates.
     """
@@ -122,7 +122,7 @@ class GossipConfig:
     Attributes:
         max_message_bytes: the limit on one frame's body, at least 512; equal in the whole swarm.
         membership: the neighbourhood.
-        broadcast: the way of content.
+        broadcast: the distribution of content.
     """
 
     max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES

@@ -1,9 +1,9 @@
 """Whom to try again: bootstrap peers that have not answered, and neighbours that were lost.
 
 HyParView forgets a peer whose connection fails, so a node that was asleep, or a swarm that was cut in
-two, stays alone although everybody is back. A node therefore keeps a short list of peers that should
-be in the topic and tries each with pauses that double up to a limit, every one drawn within 25 % of
-its length so that a swarm does not retry in step. A peer that answers leaves the list.
+two, would stay alone although everybody is back. A node therefore keeps a short list of peers that should
+be in the topic and retries each with pauses that double up to a limit; each pause is randomised by 25 %
+so that a swarm does not retry in step. A peer that answers leaves the list.
 
 Source: docs/wire/gossip.md 3.7 (what the original leaves to the application).
 """
@@ -41,7 +41,7 @@ class _Contact:
 
 
 class Contacts:
-    """Decide when to try which peer again.
+    """Decides when to try which peer again.
 
     Args:
         config: the pauses.
@@ -63,12 +63,12 @@ class Contacts:
         return len(self._contacts)
 
     def add_bootstrap(self, peer: PeerId, now: float) -> None:
-        """Remember a peer that the application named and that is being asked now."""
+        """Remember a peer that the application named and that is now being asked."""
         self._make_room(MAX_BOOTSTRAP, is_bootstrap=True)
         self._contacts[peer] = _Contact(True, now + self._pause(self._config.retry_s))
 
     def add_lost(self, peer: PeerId, now: float) -> None:
-        """Remember a peer that was there and whose connection failed."""
+        """Remember a neighbour whose connection failed."""
         contact = self._contacts.get(peer)
         if contact is None:
             self._make_room(MAX_LOST, is_bootstrap=False)
@@ -90,7 +90,7 @@ class Contacts:
             del self._contacts[peer]
 
     def isolated(self, now: float) -> None:
-        """Note that the last neighbour is gone: everybody is worth trying, soon."""
+        """Note that the last neighbour is gone: try everybody soon."""
         for contact in self._contacts.values():
             if contact.is_settled:
                 contact.failures = 0
@@ -100,13 +100,13 @@ class Contacts:
                 contact.next_at = min(contact.next_at, limit)
 
     def hurry(self, now: float) -> None:
-        """Try everybody soon: the network has changed, so old failures say nothing."""
+        """Try everybody soon: the network has changed, so old failures mean nothing."""
         for contact in self._contacts.values():
             contact.failures = 0
             contact.next_at = min(contact.next_at, now + self._pause(self._config.retry_s))
 
     def due(self, now: float, count: int, *, is_isolated: bool) -> list[PeerId]:
-        """Take up to `count` peers whose time has come, and set when each is due again."""
+        """Return up to `count` peers that are due, and set when each is due again."""
         for peer in [p for p, c in self._contacts.items() if c.forget_at and c.forget_at <= now]:
             if not self._contacts[peer].is_bootstrap:
                 del self._contacts[peer]
@@ -125,7 +125,7 @@ class Contacts:
         return ready[:count]
 
     def next_at(self, *, is_isolated: bool) -> float | None:
-        """Say when somebody is due next, or None."""
+        """Return when somebody is due next, or None."""
         waiting = (c.next_at for c in self._contacts.values() if is_isolated or not c.is_settled)
         return min(waiting, default=None)
 

@@ -1,8 +1,8 @@
-"""What peers may make us send to third parties: so many times what they sent us, and no more.
+"""What peers may make us send to third parties: a few times what they sent us, and no more.
 
 Members tell each other where members are, and nobody can check that before dialling. So a dial to
-hearsay is paid by the peer that told it, from what it earned with its own bytes. A dial that reaches
-the right key was not abuse, and is paid back: in an honest swarm nearly everything is.
+hearsay is charged to the peer that told us, which earns credit with its own bytes. A dial that reaches
+the right key was not abuse, and is refunded: in an honest swarm nearly all are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ADDRESS_BYTES: Final = 1_200 * MAX_GOSSIP_HEARSAY_DATAGRAMS
 """What dialling one address costs: first flights are padded to 1,200 bytes."""
 
 _MAX_PEERS: Final = 4096
-"""Peers whose credit is kept; one that is forgotten begins with the allowance, as a new key would."""
+"""Peers whose credit is kept; one that is forgotten starts with the allowance, as a new key would."""
 
 
 class DialCredit:
@@ -38,7 +38,7 @@ class DialCredit:
         self._add(peer, received_bytes * GOSSIP_DIAL_BYTES_PER_BYTE)
 
     def take(self, peer: PeerId, addresses: int) -> int:
-        """Pay for a dial to this many addresses; return how many the credit covers, perhaps 0."""
+        """Charge for a dial to this many addresses; return how many the credit covers, perhaps 0."""
         affordable = min(
             addresses, self._credit.get(peer, GOSSIP_DIAL_ALLOWANCE_BYTES) // ADDRESS_BYTES
         )
@@ -46,7 +46,7 @@ class DialCredit:
         return affordable
 
     def give_back(self, peer: PeerId, addresses: int) -> None:
-        """Pay back what a dial cost that reached whom it was for."""
+        """Refund a dial that reached the right peer."""
         self._add(peer, addresses * ADDRESS_BYTES)
 
     def _add(self, peer: PeerId, amount: int) -> None:

@@ -1,8 +1,8 @@
-"""Dialling peers: freely where the application or a connection says that they are, and with care where
-only members say so.
+"""Dialling peers: freely at addresses known from the application or a connection, with care at addresses
+known only from other members.
 
-A dial to hearsay tries three addresses at most, twice each, and is paid by the peer that told it
-(`dialkey_gossip.dial_credit`). Nobody's hearsay takes more than its share of the dials under way.
+A dial to hearsay tries at most three addresses, twice each, and is charged to the peer that told us
+(`dialkey_gossip.dial_credit`). Nobody's hearsay takes more than its share of the dials in progress.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["Dialler"]
 
 DIAL_TIMEOUT_S: Final = 15.0
 HEARSAY_TIMEOUT_S: Final = 5.0
-"""For a dial to hearsay alone: after two datagrams to each address nothing more is sent."""
+"""For a dial to nothing but hearsay: after two datagrams to each address nothing more is sent."""
 
 PLACE_PATIENCE_S: Final = 60.0
 """How long a dial waits for its turn: four dials to nobody, one after another."""
 
 CREDIT_PATIENCE_S: Final = 5.0
-"""How long a dial waits for the peer that told of it to earn what it costs."""
+"""How long a dial waits for the peer that caused it to earn what it costs."""
 
 
 class Dialler:
@@ -73,7 +73,7 @@ class Dialler:
         self._earned: dict[PeerId, asyncio.Event] = {}
 
     def earn(self, peer: PeerId, received_bytes: int) -> None:
-        """Count what a peer sent us: it may make us send a few times as much."""
+        """Credit a peer with what it sent us: it may make us send a few times as much."""
         self._credit.earn(peer, received_bytes)
         if (event := self._earned.get(peer)) is not None:
             event.set()
@@ -82,7 +82,7 @@ class Dialler:
         """Dial a peer.
 
         Raises:
-            LimitExceeded: too many dials wait, or the one who told of this peer cannot pay for it.
+            LimitExceeded: too many dials wait, or whoever named this peer has no credit left.
             DialkeyError: as `Endpoint.connect`.
         """
         id = EndpointId(peer)
@@ -108,7 +108,7 @@ class Dialler:
         trusted = self._book.trusted(id)
         heard = self._book.heard(id, asyncio.get_running_loop().time(), self._rules)
         is_pinned = self._book.is_pinned(id)
-        # Whoever is only named is looked up, and whoever named it may own the name, too.
+        # A peer that is only named is looked up, and whoever named it may control the answer as well.
         wanted = len(heard) if heard or trusted or is_pinned else 1
         paid = await self._pay(source, wanted, is_patient=not trusted) if wanted else 0
         if not paid and not trusted and not is_pinned:

@@ -1,4 +1,4 @@
-"""What can go wrong with gossip, each error placed in the tree of `dialkey.errors`::
+"""What can go wrong with gossip; where each error belongs in the tree of `dialkey.errors`::
 
     LocalError
     ├── InvalidInput
@@ -7,7 +7,7 @@
     NetworkError
     └── NoNeighbors                  nobody is connected in this topic
 
-Malformed frames of others raise `WireError` inside and never reach the application.
+Malformed frames raise `WireError` internally and never reach the application.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an application hears of a topic."""
+"""What an application learns from a topic."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Received:
 
     Attributes:
         content: what was published.
-        delivered_from: the neighbour that passed it on. It is not the author, unless `hops` is 0,
-            and it could have made up the message; see `author`.
+        delivered_from: the neighbour that passed it on. Unless `hops` is 0 it is not the author, and it
+            may have made the message up; see `author`.
         hops: how many times it was passed on before `delivered_from` sent it; a hint that others can
             falsify.
         is_direct: it was sent to neighbours only.
@@ -38,21 +38,21 @@ class Received:
 
 @attrs.frozen
 class NeighborUp:
-    """A member is connected to us in this topic now."""
+    """A member is now connected to us in this topic."""
 
     peer: EndpointId
 
 
 @attrs.frozen
 class NeighborDown:
-    """A member is not connected to us in this topic any more; it may well still be in it."""
+    """A member is no longer connected to us in this topic; it may well still be in it."""
 
     peer: EndpointId
 
 
 @attrs.frozen
 class Joined:
-    """There is a neighbour where there was none: broadcasts reach somebody from now on."""
+    """We have a neighbour after having none: broadcasts reach somebody from now on."""
 
 
 Event: TypeAlias = Received | NeighborUp | NeighborDown | Joined | Lagged

@@ -1,8 +1,8 @@
-"""How messages lie in a stream.
+"""How messages are laid out in a stream.
 
 A unidirectional stream carries one topic in one direction: a header frame with the topic id, then
-message frames. A frame is its length as 32 bits big-endian and its body. The limit holds for bodies:
-writers stay strictly below it, readers accept it exactly.
+message frames. A frame is its length as 32 bits big-endian and its body. The limit is on bodies:
+writers stay strictly below it, readers accept a body of exactly that size.
 
 Source: docs/wire/gossip.md 1.2 and 1.3.
 """
@@ -37,8 +37,8 @@ def frame_body(body: bytes, max_message_bytes: int) -> bytes:
     """Put the length before a body.
 
     Raises:
-        ValueError: the body is not below the limit. Callers keep within it: an iroh node that gets
-            such a frame stops reading.
+        ValueError: the body is not below the limit. Callers respect it, because an iroh node that
+            gets such a frame stops reading.
     """
     if len(body) >= max_message_bytes:
         raise ValueError(f"a frame of {len(body)} bytes is not below {max_message_bytes}")
@@ -46,12 +46,12 @@ def frame_body(body: bytes, max_message_bytes: int) -> bytes:
 
 
 def frame_header(topic: TopicId) -> bytes:
-    """Give the first frame of a stream."""
+    """Return the first frame of a stream."""
     return frame_body(bytes(topic), DEFAULT_MAX_MESSAGE_BYTES)
 
 
 def frame(message: Message, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) -> bytes:
-    """Give the frame of one message.
+    """Return the frame of one message.
 
     Raises:
         ValueError: the message is not below the limit.
@@ -62,7 +62,7 @@ def frame(message: Message, max_message_bytes: int = DEFAULT_MAX_MESSAGE_BYTES) 
 class FrameReader:
     """Cut a stream into the bodies of its frames.
 
-    Holds at most one incomplete frame beside what was just fed. After an error it stays unusable.
+    Holds at most one incomplete frame besides what was just fed. After an error it stays unusable.
 
     Args:
         max_message_bytes: the longest body accepted.
@@ -73,7 +73,7 @@ class FrameReader:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take the next bytes of the stream and give the bodies that are complete.
+        """Take the next bytes of the stream and return the bodies that are complete.
 
         Raises:
             WireError: a frame declares more than the limit. Bodies before it have been returned.
@@ -97,12 +97,12 @@ class FrameReader:
         return bodies
 
     def end(self) -> None:
-        """Say that the stream has ended.
+        """Note that the stream has ended.
 
-        An end inside the four bytes of a length counts as a clean one, as in iroh.
+        An end within the four bytes of a length counts as a clean one, as in iroh.
 
         Raises:
-            WireError: the end lies inside a body.
+            WireError: it ends within a body.
         """
         if len(self._buffer) >= _LENGTH_BYTES:
             raise WireError("the stream ends inside a frame")

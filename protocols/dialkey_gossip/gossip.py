@@ -1,4 +1,4 @@
-"""Gossip on an endpoint: the state machines, given connections, a clock and chance."""
+"""Gossip on an endpoint: the state machines with connections, a clock and randomness."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
 __all__ = ["Gossip", "GossipStats"]
 
 DEFAULT_CAPACITY: Final = 2048
-"""Events that wait for one handle; iroh's own number."""
+"""Events that wait for one handle; the same as in iroh."""
 
 _OWN_ADDR_S: Final = 1.0
-"""How often our own addresses are looked at, at most."""
+"""Minimum time between two checks of our own addresses."""
 
 _SLEEP_S: Final = 5.0
-"""Wall-clock time that passed without the event loop noticing: the machine slept."""
+"""When this much wall-clock time passed that the event loop did not see, the machine slept."""
 
 _WATCH_S: Final = 2.0
 
@@ -62,7 +62,7 @@ logger = logging.getLogger("dialkey.gossip")
 
 @attrs.frozen
 class GossipStats:
-    """What gossip holds and did since it started.
+    """What gossip holds now and has done since it started.
 
     Attributes:
         topics: the counters of each topic.
@@ -92,7 +92,7 @@ class Gossip:
 
     Args:
         config: the numbers; `max_message_bytes` must be the same in the whole swarm.
-        alpn: the protocol's name, for a swarm apart from all others; iroh's by default.
+        alpn: the protocol's name, for a swarm separate from all others; iroh's by default.
         seed: fixes all random choices, for tests.
         clock: Unix time, for signatures and to notice that the machine slept.
     """
@@ -145,7 +145,7 @@ class Gossip:
 
     @hookimpl
     async def dialkey_endpoint_closing(self, endpoint: Endpoint) -> None:
-        """Say goodbye before the connections are closed."""
+        """Leave all topics before the connections are closed."""
         await self.shutdown()
 
     @hookimpl
@@ -161,9 +161,9 @@ class Gossip:
         await self._links.serve(connection)
 
     async def shutdown(self) -> None:
-        """Leave all topics, tell the neighbours, and let go of everything. Idempotent.
+        """Leave all topics, tell the neighbours, and release everything. Idempotent.
 
-        Waits about a second at most. When cancelled, the shutdown continues in the background.
+        Takes at most about a second. When cancelled, the shutdown continues in the background.
         """
         if self._endpoint is None:
             return
@@ -202,27 +202,27 @@ class Gossip:
         signing: Signing | None = None,
         capacity: int = DEFAULT_CAPACITY,
     ) -> Opening[Topic]:
-        """Enter a topic and begin to look for its members. Returns at once: see `Topic.joined`.
+        """Join a topic and start looking for its members. Returns at once; see `Topic.joined`.
 
         ``async with gossip.join(…) as topic`` leaves the topic at the end; after
         ``topic = await gossip.join(…)`` call `Topic.leave` yourself.
 
-        Peers that do not answer are tried again, with pauses, for as long as the topic is held, and
-        so are neighbours that get lost. Without any bootstrap peer we wait for others to come.
+        Peers that do not answer are retried, with pauses, for as long as the topic is held, and so are
+        lost neighbours. Without any bootstrap peer, we wait for others to contact us.
 
         Args:
             topic: a `TopicId`, its 32 bytes or 64 hex digits, or a `TopicTicket` or its text, whose
-                peers are asked, too.
-            bootstrap: members to ask: tickets, addresses, endpoint ids, or texts of them.
-            signing: sign our messages and take signed ones only; all members have to agree on it.
-            capacity: events that wait for this handle before the oldest is dropped.
+                peers are asked as well.
+            bootstrap: members to ask: tickets, addresses, endpoint ids, or their text forms.
+            signing: sign our messages and accept only signed ones; all members have to agree on it.
+            capacity: how many events wait for this handle before the oldest is dropped.
 
         Returns:
             A handle. A topic can be joined several times; handles share their neighbours.
 
         Raises:
-            InvalidInput: the topic or a peer cannot be parsed, the topic is held with other settings
-                for signatures, or the capacity is below 1.
+            InvalidInput: the topic or a peer cannot be parsed, the topic is already held with other
+                settings for signatures, or the capacity is below 1.
             LocalError: gossip does not serve an endpoint yet.
             EndpointClosed: gossip was shut down.
         """
@@ -260,7 +260,7 @@ class Gossip:
         return handle
 
     def _opener(self, topic: TopicId, signing: Signing | None) -> Opener | None:
-        """Give what checks signatures. Leaving a topic and joining it again makes nothing new."""
+        """Return what checks signatures; it survives leaving a topic and joining it again."""
         self._openers = {id: each for id, each in self._openers.items() if not each.is_empty()}
         if signing is None:
             return None
@@ -275,7 +275,7 @@ class Gossip:
             return Terms(limit, None)
         assert self._endpoint is not None
         key = signing.secret_key if signing.secret_key is not None else self._endpoint.secret_key
-        # Each session has to be later than the one before, also after a clock was set back.
+        # Each session has to be later than the one before, even if the clock was set back.
         self._session_at = max(self._clock(), self._session_at + _SESSION_STEP_S)
         signer = Signer(key, topic, self._session_at)
         return Terms(limit - ENVELOPE_OVERHEAD_BYTES, lambda data: signer.seal(data, self._clock()))
@@ -298,7 +298,7 @@ class Gossip:
         return tuple(self._memberships)
 
     def stats(self) -> GossipStats:
-        """Return all counters as they stand.
+        """Return the current value of all counters.
 
         Raises:
             LocalError: gossip does not serve an endpoint yet.
@@ -311,7 +311,7 @@ class Gossip:
     def network_changed(self) -> None:
         """Try lost and unreachable peers again soon.
 
-        Called by itself when the machine has slept, and by `Endpoint.network_changed`.
+        This happens by itself when the machine has slept, and on `Endpoint.network_changed`.
         """
         self._check_open()
         self._act(self._node.hurry(self._now()))
@@ -325,19 +325,19 @@ class Gossip:
     def known_addr(self, peer: EndpointId) -> EndpointAddr:
         """Return where a peer may be found, as far as gossip knows.
 
-        Apart from what you said yourself and where the peer was connected, this is what members say,
-        three addresses of it at most, and no relay that a stranger should not make us dial.
+        Apart from what you said yourself and where the peer was connected, this is what members say: at
+        most three of those addresses, and no relay that a stranger should not make us dial.
         """
         return self._book.get(peer, self._now(), self._rules)
 
     def dial_limits(self, peer: EndpointId, max_addresses: int = 3) -> DialLimits:
-        """Return limits for a dial of a peer to addresses that members told you, or told us.
+        """Return limits for dialling a peer at addresses that members told you, or us.
 
         Addresses that you named yourself, and those where the peer was connected, are exempt.
 
         Args:
-            peer: who is to be dialled.
-            max_addresses: tried at most.
+            peer: the peer to dial.
+            max_addresses: how many addresses to try at most.
         """
         trusted = self._book.trusted(peer)
 
@@ -373,11 +373,11 @@ class Gossip:
         return attrs.evolve(self._node.stats(topic))
 
     def add_peers(self, topic: TopicId, peers: Iterable[Remote]) -> None:
-        """Ask further peers to take us into a topic that is held."""
+        """Ask further peers to let us into a topic that is held."""
         self._ask(topic, [parse_remote(remote) for remote in peers])
 
     def publish(self, topic: TopicId, content: bytes, *, to_neighbors: bool) -> bool:
-        """Publish a content; False if it travelled here lately."""
+        """Publish a content; False if it was seen here recently."""
         if to_neighbors:
             self._act(self._node.broadcast_neighbors(topic, content))
             return True
@@ -403,7 +403,7 @@ class Gossip:
             self._act(self._node.quit(topic.id, self._now()))
 
     async def settle(self) -> None:
-        """Let what was queued begin to leave."""
+        """Give queued messages a chance to leave."""
         await asyncio.sleep(0)
 
     # --- for links ------------------------------------------------------------------------------
@@ -418,11 +418,11 @@ class Gossip:
         self._act(self._node.peer_lost(peer, self._now(), is_clean=is_clean))
 
     def uses(self, peer: PeerId) -> bool:
-        """Say whether a topic needs a peer."""
+        """Return whether a topic needs a peer."""
         return self._node.uses(peer)
 
     def has_topic(self, topic: TopicId) -> bool:
-        """Say whether a topic is held."""
+        """Return whether a topic is held."""
         return topic in self._memberships
 
     # --- driving the machines -------------------------------------------------------------------
@@ -503,7 +503,7 @@ class Gossip:
             self._node.set_own_data(encode_peer_data(addr))
 
     def _watch_sleep(self) -> None:
-        """Notice that the machine slept: the event loop's clock stood still, the wall's did not."""
+        """Notice that the machine slept: the event loop's clock stood still, the wall clock did not."""
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

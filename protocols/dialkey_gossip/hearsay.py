@@ -1,4 +1,4 @@
-"""What members say of where other members are, as opaque bytes that are passed on."""
+"""What members say about where other members are, as opaque bytes that are passed on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dialkey_gossip.messages import PeerInfo
 __all__ = ["Hearsay", "kept"]
 
 _LIST_OVERHEAD_BYTES: Final = 48
-"""At least what surrounds the list of nodes in a shuffle: layer, kind, origin, count, walk."""
+"""An upper bound on what surrounds the list of nodes in a shuffle: layer, kind, origin, count, walk."""
 
 
 def kept(data: bytes | None) -> bytes | None:
-    """Give the data if it is short enough to keep and to pass on, otherwise None."""
+    """Return the data if it is short enough to keep and to pass on, otherwise None."""
     return data if data is None or len(data) <= MAX_GOSSIP_PEER_DATA_BYTES else None
 
 
@@ -35,7 +35,7 @@ class Hearsay:
         return len(self._data)
 
     def store(self, peer: PeerId, data: bytes | None) -> bytes | None:
-        """Keep what is said of a peer, and give it if it is new."""
+        """Keep what is said about a peer, and return it if it is new."""
         data = kept(data)
         if not data or self._data.get(peer) == data:
             return None
@@ -43,15 +43,15 @@ class Hearsay:
         return data
 
     def has(self, peer: PeerId) -> bool:
-        """Say whether anything is known of a peer."""
+        """Return whether anything is known of a peer."""
         return peer in self._data
 
     def drop(self, peer: PeerId) -> None:
-        """Forget what was said of a peer."""
+        """Forget what was said about a peer."""
         self._data.pop(peer, None)
 
     def info(self, peer: PeerId) -> PeerInfo:
-        """Give a peer with what is known of it."""
+        """Return a peer with what is known about it."""
         return PeerInfo(peer, self._data.get(peer))
 
     def fit(self, nodes: Sequence[PeerInfo]) -> tuple[PeerInfo, ...]:

@@ -1,19 +1,18 @@
 """The neighbourhood of a node: HyParView, one machine per topic, without I/O.
 
-Theory of operation. A node keeps a small *active* view, its neighbours, which is symmetric and is
-what content travels along, and a larger *passive* view, an address book of other members. A joiner
-asks a contact; the contact takes it in, and tells of it on random walks whose ends become its
-further neighbours. Whoever has no room evicts somebody, who keeps the evictor in its passive view.
-A lost neighbour is replaced from the passive view, which shuffles along random walks keep fresh.
+Theory of operation. A node keeps a small *active* view, its neighbours, which is symmetric and along
+which content travels, and a larger *passive* view, an address book of other members. A joiner asks a
+contact; the contact accepts it and announces it on random walks, at whose ends it finds further
+neighbours. Whoever has no room evicts a neighbour, which keeps the evictor in its passive view. A lost
+neighbour is replaced from the passive view, which shuffles along random walks keep fresh.
 
-A request to become a neighbour of high priority is always granted, one of low priority only where
-there is room; each side sends one Neighbor. A refusal, like an eviction, is a ShuffleReply with
-other members to try and a Disconnect.
+A high-priority request to become a neighbour is always granted, a low-priority one only where there is
+room; each side sends one Neighbor. A refusal, like an eviction, is a ShuffleReply with other members to
+try, followed by a Disconnect.
 
-Where this differs from iroh's machine, on the same wire: requests are counted until they are
-answered and no longer, all free places are filled at once, refused and unreachable peers are tried
-again with pauses (`dialkey_gossip.contacts`), and a peer that takes us for a neighbour by mistake is
-told so.
+Differences from iroh's machine, on the same wire: requests count only until they are answered, all free
+places are filled at once, refused and unreachable peers are retried with pauses
+(`dialkey_gossip.contacts`), and a peer that mistakes us for a neighbour is told so.
 
 Source: docs/wire/gossip.md 3.3.
 """
@@ -51,30 +50,30 @@ SwarmMessage: TypeAlias = Join | ForwardJoin | Shuffle | ShuffleReply | Neighbor
 _SHUFFLE_JITTER: Final = 0.2
 _TRIED_AT_ONCE: Final = 3
 _REPEAT_S: Final = 2.0
-"""Not to be told the same twice while the first telling may be under way."""
+"""For this long a peer is not told the same again, as the first message may still be in flight."""
 
 _ANSWER_S: Final = 10.0
-"""A joiner whose answer takes longer has failed to connect back."""
+"""A joiner that takes longer to answer has failed to connect back."""
 
 _MAX_ASKED: Final = 64
-"""Requests without an answer; a neighbour's messages can make us ask anybody."""
+"""Unanswered requests at one time: a neighbour's messages can make us ask anybody."""
 
 _DEPARTURES: Final = (16, 0.5)
-"""Neighbours that left in good order and are replaced at once: so many, and so many a second. Of two
-nodes with one neighbour each, whoever is evicted would evict the next one, forever."""
+"""How many neighbours that left in good order are replaced at once, and how many a second after that.
+Otherwise, among nodes with one place each, whoever is evicted would evict the next one, forever."""
 
 _COMINGS: Final = (4, 0.1)
-"""How often one peer may evict others to get in; beyond that it gets in where there is room."""
+"""How often one peer may evict others to get in; after that it gets in only where there is room."""
 
 
 class Membership:
-    """Keep the neighbourhood of one node in one topic.
+    """Keeps the neighbourhood of one node in one topic.
 
     Args:
         me: this node.
         config: the numbers.
-        rng: the source of every choice; with the same seed and the same input all is repeated.
-        out: takes what is to be done.
+        rng: the source of every choice; the same seed and the same input repeat the same run.
+        out: receives the actions.
     """
 
     def __init__(self, me: PeerId, config: GossipConfig, rng: random.Random, out: Output) -> None:
@@ -106,7 +105,7 @@ class Membership:
     # --- commands -------------------------------------------------------------------------------
 
     def join(self, contacts: Iterable[PeerId], now: float) -> None:
-        """Ask these peers to take us in, now and again until each has answered."""
+        """Ask these peers to let us in, now and then repeatedly until each has answered."""
         for peer in dict.fromkeys(contacts):
             if peer != self._me and peer not in self.active:
                 self._contacts.add_bootstrap(peer, now)
@@ -118,7 +117,7 @@ class Membership:
         for peer in self.active:
             self._say_goodbye(peer, alive=False, now=now)
         for peer in (*self.pending, *self._late):
-            # It may have taken us in already, and would keep us for as long as we are connected.
+            # It may have let us in already, and would keep us for as long as we are connected.
             self._out.send(peer, Disconnect(False))
             self._out.release(peer)
 
@@ -128,7 +127,7 @@ class Membership:
         self._retry_later(now)
 
     def uses(self, peer: PeerId) -> bool:
-        """Say whether the connection to a peer is in use here."""
+        """Return whether the connection to a peer is in use here."""
         return peer in self.active or self._is_asked(peer)
 
     # --- input ----------------------------------------------------------------------------------
@@ -157,9 +156,9 @@ class Membership:
         self._drop_data(sender)
 
     def heard_content(self, sender: PeerId, now: float) -> None:
-        """Note that a peer sent content; tell it if it takes us for a neighbour by mistake."""
+        """Note that a peer sent content; tell it if it mistakes us for a neighbour."""
         if self.uses(sender) or self._joining.has(sender, now):
-            # What it sent before it read our Join is not a mistake; a goodbye would undo the Join.
+            # What it sent before it read our Join is not a mistake; a Disconnect would undo the Join.
             return
         if not self._parted.has(sender, now):
             self._say_goodbye(sender, alive=True, now=now)
@@ -168,7 +167,7 @@ class Membership:
         """Note that a peer cannot be reached, or that its last connection ended.
 
         Args:
-            is_clean: it closed the connection in good order, so it may well be reached again.
+            is_clean: whether it closed the connection in good order, so that it is probably reachable.
         """
         was_asked = self._take_asked(peer)
         if peer in self.active:
@@ -180,7 +179,7 @@ class Membership:
             was_known = peer in self.passive
             self.passive.pop(peer, None)
             if was_known and not self.active:
-                # Perhaps it is we who are offline: do not use up the address book.
+                # Perhaps we are offline: do not use up the address book.
                 self._contacts.add_lost(peer, now)
             if was_asked:
                 self._refill(now, skip=peer, is_fresh=False)
@@ -200,7 +199,7 @@ class Membership:
         if not self._add_active(joiner, high=may_evict, reply=True, now=now, always=True):
             self._say_goodbye(joiner, alive=True, now=now)
             return
-        # The joiner answers. Once it is evicted that answer must not count as a new request.
+        # The joiner answers. If it has been evicted by then, the answer must not count as a new request.
         self._answer_due.add(joiner, now)
         if not may_evict:
             return
@@ -238,17 +237,17 @@ class Membership:
             self._say_goodbye(sender, alive=True, now=now)
 
     def _may_come(self, peer: PeerId, now: float) -> bool:
-        """Say whether a peer may evict another one; not if it comes and goes all the time."""
+        """Return whether a peer may evict another one; False if it comes and goes all the time."""
         return peer != self._me and self._comings.take(peer, now)
 
     def _add_active(
         self, peer: PeerId, *, high: bool, reply: bool, now: float, always: bool = False
     ) -> bool:
-        """Add a neighbour, making room for it if `high`, and say whether it is one now."""
+        """Add a neighbour, making room for it if `high`; return whether it is one now."""
         if peer == self._me:
             return False
         if peer in self.active:
-            # Two nodes that both think that the other one asked would answer each other forever.
+            # Two nodes that each think that the other one asked would answer each other forever.
             if reply and (always or not self._told.has(peer, now)):
                 self._send_neighbor(peer, high=high, now=now)
             return True
@@ -286,9 +285,9 @@ class Membership:
         return self._late.pop(peer, None) is not None or was_pending
 
     def _request_is_late(self, peer: PeerId, now: float) -> None:
-        """Ask somebody else, too, when a peer does not answer."""
+        """Ask somebody else as well when a peer does not answer."""
         if self.pending.get(peer, now + 1) > now:
-            return  # it answered, and was perhaps asked again since
+            return  # it answered, and has perhaps been asked again since
         del self.pending[peer]
         self._late[peer] = deadline = now + self._config.request_timeout_s
         self._out.call_at(deadline, partial(self._request_timed_out, peer))
@@ -352,7 +351,7 @@ class Membership:
             self._contacts.isolated(now)
 
     def _replace(self, peer: PeerId, now: float) -> None:
-        """Look for somebody in place of a neighbour that left; later, if many leave."""
+        """Look for a replacement for a neighbour that left; not at once if many leave."""
         if self._departures.take(now):
             self._refill(now, skip=peer)
         elif not self._is_refill_due:
@@ -370,9 +369,9 @@ class Membership:
         """Ask passive peers to fill the free places of the active view.
 
         Args:
-            skip: not this one.
-            is_fresh: a new occasion, rather than the next try after a refusal; refusals in a row
-                are limited because a full swarm would refuse forever.
+            skip: a peer not to ask.
+            is_fresh: a new attempt, rather than the next one after a refusal; refusals in a row are
+                limited because a full swarm would refuse forever.
         """
         if is_fresh:
             self._attempts_left = self._config.refill_attempts
@@ -451,7 +450,7 @@ class Membership:
 
     def _on_shuffle_reply(self, sender: PeerId, nodes: Sequence[PeerInfo], now: float) -> None:
         if not (self._is_shuffle_open or self.uses(sender)):
-            return  # nobody asked; a stranger does not fill our address book
+            return  # nobody asked: a stranger may not fill our address book
         for node in nodes[:MAX_GOSSIP_NODES]:
             self._add_passive(node, sender)
         if self._is_shuffle_open and not self._is_asked(sender):
@@ -460,10 +459,10 @@ class Membership:
             self._refill(now)
 
     def _meet(self, peer: PeerId, now: float) -> None:
-        """Ask the end of our random walk, whom chance chose from the whole swarm.
+        """Ask the end of our random walk, a random member of the whole swarm.
 
-        Those who join at the same time are joined to each other, a long thin graph. One link from
-        each of them to a random member is enough to make it a wide one.
+        Nodes that join at the same time are linked to each other in a long thin graph. One link from
+        each of them to a random member is enough to make it compact.
         """
         if peer in self.active:
             return
@@ -477,7 +476,7 @@ class Membership:
         return self._rng.sample(choices, min(count, len(choices)))
 
     def _some_nodes(self, count: int, *, skip: PeerId) -> tuple[PeerInfo, ...]:
-        """Choose members to tell of: passive ones first, filled up with neighbours."""
+        """Choose members to name: passive ones first, then neighbours."""
         peers = self._sample(self.passive, count, skip=skip)
         peers += self._sample(self.active, count - len(peers), skip=skip)
         return self._hearsay.fit([self._hearsay.info(peer) for peer in peers])
@@ -497,7 +496,7 @@ class Membership:
         self._store_data(peer, node.data, source)
 
     def _store_data(self, peer: PeerId, data: bytes | None, source: PeerId) -> None:
-        """Keep what `source` said of a peer, and say that it named it: dials are on its account."""
+        """Keep what `source` said about a peer, and report that it named it: dials are charged to it."""
         new = self._hearsay.store(peer, data)
         if new is not None or not self._hearsay.has(peer):
             self._out.learned(peer, new, source)

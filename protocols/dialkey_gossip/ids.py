@@ -23,7 +23,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def message_id(content: bytes) -> MessageId:
-    """Give the id of a content: equal contents have equal ids, in every topic and from everyone."""
+    """Return the id of a content: equal contents have equal ids, in every topic and from everyone."""
     return MessageId(blake3(content).digest())
 
 
@@ -44,7 +44,7 @@ class TopicId:
     """The 32 bytes that name a topic. Whoever knows them can join it.
 
     Args:
-        data: exactly 32 bytes; random ones make a topic that nobody guesses.
+        data: exactly 32 bytes; random ones make a topic that nobody can guess.
 
     Raises:
         InvalidInput: not 32 bytes.
@@ -54,15 +54,15 @@ class TopicId:
 
     @classmethod
     def generate(cls) -> TopicId:
-        """Make one that nobody guesses: 32 random bytes."""
+        """Make one that nobody can guess: 32 random bytes."""
         return cls(secrets.token_bytes(32))
 
     @classmethod
     def from_name(cls, name: str) -> TopicId:
-        """Derive a topic id from a text that all parties know: BLAKE3 of its UTF-8 bytes.
+        """Derive a topic id from a text that everybody knows: BLAKE3 of its UTF-8 bytes.
 
-        Nothing is added to the text, so other implementations get the same id by hashing it. A
-        name that can be guessed is a topic that strangers can join.
+        Nothing is added to the text, so other implementations get the same id by hashing it. If the
+        name can be guessed, strangers can join the topic.
         """
         return cls(blake3(name.encode("utf-8")).digest())
 
@@ -81,7 +81,7 @@ class TopicId:
         return cls(bytes.fromhex(text))
 
     def short(self) -> str:
-        """Give the first five bytes as hex, for logs."""
+        """Return the first five bytes as hex, for logs."""
         return self._raw[:5].hex()
 
     def __bytes__(self) -> bytes:

@@ -1,7 +1,7 @@
 """What a peer sends in one connection: streams, each with the messages of one topic.
 
-Streams are read beside each other, so that none holds up the others. One that makes no sense is read
-to its end and ignored: stopping it would end all sending of an iroh peer.
+Streams are read concurrently, so that none holds up the others. One that makes no sense is read to its
+end and ignored: stopping it would make an iroh peer stop sending altogether.
 
 Source: docs/wire/gossip.md 1.2 and 1.3.
 """
@@ -37,10 +37,10 @@ logger = logging.getLogger("dialkey.gossip")
 
 
 class Listener(Protocol):
-    """Who takes what arrives."""
+    """Receives what arrives."""
 
     def wants(self, topic: TopicId) -> bool:
-        """Hear that something came for a topic, and say whether it is of interest."""
+        """Note that something came for a topic; return whether it is of interest."""
 
     def take(self, topic: TopicId, message: Message) -> None:
         """Take a message of a topic that is of interest."""
@@ -59,9 +59,9 @@ class Incoming:
     """The streams of one connection.
 
     Args:
-        connection: it is closed if too much of what it brings makes no sense.
+        connection: closed if too much of what it brings makes no sense.
         max_message_bytes: the limit on a frame's body.
-        listener: takes what arrives.
+        listener: receives what arrives.
     """
 
     def __init__(self, connection: Connection, max_message_bytes: int, listener: Listener) -> None:
@@ -79,7 +79,7 @@ class Incoming:
                     stream = await self._connection.accept_uni()
                     group.create_task(self._read(stream), name=name)
         except* DialkeyError as errors:
-            # The connection itself says better why it ended.
+            # The connection itself knows better why it ended.
             logger.debug("%s ends: %s", name, errors.exceptions[0])
 
     async def _read(self, stream: RecvStream) -> None:
@@ -97,7 +97,7 @@ class Incoming:
             del bodies[0]
             while True:
                 self._handle(topic, bodies)
-                # Other peers' turn; and let what this one made us send leave first.
+                # Let other peers have a turn, and what this one made us send leave first.
                 await asyncio.sleep(0)
                 await self._listener.room()
                 data = await stream.read(_READ_BYTES)
@@ -122,7 +122,7 @@ class Incoming:
             try:
                 message = decode(body)
             except WireError as error:
-                # The frames after it are sound; a later release may know more kinds of messages.
+                # The frames after it are sound; a later release may have more kinds of messages.
                 self._note_bad(error)
                 continue
             self._listener.take(topic, message)

@@ -1,8 +1,8 @@
 """The connections to peers: dialled when something is to be sent, kept while they are needed.
 
-Any number of connections with one peer is read; the newest one is written to, because a peer that was
-restarted, or that dialled at the same moment, is found there. A connection that no topic needs is let
-go after a while, in a way that leaves an iroh peer able to dial us again.
+All connections with a peer are read; the newest one is written to, because a peer that was restarted, or
+that dialled at the same moment, is found there. A connection that no topic needs is closed after a while,
+in a way that leaves an iroh peer able to dial us again.
 
 Source: docs/wire/gossip.md 1.4.
 """
@@ -41,16 +41,16 @@ __all__ = ["LinkStats", "Links", "Owner"]
 
 CLOSE_DONE: Final = 0
 CLOSE_DONE_REASON: Final = b"close from disconnect"
-"""What iroh closes with, too."""
+"""What iroh closes with as well."""
 
 CLOSE_TOO_SLOW: Final = 1
 CLOSE_BUSY: Final = 3
 
 STALL_TIMEOUT_S: Final = 10.0
-"""A peer that takes nothing for this long is given up; its swarm carries it, or it comes back."""
+"""A peer that takes nothing for this long is given up; others supply it, or it comes back."""
 
 LINGER_S: Final = 5.0
-"""An eviction is often followed by a new request; and what was sent has to arrive."""
+"""An eviction is often followed by a new request, and what was sent has to arrive."""
 
 PATIENCE_S: Final = 1.0
 """How long a full lane makes publishers and readers wait before it counts as slow."""
@@ -58,36 +58,36 @@ PATIENCE_S: Final = 1.0
 _FINISH_TIMEOUT_S: Final = 1.0
 _MAX_HEARD_TOPICS: Final = 64
 _MANY_LANES: Final = 32
-"""Beyond it, those of topics that were left are cleared away."""
+"""Beyond this, lanes of topics that were left are removed."""
 
 logger = logging.getLogger("dialkey.gossip")
 
 
 class Owner(Protocol):
-    """Whom the links serve."""
+    """What the links serve."""
 
     def on_message(self, peer: PeerId, topic: TopicId, message: Message) -> None:
         """Take a message."""
 
     def on_lost(self, peer: PeerId, *, is_clean: bool) -> None:
-        """Hear that a peer cannot be reached, or that its last connection ended."""
+        """Note that a peer cannot be reached, or that its last connection ended."""
 
     def uses(self, peer: PeerId) -> bool:
-        """Say whether a topic needs the connection to a peer."""
+        """Return whether a topic needs the connection to a peer."""
 
     def has_topic(self, topic: TopicId) -> bool:
-        """Say whether messages of a topic are of interest."""
+        """Return whether messages of a topic are of interest."""
 
 
 @attrs.frozen
 class LinkStats:
-    """What happened between this node and its peers since the start; see also `Gossip.stats`.
+    """What has happened between this node and its peers since the start; see also `Gossip.stats`.
 
     Attributes:
         peers: peers that are connected or being dialled.
         connections: open connections.
         queued_bytes: bytes that wait to be sent.
-        dials: dials begun.
+        dials: dials started.
         failed_dials: dials that failed.
         dropped_messages: messages not sent because the peer was too slow.
         slow_peers: peers given up because they took nothing.
@@ -124,7 +124,7 @@ class _Link:
 
 
 class _Ear:
-    """Takes what one peer sends."""
+    """Receives what one peer sends."""
 
     def __init__(
         self,
@@ -215,7 +215,7 @@ class Links:
         return lane
 
     async def room(self) -> None:
-        """Wait while lanes are full, a second at most; then those that still are count as slow."""
+        """Wait while lanes are full, at most a second; those that still are then count as slow."""
         deadline = self._loop.time() + PATIENCE_S
         while full := self._full_lanes():
             self._drained.clear()
@@ -277,7 +277,7 @@ class Links:
         link.dial = self._running(self._run_dial(link), name)
 
     async def _run_dial(self, link: _Link) -> None:
-        # The machine that asked for it is still at work, and must not hear of a failure before it ends.
+        # The machine that asked for it is still running, and must not learn of a failure yet.
         await asyncio.sleep(0)
         try:
             connection = await self._dialler.dial(link.id)
@@ -319,7 +319,7 @@ class Links:
                 return
             link = self._links[peer] = _Link(connection.remote_id)
         if len(link.connections) >= MAX_GOSSIP_CONNECTIONS_PER_PEER:
-            # The oldest: the end of one that it does not send on any more means nothing to iroh.
+            # The oldest: to iroh, the end of one that it no longer sends on means nothing.
             link.connections[0].close(CLOSE_DONE, CLOSE_DONE_REASON)
         self._dialler.reached(connection)
         link.connections.append(connection)
@@ -359,7 +359,7 @@ class Links:
     # --- letting go -----------------------------------------------------------------------------
 
     def release(self, peer: PeerId) -> None:
-        """Let the connections to a peer go after a while, unless some topic needs them."""
+        """Close the connections to a peer after a while, unless some topic needs them."""
         link = self._links.get(peer)
         if link is not None and link.check is None and not self._is_closing:
             link.check = self._loop.call_later(LINGER_S, self._check, link)
@@ -389,7 +389,7 @@ class Links:
             connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
 
     async def _finish(self, link: _Link) -> None:
-        """Wait, a moment, until a peer has all that was queued for it."""
+        """Wait a moment until a peer has everything that was queued for it."""
         try:
             async with asyncio.timeout(_FINISH_TIMEOUT_S):
                 while tasks := [lane.task for lane in link.lanes.values() if lane.task]:
@@ -429,7 +429,7 @@ class Links:
     # --- the rest -------------------------------------------------------------------------------
 
     def stats(self) -> LinkStats:
-        """Return the counters as they stand."""
+        """Return the current counters."""
         counts = self._counts
         links = self._links.values()
         return LinkStats(
@@ -456,7 +456,7 @@ class Links:
     def _running(
         self, work: Coroutine[object, object, None], name: str
     ) -> asyncio.Task[None] | None:
-        """Start work that takes its own name off the books at its end; None if that was at once.
+        """Start work that unregisters itself when it ends; None if it has already ended.
 
         With an eager task factory (Textual sets one) a task may have ended before it is returned.
         """

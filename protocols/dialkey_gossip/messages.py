@@ -59,7 +59,7 @@ _CONTENT_OVERHEAD_BYTES: Final = 36
 
 @attrs.frozen
 class PeerInfo:
-    """A peer and what is known of where it is.
+    """A peer and what is known about where it is.
 
     Attributes:
         id: the peer.
@@ -72,14 +72,14 @@ class PeerInfo:
 
 @attrs.frozen
 class Join:
-    """Ask a member to take us into its topic. Attributes: data: of the sender."""
+    """Ask a member to let us into its topic. Attributes: data: of the sender."""
 
     data: bytes | None = None
 
 
 @attrs.frozen
 class ForwardJoin:
-    """Carry news of a joiner on a random walk of `ttl` further hops."""
+    """Announce a joiner on a random walk of `ttl` further hops."""
 
     peer: PeerInfo
     ttl: int
@@ -116,7 +116,7 @@ class Neighbor:
 
 @attrs.frozen
 class Disconnect:
-    """End being neighbours. Attributes: alive: whether the sender stays in the topic."""
+    """Stop being neighbours. Attributes: alive: whether the sender stays in the topic."""
 
     alive: bool
 
@@ -139,7 +139,7 @@ class Gossip:
 
 @attrs.frozen
 class Prune:
-    """Ask to be told of messages rather than be sent them."""
+    """Ask to be sent announcements of messages instead of the messages."""
 
 
 @attrs.frozen
@@ -220,7 +220,7 @@ def encode(message: Message) -> bytes:
             writer.u8(_SWARM).u8(_NEIGHBOR).u8(_HIGH if high else _LOW)
             _write_data(writer, data)
         case Disconnect(alive):
-            # The second flag is obsolete; everyone sends it as false and nobody reads it.
+            # The second flag is obsolete: everybody sends false and nobody reads it.
             writer.u8(_SWARM).u8(_DISCONNECT).boolean(alive).boolean(False)
     return bytes(writer)
 
@@ -308,12 +308,12 @@ def decode(data: bytes) -> Message:
 
 
 def encoded_size(message: Message) -> int:
-    """Give the number of bytes of a message, as `encode` would write it."""
+    """Return the number of bytes of a message, as `encode` would write it."""
     return len(encode(message))
 
 
 def max_content(max_message_bytes: int) -> int:
-    """Give the longest content that every relay can pass on within the message limit.
+    """Return the longest content that every relay can pass on within the message limit.
 
     Writers keep a frame's body strictly below the limit: 4,057 bytes of content for 4,096.
 
@@ -327,5 +327,5 @@ def max_content(max_message_bytes: int) -> int:
 
 
 def ihave_capacity(max_message_bytes: int) -> int:
-    """Give the number of entries in the largest IHave: 116 for messages of 4,096 bytes."""
+    """Return the number of entries in the largest IHave: 116 for messages of 4,096 bytes."""
     return (max_message_bytes - _IHAVE_RESERVE_BYTES) // _MAX_IHAVE_BYTES

@@ -1,7 +1,7 @@
 """A gossip node: all topics of one endpoint, their timers, and who is connected for which.
 
-Everything that happens is a method call with the time; what is to be done about it is the list of
-actions that it returns. `deadline` says when `tick` is wanted next. There is no I/O and no clock.
+Everything that happens is a method call with the time; it returns the list of actions to take.
+`deadline` says when to call `tick` next. There is no I/O and no clock.
 
 Source: docs/wire/gossip.md 3.1.
 """
@@ -62,7 +62,7 @@ class TopicMachine:
         self._call_at = call_at
 
     def receive(self, sender: PeerId, message: Message, now: float) -> None:
-        """Give a message to the machine that it is for."""
+        """Pass a message to the machine that it is for."""
         if isinstance(message, _CONTENT):
             self.membership.heard_content(sender, now)
             self.broadcast.receive(sender, message, now)
@@ -96,14 +96,13 @@ class TopicMachine:
 class Node:
     """The gossip of one endpoint.
 
-    Times that are passed in never decrease. Actions are to be carried out in their order; those for
-    different peers do not depend on each other.
+    Times that are passed in never decrease. Actions are to be carried out in order; those for different
+    peers do not depend on each other.
 
     Args:
         me: this endpoint.
         config: the numbers, the same for all topics.
-        rng: the source of every random choice; with the same seed and the same calls, everything is
-            repeated.
+        rng: the source of every random choice; the same seed and the same calls give the same run.
     """
 
     def __init__(self, me: PeerId, config: GossipConfig, rng: random.Random) -> None:
@@ -126,14 +125,14 @@ class Node:
         *,
         validate: Validate | None = None,
     ) -> list[Action]:
-        """Enter a topic, if that was not done, and ask the contacts to take us in.
+        """Enter a topic, unless that was done before, and ask the contacts to let us in.
 
         Args:
             topic: the topic.
             contacts: peers in it. None at all is fine: others may come to us.
             now: the time.
-            validate: says whether a content, and from whom, may be delivered and passed on. It counts
-                for the call that enters the topic.
+            validate: decides whether a content from a peer may be delivered and passed on. Used only by
+                the call that enters the topic.
         """
         machine = self._topics.get(topic)
         if machine is None:
@@ -154,7 +153,7 @@ class Node:
         """Publish a content to the whole swarm.
 
         Returns:
-            The actions, or None if this very content travelled here lately (see `Broadcast`).
+            The actions, or None if this very content was seen here recently (see `Broadcast`).
 
         Raises:
             MessageTooLarge: it does not fit; nothing was done.
@@ -184,7 +183,7 @@ class Node:
         return self._taken()
 
     def set_own_data(self, data: bytes) -> None:
-        """Say where this endpoint is, for later messages.
+        """Set where this endpoint is, for later messages.
 
         What is longer than a message has room for is left out altogether.
         """
@@ -206,7 +205,7 @@ class Node:
     def receive(self, sender: PeerId, topic: TopicId, message: Message, now: float) -> list[Action]:
         """Handle a message; one for a topic that was not entered is ignored.
 
-        So is one from ourselves, that is, from somebody else who has our key.
+        So is one from ourselves, that is, from another process that uses our key.
         """
         machine = self._topics.get(topic)
         if machine is None or sender == self.me:
@@ -215,7 +214,7 @@ class Node:
         return self._taken()
 
     def peer_lost(self, peer: PeerId, now: float, *, is_clean: bool = False) -> list[Action]:
-        """Handle that a peer cannot be reached, or that its last connection ended.
+        """Note that a peer cannot be reached, or that its last connection ended.
 
         Args:
             peer: the peer.
@@ -235,7 +234,7 @@ class Node:
         return self._taken()
 
     def deadline(self) -> float | None:
-        """Say when `tick` should be called, or None."""
+        """Return when `tick` should be called, or None."""
         return self._timers[0][0] if self._timers else None
 
     # --- state ----------------------------------------------------------------------------------
@@ -245,7 +244,7 @@ class Node:
         return tuple(self._topics)
 
     def uses(self, peer: PeerId) -> bool:
-        """Say whether any topic needs a connection to a peer."""
+        """Return whether any topic needs a connection to a peer."""
         return any(machine.membership.uses(peer) for machine in self._topics.values())
 
     def topic(self, topic: TopicId) -> TopicMachine | None:

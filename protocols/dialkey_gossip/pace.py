@@ -10,15 +10,15 @@ from dialkey_gossip.ids import PeerId
 __all__ = ["PeerPace"]
 
 _MAX_PEERS: Final = 256
-"""More than that many within seconds are limited by what each of them may cost; the oldest goes."""
+"""More peers than this within seconds are limited by other means; the oldest entry goes."""
 
 
 class PeerPace:
     """A bucket for each peer.
 
     Args:
-        burst: as of `Allowance`.
-        per_s: as of `Allowance`.
+        burst: as for `Allowance`.
+        per_s: as for `Allowance`.
     """
 
     __slots__ = ("_burst", "_paces", "_per_s")
@@ -32,7 +32,7 @@ class PeerPace:
         return len(self._paces)
 
     def take(self, peer: PeerId, now: float) -> bool:
-        """Say whether it may happen now for a peer, and count it if so."""
+        """Return whether it may happen now for a peer, and count it if so."""
         pace = self._paces.pop(peer, None)
         if pace is None:
             pace = Allowance(self._burst, self._per_s)

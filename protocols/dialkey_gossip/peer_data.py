@@ -1,7 +1,7 @@
 """Where a peer is, as members tell each other: at most one relay and some socket addresses.
 
-This is hearsay about third parties. It names no endpoint id, and a wrong address costs a failed dial
-and nothing else, because the dial demands the key.
+This is hearsay about third parties. A wrong address costs a failed dial and nothing else, because the
+dial demands the key.
 
 Source: docs/wire/gossip.md 4.
 """
@@ -30,8 +30,8 @@ _MIN_SOCKET_ADDR_BYTES = 6
 def encode_peer_data(addr: EndpointAddr, limit: int = MAX_GOSSIP_OWN_DATA_BYTES) -> bytes:
     """Encode the first relay and the socket addresses of an endpoint.
 
-    Addresses of custom transports are not carried. Socket addresses that do not fit are left out,
-    the last first; then the relay, if even that does not fit.
+    Addresses of custom transports are not included. Socket addresses that do not fit are left out, the
+    last first; then the relay, if even that does not fit.
 
     Args:
         addr: the endpoint.
@@ -55,9 +55,9 @@ def encode_peer_data(addr: EndpointAddr, limit: int = MAX_GOSSIP_OWN_DATA_BYTES)
 
 
 def decode_peer_data(peer: EndpointId, data: bytes) -> EndpointAddr:
-    """Decode what somebody said of where a peer is.
+    """Decode what somebody said about where a peer is.
 
-    Bytes after it are ignored, and so are addresses beyond `limits.MAX_GOSSIP_PEER_ADDRESSES`.
+    Trailing bytes are ignored, and so are addresses beyond `limits.MAX_GOSSIP_PEER_ADDRESSES`.
 
     Raises:
         WireError: the bytes are something else.
@@ -73,7 +73,7 @@ def decode_peer_data(peer: EndpointId, data: bytes) -> EndpointAddr:
 
 
 def peer_data_or_none(peer: EndpointId, data: bytes) -> EndpointAddr | None:
-    """Decode as `decode_peer_data`, or give None for what cannot be read."""
+    """Decode as `decode_peer_data` does, or return None for what cannot be read."""
     try:
         return decode_peer_data(peer, data)
     except WireError:

@@ -1,6 +1,6 @@
 """The entry point: adds ``dialkey gossip``. Imports nothing heavy.
 
-It serves no gossip by itself: an application does with ``router.add(Gossip())``.
+It does not serve gossip by itself: an application does that with ``router.add(Gossip())``.
 """
 
 from __future__ import annotations

@@ -1,22 +1,22 @@
-"""The way of content between neighbours: PlumTree, one machine per topic, without I/O.
+"""How content travels between neighbours: PlumTree, one machine per topic, without I/O.
 
 Theory of operation. Every neighbour is *eager* or *lazy*. A new message goes to eager neighbours at
 once and is announced to lazy ones by its id (IHave), some milliseconds of announcements at a time.
 Whoever gets a message twice answers Prune, and both ends make that link lazy: what stays eager is a
-tree. Whoever hears of a message that does not come asks an announcer for it (Graft), which makes the
+tree. Whoever sees an announcement but not the message asks an announcer for it (Graft), which makes the
 link eager again: the tree repairs itself, and loses a message only when every announcer is gone.
 
 What is better here than in iroh's machine, on the same wire:
 
-- Messages that travel at once shape different trees, and pruning for each of them cuts the links of
-  the others until all content crawls along grafts. Here only one of them prunes: the one with the
-  lowest id, which all nodes agree on without a word. While several travel, a few links beyond the
-  tree stay eager, those that brought most messages first.
-- The time before a graft follows what is observed, so a message that is on its way along a long
-  branch is not asked for in vain.
-- A way that proves faster by its announcements takes the place of the slower one without a payload
-  being sent twice; iroh compares hops alone.
-- Nothing is sent to a neighbour that has announced the message itself.
+- Concurrent messages shape different trees, and pruning for each of them cuts the links of the others
+  until all content crawls along grafts. Here only one of them prunes: the one with the lowest id, on
+  which all nodes agree without talking about it. While several are concurrent, a few links beyond the
+  tree stay eager, preferring those that first brought the most messages.
+- The time before a graft adapts to what is observed, so a message that is on its way along a long branch
+  is not asked for needlessly.
+- A route whose announcements prove faster replaces the slower one without a payload being sent twice;
+  iroh compares hops alone.
+- A message is not sent to a neighbour that has announced it.
 
 Source: docs/wire/gossip.md 3.4 to 3.6.
 """
@@ -56,15 +56,15 @@ __all__ = ["Broadcast", "BroadcastStats", "ContentMessage", "Validate"]
 ContentMessage: TypeAlias = Gossip | IHave | Graft | Prune
 
 Validate: TypeAlias = Callable[[PeerId, bytes], bool]
-"""Says of a content, and who brought it, whether it may be delivered and passed on."""
+"""Decides from a content and who brought it whether it may be delivered and passed on."""
 
 _BUSY_MESSAGES: Final = 3
-"""So many at once are several publishers; two may be one publisher's quick succession."""
+"""This many at once means several publishers; two may come from one publisher in quick succession."""
 
 _SWEEP_S: Final = 1.0
 _JITTER: Final = 0.1
 _LAST_SHORT_ROUND: Final = 127
-"""Rounds above take a second byte."""
+"""Rounds above this take a second byte."""
 
 _USEFULNESS_DECAY: Final = 0.99
 
@@ -78,9 +78,9 @@ class BroadcastStats:
         duplicates: messages that were not.
         forged: messages whose content does not fit their id.
         rejected: messages that the topic's validator refused.
-        grafts: messages asked for because they did not come.
+        grafts: messages asked for because they did not arrive.
         ignored_announcements: announcements beyond the limit for one neighbour.
-        refused: messages of peers that bring more than is remembered of one peer.
+        refused: messages of peers that brought more than we remember for one peer.
     """
 
     delivered: int = 0
@@ -102,11 +102,11 @@ class _Seen:
 
 @attrs.define
 class _Missing:
-    """A message that was announced and has not come.
+    """A message that was announced and has not arrived.
 
     Attributes:
-        since: when it was announced first.
-        announcers: who announced it and was not asked yet, in order, with their rounds.
+        since: when it was first announced.
+        announcers: who announced it and has not been asked yet, in order, with their rounds.
         asked: who was asked.
         is_timed: whether a timer runs.
     """
@@ -118,13 +118,13 @@ class _Missing:
 
 
 class Broadcast:
-    """Carry the content of one topic to and from the neighbours of one node.
+    """Carries the content of one topic to and from the neighbours of one node.
 
     Args:
         config: the numbers.
         rng: the source of jitter.
-        out: takes what is to be done.
-        validate: says whether a content may be delivered and passed on; all by default.
+        out: receives the actions.
+        validate: decides whether a content may be delivered and passed on; all by default.
     """
 
     def __init__(
@@ -156,21 +156,21 @@ class Broadcast:
         self._announcements: dict[PeerId, list[tuple[MessageId, int]]] = {}
         self._is_dispatch_due = False
         self._is_sweep_due = False
-        # How long messages come after their first announcement, smoothed as TCP smooths round trips.
+        # How long messages take after their first announcement, smoothed as TCP smooths round trips.
         self._lead_s: float | None = None
         self._lead_deviation_s = 0.0
 
     # --- neighbours -----------------------------------------------------------------------------
 
     def neighbor_up(self, peer: PeerId, now: float, *, high: bool) -> None:
-        """Take a new neighbour, and announce to it what travelled lately.
+        """Add a neighbour, and announce recent messages to it.
 
         Args:
             peer: the neighbour.
             now: the time.
-            high: it, or we, came with high priority: somebody who had no neighbours, perhaps.
+            high: whether the request had high priority: one side may have had no neighbours.
         """
-        # Once there is a tree, a further link can only bring duplicates; it waits to be grafted.
+        # Once there is a tree, another link can only bring duplicates; it waits to be grafted.
         limit = 1 if self._seen and not high else self._config.eager_limit
         if len(self.eager) < limit:
             self.eager[peer] = None
@@ -186,7 +186,7 @@ class Broadcast:
             self._dispatch_later(now)
 
     def neighbor_down(self, peer: PeerId) -> None:
-        """Let a neighbour go, and what it announced."""
+        """Remove a neighbour, and what it announced."""
         self.eager.pop(peer, None)
         self.lazy.pop(peer, None)
         self._announcements.pop(peer, None)
@@ -212,8 +212,8 @@ class Broadcast:
         """Publish a content to the whole swarm.
 
         Returns:
-            False, and does nothing, if this very content travelled here within the retention of
-            ids: everybody would drop it as a duplicate.
+            False, doing nothing, if this very content was seen here within the retention of ids:
+            everybody would drop it as a duplicate.
         """
         id = message_id(content)
         if id in self._seen:
@@ -256,7 +256,7 @@ class Broadcast:
                 self._on_duplicate(sender, id, seen, now)
             return
         if message.round is not None and not self._quota.has_room(sender):
-            # Forgetting another message instead would let that one be delivered again.
+            # If another message were forgotten instead, that one could be delivered again.
             self.stats.refused += 1
             return
         if self._validate is not None and not self._validate(sender, message.content):
@@ -303,7 +303,7 @@ class Broadcast:
         """Cut a link that is not needed, if this message is the one to decide."""
         concurrency = self._concurrency
         if concurrency.is_one_way(seen.at):
-            # One publisher in quick succession, or several beyond the same neighbour: one tree.
+            # One publisher in quick succession, or several behind the same neighbour: one tree.
             self._prune(sender)
             return
         if not concurrency.is_lowest(id, seen.at):
@@ -329,7 +329,7 @@ class Broadcast:
         id: MessageId,
         now: float,
     ) -> None:
-        """Make an announcer our way to the root of the tree, if it would have been much better."""
+        """Make an announcer our parent in the tree, if it would have been much faster."""
         if not missing.announcers or self._concurrency.count(seen.at) > 1:
             return
         config = self._config
@@ -390,9 +390,9 @@ class Broadcast:
             return
         missing.is_timed = False
         if not missing.announcers:
-            del self._missing[id]  # whoever announces it next starts anew
+            del self._missing[id]  # whoever announces it next starts over
             return
-        # Many messages are missing at once when a link is: ask one neighbour for all of them.
+        # When a link fails, many messages are missing at once: ask one neighbour for all of them.
         peer = next((p for p in missing.announcers if p in self.eager), None)
         if peer is None:
             peer = next(iter(missing.announcers))

@@ -1,4 +1,4 @@
-"""A memory of which peers something happened to lately."""
+"""A memory of the peers to which something happened recently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dialkey_gossip.ids import PeerId
 __all__ = ["Recent"]
 
 _MAX_PEERS: Final = 1024
-"""Far more than meet one topic within seconds; the oldest goes first."""
+"""Far more than turn up in one topic within seconds; the oldest goes first."""
 
 
 class Recent:
@@ -36,11 +36,11 @@ class Recent:
             del self._since[oldest]
 
     def has(self, peer: PeerId, now: float) -> bool:
-        """Say whether a peer is remembered."""
+        """Return whether a peer is remembered."""
         since = self._since.get(peer)
         return since is not None and now - since <= self._lifetime_s
 
     def take(self, peer: PeerId, now: float) -> bool:
-        """Say whether a peer was remembered, and forget it."""
+        """Return whether a peer was remembered, and forget it."""
         since = self._since.pop(peer, None)
         return since is not None and now - since <= self._lifetime_s

@@ -1,11 +1,11 @@
 """Which relays we dial because a stranger named them.
 
-Dialling a relay is an HTTP request to a host. Relays that were configured are fine, whatever they are.
-Of others, only https is dialled, and no address that is not public, unless we are in that very network:
-otherwise any member could have us knock at the machines around us.
+Dialling a relay is an HTTP request to a host. Relays that were configured are allowed, whatever they are.
+Others must use https and have a public address, or one in a network of ours; otherwise any member could
+make us probe the machines around us.
 
-A name is judged by itself here; where it leads is judged by the transport, with `RelayRules.may_reach`,
-at the moment when it connects. Whoever owns a name answers differently the next time.
+Only the name is judged here. The transport judges where it leads, with `RelayRules.may_reach`, at the
+moment when it connects, because the owner of a name can answer differently the next time.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["Ip", "RelayRules"]
 Ip: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _NETWORK_BITS: Final = {4: 24, 6: 64}
-"""What counts as our own network around each of our addresses."""
+"""The size of our own network around each of our addresses."""
 
 
 class RelayRules:
-    """Decide about relay URLs of hearsay.
+    """Decides about relay URLs from hearsay.
 
     Args:
-        configured: gives the relays that the application chose.
-        own_ips: gives our own addresses.
+        configured: returns the relays that the application chose.
+        own_ips: returns our own addresses.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RelayRules:
         self._own_ips = own_ips
 
     def may_name(self, addr: TransportAddr) -> bool:
-        """Say whether an address may be tried, as far as can be seen before its name is resolved."""
+        """Return whether an address may be tried, as far as that is known before its name is resolved."""
         if not isinstance(addr, RelayAddr) or addr.url in self._configured():
             return True
         host = addr.url.host
@@ -56,7 +56,7 @@ class RelayRules:
         return "." in name and not name.endswith((".localhost", ".local", ".internal"))
 
     def may_reach(self, ip: Ip) -> bool:
-        """Say whether a name of hearsay may lead to an IP address."""
+        """Return whether a name from hearsay may lead to an IP address."""
         ip = plain_ip(ip)
         if is_public(ip):
             return True
@@ -68,7 +68,7 @@ class RelayRules:
 
 
 def _literal(host: str) -> Ip | None:
-    """Read a host that is an address, in any form that a resolver would read as one."""
+    """Parse a host as an address, in any form that a resolver would accept as one."""
     text = host.strip("[]").partition("%")[0]
     try:
         return ipaddress.ip_address(text)

@@ -1,20 +1,20 @@
-"""Signed messages: who wrote it, that it is unchanged, and that it is not an old one again.
+"""Signed messages: they prove their author, that they are unchanged, and that they are not replayed.
 
-Gossip itself attributes a message to the neighbour that passes it on. A topic may agree on this
-envelope around every content instead; it is an extension of ours, off by default, and members
+Gossip itself attributes a message to the neighbour that passes it on. The members of a topic may agree to
+put this envelope around every content instead; it is an extension of ours, off by default, and members
 without it see envelopes as ordinary contents::
 
     envelope := 'DKS1' || author [32] || session varint || sequence varint || sent varint
                 || payload || signature [64]
 
-`session` is when the author began, `sent` when it wrote the message, both in milliseconds of Unix
+`session` is when the author started, `sent` when it wrote the message, both in milliseconds of Unix
 time; `sequence` counts from 1 in each session. The Ed25519 signature covers a domain separator, the
 topic id and all of the envelope before it.
 
-A receiver takes each (author, session, sequence) once. It remembers the latest session of an author
-and a window of sequences in it, for as long as any message of that author is young enough to be taken;
-older sessions, sequences before the window, and messages that were sent too long ago or in the future
-by its own clock are refused. Refused messages are not passed on.
+A receiver accepts each (author, session, sequence) once. It remembers the latest session of an author and
+a window of sequences in it, for as long as any message of that author is young enough to be accepted.
+Older sessions, sequences before the window, and messages that by its own clock were sent too long ago or
+in the future are refused. Refused messages are not passed on.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ ENVELOPE_OVERHEAD_BYTES: Final = len(_MAGIC) + 32 + 3 * _MAX_VARINT_BYTES + _SIG
 """What an envelope adds at most."""
 
 _EXPIRY_STEPS: Final = 32
-"""How finely the time is divided in which a message may still be taken."""
+"""Into how many steps the time is divided in which a message may still be accepted."""
 
 WINDOW: Final = 1024
-"""Sequences behind the highest that may still arrive; gossip keeps no order among messages."""
+"""Sequences below the highest that may still arrive; gossip does not keep messages in order."""
 
 _WINDOW_MASK: Final = (1 << WINDOW) - 1
 
@@ -57,9 +57,9 @@ class Signing:
 
     Attributes:
         secret_key: what to sign with; the endpoint's own key if None.
-        max_age_s: messages sent longer ago, or further in the future, are refused. It bounds for how
-            long a message can be replayed to somebody who has not seen it, and how wrong the clocks
-            of members may be.
+        max_age_s: messages sent longer ago, or further in the future, are refused. It limits how long a
+            message can be replayed to somebody who has not seen it, and how far the clocks of
+            members may differ.
 
     Raises:
         InvalidInput: `max_age_s` is not a positive, finite number.
@@ -135,7 +135,7 @@ class Signer:
 
 @attrs.define
 class _Author:
-    """An author that was heard of.
+    """What is remembered about an author.
 
     Attributes:
         brought_by: the peer that brought its first message.
@@ -143,7 +143,7 @@ class _Author:
         latest_ms: the latest time at which any of its messages was sent.
         bucket: where it is in the order of expiry.
         highest: the highest sequence of the session.
-        window: bit n says whether sequence `highest` - n was there.
+        window: bit n says whether sequence `highest` - n has arrived.
     """
 
     brought_by: PeerId
@@ -167,11 +167,11 @@ class _Author:
 
 
 class Opener:
-    """Decide which signed messages of a topic are genuine and new.
+    """Decides which signed messages of a topic are genuine and new.
 
-    An author is remembered until all of its messages are too old to be taken again. There is room for
-    `limits.MAX_GOSSIP_AUTHORS`; where it gets short, further authors are refused, first to those peers
-    that brought most of them (`dialkey_gossip.quota`). Known authors are not affected.
+    An author is remembered until all of its messages are too old to be accepted again. There is room for
+    `limits.MAX_GOSSIP_AUTHORS`; when it runs short, new authors are refused, first from the peers that
+    brought most of them (`dialkey_gossip.quota`). Known authors are not affected.
 
     Args:
         topic: the topic.
@@ -193,9 +193,9 @@ class Opener:
         self._forgotten_ms = -1
 
     def admit(self, sender: PeerId, content: bytes) -> bool:
-        """Say whether a content is a genuine message that was not admitted before.
+        """Return whether a content is a genuine message that was not admitted before.
 
-        Takes constant time but for the signature, which is checked last.
+        Takes constant time apart from the signature, which is checked last.
 
         Args:
             sender: the peer that brings it.
@@ -218,7 +218,7 @@ class Opener:
         return True
 
     def is_empty(self) -> bool:
-        """Say whether there is nothing to remember any more."""
+        """Return whether there is nothing left to remember."""
         self._forget(self._clock())
         return not self._authors
 

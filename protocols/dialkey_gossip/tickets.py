@@ -1,10 +1,10 @@
 """Topic tickets: a topic and some peers in it, as one word that can be pasted.
 
-The creator of a topic goes away sooner or later, and a ticket that names the creator alone dies with
-it. A topic ticket therefore names several members.
+The creator of a topic leaves sooner or later, and a ticket that names only the creator is useless then.
+A topic ticket therefore names several members.
 
-The format is ours: kind ``topic``; a varint version 0, the topic id, a varint count, and so many
-endpoint addresses as in endpoint tickets.
+The format is ours: kind ``topic``; a varint version 0, the topic id, a varint count, and that many
+endpoint addresses, encoded as in endpoint tickets.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TopicTicket(Ticket):
 
     Args:
         topic: the topic.
-        peers: members, the best first; the same member twice is one with all its addresses.
+        peers: members, the best first; entries for the same member are merged.
 
     Raises:
         InvalidTicket: there are more peers than a ticket may have, or the text would be too long.
@@ -55,7 +55,7 @@ class TopicTicket(Ticket):
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
-        """Read the payload, to its end."""
+        """Read the payload completely."""
         read_ticket_version(reader)
         topic = TopicId(reader.take(32))
         count = reader.count(MAX_GOSSIP_TICKET_PEERS)

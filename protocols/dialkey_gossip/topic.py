@@ -1,4 +1,4 @@
-"""A topic as an application holds it."""
+"""The application's handle on a topic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Topic"]
 
 
 class Host(Protocol):
-    """What a topic needs of its gossip."""
+    """What a topic needs from its gossip."""
 
     def neighbors(self, topic: TopicId) -> tuple[EndpointId, ...]: ...
 
@@ -52,16 +52,16 @@ class Terms:
 
 
 class Topic:
-    """A membership in a topic: publish, and hear what others publish.
+    """A membership in a topic: publish, and receive what others publish.
 
     Made by `Gossip.join`. Leave it with `leave`, or use it as an asynchronous context manager. Events
     are fetched with ``async for event in topic``, which ends when the topic is left; several tasks
-    may share the work, each event goes to one of them. Several handles of one topic hear everything
-    each, and the topic is left with the last of them.
+    may share the work, and each event goes to one of them. Each of several handles of one topic receives
+    everything, and the topic is left with the last of them.
 
-    Gossip promises little: a message most probably soon reaches those who are in the swarm when
-    it is published. It keeps no order, tells nobody who received what, brings nothing to those who
-    come later, and drops a content that is published again within 90 seconds.
+    Gossip promises little: a message soon reaches, most probably, those who are in the swarm when it is
+    published. There is no order, nobody learns who received what, those who come later do not get earlier
+    messages, and a content that is published again within 90 seconds is dropped.
     """
 
     def __init__(self, id: TopicId, host: Host, terms: Terms, capacity: int) -> None:
@@ -104,7 +104,7 @@ class Topic:
         return self._terms.max_payload_bytes
 
     def neighbors(self) -> tuple[EndpointId, ...]:
-        """Return the members that are connected to us in this topic now.
+        """Return the members that are now connected to us in this topic.
 
         At most five by default, however large the swarm is; it is not a list of members.
         """
@@ -122,11 +122,11 @@ class Topic:
     def ticket(self, peers: int = 3) -> TopicTicket:
         """Return a ticket to this topic that names us and some neighbours.
 
-        It is good for as long as one of those named is in the topic and where its addresses say, or
-        can be found by its id. Make a fresh one when handing it out.
+        It works for as long as one of those named is in the topic and can be reached at its addresses,
+        or found by its id. Make a fresh one whenever you hand one out.
 
         Args:
-            peers: neighbours named beside us, at most.
+            peers: how many neighbours to name besides us, at most.
 
         Raises:
             TopicLeft: the topic was left.
@@ -141,10 +141,10 @@ class Topic:
         """Wait until there is a neighbour; return at once if there is one.
 
         Args:
-            timeout: seconds; without it, wait for as long as it takes.
+            timeout: seconds; by default, wait for as long as it takes.
 
         Raises:
-            NoNeighbors: nobody came in time. Attempts continue.
+            NoNeighbors: nobody was reached in time. Attempts continue.
             TopicLeft: the topic was left.
         """
         try:
@@ -163,12 +163,12 @@ class Topic:
     async def broadcast(self, content: bytes | bytearray | memoryview) -> bool:
         """Publish a content to everybody in the swarm.
 
-        Returns when it is queued for our neighbours. Waits, a second at most for each of them, while
+        Returns when it is queued for our neighbours. Waits, at most a second for each of them, while
         they are slower than we publish. We do not receive it ourselves.
 
         Returns:
-            True if it was sent; False if this very content travelled here within 90 seconds, in
-            which case everybody would drop it. With signatures each message is another one.
+            True if it was sent; False if this very content was seen here within 90 seconds, in which
+            case everybody would drop it. With signatures, each message counts as new.
 
         Raises:
             MessageTooLarge: it is longer than `max_payload_bytes`.
@@ -178,7 +178,7 @@ class Topic:
         return await self._publish(content, to_neighbors=False)
 
     async def broadcast_neighbors(self, content: bytes | bytearray | memoryview) -> None:
-        """Send a content to our neighbours only, who do not pass it on.
+        """Send a content to our neighbours only; they do not pass it on.
 
         Raises:
             MessageTooLarge, NoNeighbors, TopicLeft: as `broadcast`.
@@ -218,9 +218,9 @@ class Topic:
     # --- coming and going -----------------------------------------------------------------------
 
     async def add_peers(self, peers: Iterable[Remote]) -> None:
-        """Ask further members to take us in.
+        """Ask further members to let us in.
 
-        Asking is not repeated for those that are neighbours. Others are tried until they answer.
+        Those that are already neighbours are not asked. Others are retried until they answer.
 
         Raises:
             InvalidInput: one of them cannot be parsed.
@@ -232,7 +232,7 @@ class Topic:
     async def leave(self) -> None:
         """Leave the topic: neighbours are told, and iteration ends. Idempotent.
 
-        Events that arrived before can still be fetched.
+        Events that arrived before that can still be fetched.
         """
         if not self._is_left:
             self._host.leave(self)
@@ -262,7 +262,7 @@ class Topic:
 def parse_topic(
     topic: TopicId | TopicTicket | bytes | str,
 ) -> tuple[TopicId, tuple[EndpointAddr, ...]]:
-    """Read what names a topic, and the peers that a ticket names with it.
+    """Parse what names a topic, and return the peers that a ticket names with it.
 
     Raises:
         InvalidInput: it does not name a topic.

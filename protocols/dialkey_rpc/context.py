@@ -86,7 +86,7 @@ def current_call() -> Call:
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Give all calls within the block this long together; the services are told.
+    """Give all calls within the block this much time together; the services are told.
 
     The shorter one of nested deadlines holds. While a call with a deadline is served, the calls that
     the service makes in turn inherit it.

@@ -50,7 +50,7 @@ class Reconnect:
     def may_repeat(
         self, error: BaseException, attempt: int, *, sent: bool, idempotent: bool
     ) -> bool:
-        """Say whether to try again.
+        """Return whether to try again.
 
         Args:
             error: how the attempt ended.

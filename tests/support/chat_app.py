@@ -23,7 +23,7 @@ HEARTBEAT_S = "0.5"
 
 
 def command(*arguments: str) -> list[str]:
-    """Give the command line of a chat that stays on this machine and notices the dead soon."""
+    """Return the command line of a chat that stays on this machine and soon notices dead peers."""
     here = ["--bind", "127.0.0.1:0", "--heartbeat", HEARTBEAT_S]
     return [sys.executable, "-m", "dialkey", "chat", *arguments, *here]
 

@@ -49,7 +49,7 @@ class Way:
         self.up.is_up = self.down.is_up = True
 
     def rebind(self) -> None:
-        """Give the client another address, as a NAT does; what is under way to the old one is lost."""
+        """Give the client another address, as a NAT does; what is in flight to the old one is lost."""
         self.rebinds += 1
         self.client = f"client on {self.name}, port {self.rebinds}"
 

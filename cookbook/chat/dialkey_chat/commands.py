@@ -109,7 +109,7 @@ def label(name: str, id: EndpointId) -> str:
 
 
 def clock(at_ms: int) -> str:
-    """Give the time of day here, with the date if it was another day."""
+    """Return the time of day here, with the date if it was another day."""
     then, now = time.localtime(at_ms / 1000), time.localtime()
     is_today = then[:3] == now[:3]
     return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", then)

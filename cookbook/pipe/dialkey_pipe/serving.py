@@ -32,7 +32,7 @@ class _Guarded:
         self._allowed = frozenset(allowed)
 
     def admit(self, connection: Connection) -> bool:
-        """Say whether a peer may come in; close its connection if not."""
+        """Return whether a peer may come in; close its connection if not."""
         if not self._allowed or connection.remote_id in self._allowed:
             return True
         connection.close(Code.NOT_ALLOWED, Code.NOT_ALLOWED.meaning.encode())

@@ -198,7 +198,7 @@ class Schedule:
     # --- time -----------------------------------------------------------------------------------
 
     def has_given_up(self, now: float) -> bool:
-        """Say whether nobody has done anything for too long."""
+        """Return whether nobody has done anything for too long."""
         return self._idle_since is not None and now >= self._idle_since + self._wait_s
 
     def deadline(self, now: float) -> float | None:

@@ -336,7 +336,7 @@ def endpoint_options(*, json: bool) -> Callable[[Command], Command]: ...
 def endpoint_options(
     command: Command | None = None, *, json: bool = True
 ) -> Command | Callable[[Command], Command]:
-    """Give a command all options of an endpoint; it gets their values as one `Options`.
+    """Add all options of an endpoint to a command; it gets their values as one `Options`.
 
     ::
 

@@ -68,7 +68,7 @@ class Progress:
         return self
 
     def waiting(self, text: str) -> None:
-        """Say what is waited for, such as ``connecting to …``, until there is an `update`."""
+        """Return what is waited for, such as ``connecting to …``, until there is an `update`."""
         if text == self._waiting:
             return
         self._waiting = text
@@ -92,7 +92,7 @@ class Progress:
     def update(
         self, done_bytes: int, *, total_bytes: int | None = None, note: str | None = None
     ) -> None:
-        """Say how far it has come.
+        """Return how far it has come.
 
         Args:
             done_bytes: bytes done in all, counting those of earlier runs.

@@ -28,7 +28,7 @@ _USAGE_ERRORS: Final = cast(
 
 
 def is_debugging() -> bool:
-    """Say whether DIALKEY_DEBUG asks for tracebacks and debug logs."""
+    """Return whether DIALKEY_DEBUG asks for tracebacks and debug logs."""
     return os.environ.get("DIALKEY_DEBUG", "") not in ("", "0")
 
 

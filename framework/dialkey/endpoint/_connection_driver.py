@@ -422,7 +422,7 @@ class ConnectionDriver:
         )
 
     def add_path_reader(self, reader: EventQueue[PathEvent]) -> None:
-        """Give a reader what happens from now on."""
+        """Pass to a reader what happens from now on."""
         if self._error is not None:
             reader.end()
         self._path_readers.append(reader)

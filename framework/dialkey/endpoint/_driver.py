@@ -135,7 +135,7 @@ class Driver:
         self.transports.append(transport)
 
     def set_congestion(self, make_controller: MakeController) -> None:
-        """Give the paths of connections to come another congestion control."""
+        """Choose another congestion control for the paths of future connections."""
         self._make_controller = make_controller
 
     def set_path_selector(self, selector: PathSelector) -> None:
@@ -267,7 +267,7 @@ class Driver:
         return found
 
     def trouble_with(self, remote: PathAddress) -> str | None:
-        """Say what keeps datagrams from an address now; None where nothing is known to."""
+        """Return what keeps datagrams from an address now; None where nothing is known to."""
         for transport in self.transports:
             if isinstance(transport, ExplainingTransport) and transport.owns(remote):
                 return transport.trouble_with(remote)

@@ -70,7 +70,7 @@ class Capacity:
         return False
 
     def leave(self, connection: ConnectionDriver) -> None:
-        """Give the place of a connection back. Idempotent."""
+        """Give back the place of a connection. Idempotent."""
         for claim in self._places.pop(connection, ()):
             claim.release()
 

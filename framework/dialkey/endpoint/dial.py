@@ -73,7 +73,7 @@ class Candidate:
         self.trouble = ""
 
     def take(self, datagrams: int) -> bool:
-        """Say whether this many datagrams may be sent to it, and count them if so."""
+        """Return whether this many datagrams may be sent to it, and count them if so."""
         if self.failed:
             return False
         if self.max_datagrams is not None and self.sent + datagrams > self.max_datagrams:
@@ -435,7 +435,7 @@ class Dial:
         )
 
     def _attempts(self) -> list[str]:
-        """Say what became of each address, and what each lookup said."""
+        """Return what became of each address, and what each lookup said."""
         return [*self.target.attempts(self._driver.trouble_with), *self._lookups_said()]
 
     def _lookups_said(self) -> list[str]:

@@ -77,7 +77,7 @@ class LimitedAddresses:
         return self._limits.may_reach if self._limits is not None else None
 
     async def admit(self, addr: TransportAddr) -> tuple[bool, int | None]:
-        """Say whether an address may be tried, and how many datagrams it may get; None: any number."""
+        """Return whether an address may be tried, and how many datagrams it may get; None: any number."""
         limits = self._limits
         if limits is None or not limits.applies_to(addr):
             return True, None

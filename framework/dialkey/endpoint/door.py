@@ -96,7 +96,7 @@ class Door:
         return len(self._failures)
 
     def ask(self, sources: Sources, now: float, *, proved: bool) -> Verdict:
-        """Say what becomes of a client of which nothing is known; it changes nothing.
+        """Return what becomes of a client of which nothing is known; it changes nothing.
 
         Args:
             proved: whether it proved that it receives at its address.
@@ -116,7 +116,7 @@ class Door:
         return Verdict.ADMIT
 
     def enter(self, who: Hashable, sources: Sources, now: float) -> Hashable | None:
-        """Give a handshake a place; return whose place was taken for it, if all were."""
+        """Give a handshake a place; return whose place it took, if all were taken."""
         for wide, source in enumerate(sources):
             allowance = self._allowances.pop(source, None)
             if allowance is None:

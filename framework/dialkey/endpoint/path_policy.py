@@ -192,11 +192,11 @@ class PathPolicy:
 
     @staticmethod
     def is_stranded(paths: Iterable[PathView]) -> bool:
-        """Say whether no path works."""
+        """Return whether no path works."""
         return _is_stranded(paths)
 
     def wants_punching(self, paths: Sequence[PathView], now: float) -> bool:
-        """Say whether it is time to look for a direct path by probes once more."""
+        """Return whether it is time to look for a direct path by probes once more."""
         if _has_good_direct(paths):
             self._punched_at = None
             return False

@@ -100,7 +100,7 @@ class RelayAddr(_Ordered):
         return (_TAG_RELAY, str(self.url))
 
     def labelled(self) -> str:
-        """Give the form with its kind in front, as iroh displays it: ``relay:<url>``."""
+        """Return the form with its kind in front, as iroh displays it: ``relay:<url>``."""
         return f"relay:{self.url}"
 
     def __str__(self) -> str:
@@ -182,7 +182,7 @@ class IpAddr(_Ordered):
         return (_TAG_IP, self.ip.version, int(self.ip), self.port, self.scope_id)
 
     def labelled(self) -> str:
-        """Give the form with its kind in front, as iroh displays it: ``ip:<address>``."""
+        """Return the form with its kind in front, as iroh displays it: ``ip:<address>``."""
         return f"ip:{self}"
 
     def __str__(self) -> str:
@@ -279,7 +279,7 @@ class CustomAddr(_Ordered):
         return (_TAG_CUSTOM, self.id, 1, 0, self.data)
 
     def labelled(self) -> str:
-        """Give the form with its kind in front, as iroh displays it: ``custom:<address>``."""
+        """Return the form with its kind in front, as iroh displays it: ``custom:<address>``."""
         return f"custom:{self}"
 
     def __str__(self) -> str:
@@ -400,7 +400,7 @@ class EndpointAddr:
         return tuple(addr for addr in self.addrs if isinstance(addr, CustomAddr))
 
     def with_addrs(self, addrs: Iterable[TransportAddr]) -> EndpointAddr:
-        """Give the same endpoint with these addresses beside those it has."""
+        """Return the same endpoint with these addresses beside those it has."""
         return EndpointAddr(self.id, (*self.addrs, *addrs))
 
     def write(self, writer: Writer) -> None:

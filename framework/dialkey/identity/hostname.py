@@ -34,7 +34,7 @@ def format_ipv6(address: ipaddress.IPv6Address) -> str:
 
 
 def parse_special(text: str) -> str:
-    """Give the normal form of the host of an http, https, ws, wss, ftp or file URL.
+    """Return the normal form of the host of an http, https, ws, wss, ftp or file URL.
 
     Raises:
         InvalidAddress: it is not a host.
@@ -56,7 +56,7 @@ def parse_special(text: str) -> str:
 
 
 def parse_opaque(text: str) -> str:
-    """Give the normal form of the host of a URL of any other scheme; it may be empty.
+    """Return the normal form of the host of a URL of any other scheme; it may be empty.
 
     Raises:
         InvalidAddress: it is not a host.

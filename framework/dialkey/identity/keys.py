@@ -71,7 +71,7 @@ def _y_coordinate(raw: bytes) -> int:
 
 @lru_cache(maxsize=8192)
 def _is_point(raw: bytes) -> bool:
-    """Tell whether `raw` decompresses; the sign bit and y >= p are no reason to refuse.
+    """Return whether `raw` decompresses; the sign bit and y >= p are no reason to refuse.
 
     Cached: one id is parsed many times, and the exponentiation takes some 50 us. Holds about 1 MiB
     at most.
@@ -246,19 +246,19 @@ class EndpointId:
         writer.raw(self._raw)
 
     def to_base32(self) -> str:
-        """Give the 52-character lower-case base32 form."""
+        """Return the 52-character lower-case base32 form."""
         return base32.encode(self._raw)
 
     def to_z32(self) -> str:
-        """Give the 52-character z-base-32 form of DNS names and pkarr paths."""
+        """Return the 52-character z-base-32 form of DNS names and pkarr paths."""
         return base32.encode_z32(self._raw)
 
     def to_base32hex(self) -> str:
-        """Give the 52-character base32hex form of TLS server names."""
+        """Return the 52-character base32hex form of TLS server names."""
         return base32.encode_hex(self._raw)
 
     def short(self) -> str:
-        """Give the first five bytes as hex, for logs; not unique and not parsed anywhere."""
+        """Return the first five bytes as hex, for logs; not unique and not parsed anywhere."""
         return self._raw[:5].hex()
 
     @property
@@ -291,7 +291,7 @@ class EndpointId:
             raise InvalidSignature("the signature does not match key and message") from None
 
     def verifies(self, signature: Signature | bytes, message: bytes) -> bool:
-        """Tell whether `verify` would pass."""
+        """Return whether `verify` would pass."""
         try:
             self.verify(signature, message)
         except InvalidSignature:
@@ -431,7 +431,7 @@ class SecretKey:
         return Signature(self._key.sign(bytes(message)))
 
     def signing_key(self) -> Ed25519PrivateKey:
-        """Give the key as `cryptography` object, for the TLS handshake of the QUIC room."""
+        """Return the key as `cryptography` object, for the TLS handshake of the QUIC room."""
         return self._key
 
     def to_hex(self) -> str:

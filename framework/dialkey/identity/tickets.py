@@ -74,7 +74,7 @@ def without_space(text: str) -> str:
 
 
 def encode_ticket(kind: str, payload: bytes) -> str:
-    """Give the text of a ticket.
+    """Return the text of a ticket.
 
     Args:
         kind: lower-case ASCII letters.
@@ -95,7 +95,7 @@ def encode_ticket(kind: str, payload: bytes) -> str:
 
 
 def decode_ticket(kind: str, text: str) -> bytes:
-    """Give the payload of a ticket of the kind expected.
+    """Return the payload of a ticket of the kind expected.
 
     A ticket is read as people paste it: in capitals or lower case, and with line breaks or spaces in
     it. All else is strict: no separators, no padding, no spare bits.

@@ -30,7 +30,7 @@ def from_environment(host: str, port: int, *, is_tls: bool) -> str | None:
 
 
 def is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    """Say whether ``NO_PROXY`` names a server.
+    """Return whether ``NO_PROXY`` names a server.
 
     Args:
         host: its name or address.
@@ -83,7 +83,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _name(host: str) -> str:
-    """Give a name as it is compared: as the DNS has it, in lower case, without a final dot."""
+    """Return a name as it is compared: as the DNS has it, in lower case, without a final dot."""
     name = host.removesuffix(".").lower()
     if name.isascii():
         return name

@@ -74,7 +74,7 @@ class Transport(Protocol):
         """
 
     def owns(self, remote: PathAddress) -> bool:
-        """Say whether a path address is of this transport's kind."""
+        """Return whether a path address is of this transport's kind."""
 
     def send(self, remote: PathAddress, data: bytes | memoryview, segment_bytes: int) -> None:
         """Send datagrams at once, or queue a bounded number; never wait, never raise.
@@ -104,7 +104,7 @@ class ExplainingTransport(Protocol):
     def owns(self, remote: PathAddress) -> bool: ...
 
     def trouble_with(self, remote: PathAddress) -> str | None:
-        """Say what keeps datagrams from `remote` now; None where nothing is known to."""
+        """Return what keeps datagrams from `remote` now; None where nothing is known to."""
 
 
 @runtime_checkable

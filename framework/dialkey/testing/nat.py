@@ -38,7 +38,7 @@ _LAST_PORT: Final = 60_000
 
 
 def are_punchable(one: NatKind, other: NatKind) -> bool:
-    """Say whether hosts behind two kinds of NAT reach each other directly without guessing of ports."""
+    """Return whether hosts behind two kinds of NAT reach each other directly without guessing ports."""
     pair = {one, other}
     return not ("strict" in pair and pair <= {"moderate", "strict"})
 
@@ -102,7 +102,7 @@ class Nat:
         return IpAddr(self.ip, mapping.port)
 
     def inwards(self, remote: IpAddr, port: int, now: float) -> IpAddr | None:
-        """Say which host inside gets what `remote` sends to an outer port; None if nobody does."""
+        """Return which host inside gets what `remote` sends to an outer port; None if nobody does."""
         mapping = self._by_port.get(port)
         if mapping is None or self._is_over(mapping, now):
             return None

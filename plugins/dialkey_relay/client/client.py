@@ -535,7 +535,7 @@ class RelayClient:
                 self._main = asyncio.create_task(self._run(), name=f"relay {self.url.redacted}")
 
     def wedged(self, now: float) -> str | None:
-        """Say what is stuck, None if all is well; `now` is in the loop's time."""
+        """Return what is stuck, None if all is well; `now` is in the loop's time."""
         if self._main is None or self._closed:
             return None
         if self._main.done():

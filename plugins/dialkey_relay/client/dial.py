@@ -129,7 +129,7 @@ def proxy_from_environment(target: Target) -> str | None:
 
 
 def is_exempt(target: Target, no_proxy: str) -> bool:
-    """Say whether ``NO_PROXY`` names a target; see `dialkey.network.proxies.is_exempt`."""
+    """Return whether ``NO_PROXY`` names a target; see `dialkey.network.proxies.is_exempt`."""
     return proxies.is_exempt(target.host, target.port, no_proxy)
 
 

@@ -80,7 +80,7 @@ class _Pinger(asyncio.Protocol):
         return True
 
     def _finish(self, reason: str) -> None:
-        """Give the best time, or fail where there is none."""
+        """Return the best time, or fail where there is none."""
         if self._best is not None and not self.result.done():
             self.result.set_result(self._best)
         self._fail(reason)

@@ -280,7 +280,7 @@ class RelayTransport:
         return None if url in self._configs else self._reach.get(url, is_public)
 
     def owns(self, remote: PathAddress) -> bool:
-        """Say whether a path address leads through a relay."""
+        """Return whether a path address leads through a relay."""
         return isinstance(remote, RelayPath)
 
     def send(self, remote: PathAddress, data: bytes | memoryview, segment_bytes: int) -> None:
@@ -316,7 +316,7 @@ class RelayTransport:
         )
 
     def trouble_with(self, remote: PathAddress) -> str | None:
-        """Say what keeps us from the relay of a path now; None where nothing is known to."""
+        """Return what keeps us from the relay of a path now; None where nothing is known to."""
         assert isinstance(remote, RelayPath)
         client = self._clients.get(remote.url)
         if client is None or client.is_connected or client.status.error is None:

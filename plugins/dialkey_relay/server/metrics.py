@@ -133,7 +133,7 @@ def _families(snapshot: Snapshot) -> Iterator[Metric]:
 
 
 def prefers_openmetrics(accept: str) -> bool:
-    """Say whether a reader with this ``Accept`` header gets OpenMetrics, or else Prometheus text.
+    """Return whether a reader with this ``Accept`` header gets OpenMetrics, or else Prometheus text.
 
     Source: RFC 9110 section 12.5.1. Whoever names neither gets the older format: all can read it.
     """

@@ -283,7 +283,7 @@ class _Server(QuicServer):
 
 
 def _is_first(data: bytes) -> bool:
-    """Tell whether a datagram begins with an Initial packet of QUIC version 1."""
+    """Return whether a datagram begins with an Initial packet of QUIC version 1."""
     return (
         len(data) > 6
         and data[0] & (_LONG_HEADER | _TYPE_BITS) == _LONG_HEADER
@@ -292,7 +292,7 @@ def _is_first(data: bytes) -> bool:
 
 
 def _has_token(data: bytes) -> bool:
-    """Tell whether an Initial packet carries a token."""
+    """Return whether an Initial packet carries a token."""
     source_cid_at = 6 + data[5]
     if len(data) <= source_cid_at:
         return False

@@ -117,7 +117,7 @@ class RunningRelay:
                 await rule.close()
 
     def snapshot(self) -> Snapshot:
-        """Give the numbers of this moment, of all processes together."""
+        """Return the current numbers, of all processes together."""
         if self._links is not None:
             return self._links.snapshot()
         hub = self.relay.hub

@@ -122,7 +122,7 @@ class TlsFiles:
 
 
 def _words(error: BaseException) -> str:
-    """Give what OpenSSL says of an error; what it says first is nearest to the cause."""
+    """Return what OpenSSL says of an error; what it says first is nearest to the cause."""
     details = error.args[0] if error.args else None
     if isinstance(details, list) and details and isinstance(details[0], tuple):
         return str(details[0][-1])

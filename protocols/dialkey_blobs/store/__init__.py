@@ -1,7 +1,7 @@
 """Where blobs are kept: in a directory (`FsStore`) or in memory (`MemoryStore`).
 
 Both offer the same: adding from memory, streams and files; reading; exporting; storing what a
-download has verified, so that it can go on where it stopped; tags, garbage collection and checks.
+download has verified, so that it can resume; tags, garbage collection and checks.
 """
 
 from __future__ import annotations

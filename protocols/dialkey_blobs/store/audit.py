@@ -1,7 +1,7 @@
 """Find which parts of a blob are sound, when some of its content or outboard is damaged.
 
 Every pair and every chunk group is compared with the chaining value that the pair above it names.
-A pair that does not match takes all below it with it, since nothing proves those any more.
+A pair that does not match invalidates everything below it, since nothing proves that any more.
 """
 
 from __future__ import annotations

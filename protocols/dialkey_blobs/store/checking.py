@@ -1,4 +1,4 @@
-"""Check stored blobs against their hashes, and strike off what is damaged."""
+"""Check stored blobs against their hashes, and drop what is damaged."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class _Finding:
     """What hashing a complete blob has shown.
 
     Attributes:
-        content_matches: whether all of it is what it should be.
-        outboard_matches: likewise.
+        content_matches: whether the content is what it should be.
+        outboard_matches: the same for the outboard.
     """
 
     content_matches: bool
@@ -48,7 +48,7 @@ def check_blob(core: FsCore, hash: Hash) -> Steps[CheckReport]:
     if row is None:
         raise BlobMissing(hash)
     before = core.status(hash).bitfield
-    # Looking at a partial blob may have completed it.
+    # Opening a partial blob may have completed it.
     row = core.entry(hash) or row
     check: Callable[[FsCore, Hash, Row], Steps[CheckOutcome]]
     if row.place == Place.PARTIAL:

@@ -1,8 +1,8 @@
 """What every store can do, without an event loop: the base of `FsCore` and `MemoryCore`.
 
-A core belongs to one thread. Its operations either are short, or are generators (`Steps`) that do a
-few megabytes at a time, so that the thread can do others between. Nothing is safe until `commit`;
-what has changed is told to `on_change` only then.
+A core belongs to one thread. Its operations are either short, or generators (`Steps`) that do a few
+megabytes at a time, so that the thread can do others in between. Nothing is safe until `commit`; only
+then is `on_change` told what has changed.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ __all__ = [
 ]
 
 INLINE_BYTES: Final = 16_384
-"""Content and outboards up to this go into the database; a file costs more than they do."""
+"""Content and outboards up to this size go into the database, where they cost less than a file."""
 
 SLICE_BYTES: Final = 4 << 20
-"""What a long operation does in one step: some 15 ms of hashing, or a fraction of that of copying."""
+"""What a long operation does in one step: about 15 ms of hashing, or a fraction of that of copying."""
 
 
 class OpenBlob(ABC):
@@ -113,7 +113,7 @@ class OpenBlob(ABC):
 
     @property
     def stored_bytes(self) -> int:
-        """What the content takes on a disk, without holes."""
+        """What the content takes up on a disk, without holes."""
         return self.size
 
     def extent(self, offset: int) -> tuple[bool, int]:
@@ -125,9 +125,9 @@ class OpenBlob(ABC):
         return False
 
     def prepare(self) -> bool:
-        """Do a part of what has to be done before `read_outboard` answers at once.
+        """Do part of the work that has to be done before `read_outboard` can answer at once.
 
-        That is some 20 ms of work in the store's thread, for a blob whose outboard is still to be
+        That is about 20 ms of work in the store's thread, for a blob whose outboard is still to be
         made; see `ImportMode.DEFERRED`.
 
         Returns:
@@ -177,7 +177,7 @@ class BytesBlob(OpenBlob):
 
 
 class Import(Protocol):
-    """A blob that arrives in pieces, of a size that is not known before."""
+    """A blob that arrives in pieces, of a size that is not known beforehand."""
 
     def write(self, data: Buffer) -> None:
         """Append `data`."""
@@ -199,7 +199,7 @@ class StoreReader(Protocol):
         """Open a blob for reading.
 
         Raises:
-            BlobMissing: nothing is known of it.
+            BlobMissing: nothing is known about it.
             StorageError: it cannot be read, or is damaged.
         """
 
@@ -209,7 +209,7 @@ class StoreCore(ABC):
 
     Attributes:
         pins: what temp tags protect.
-        on_change: called at `commit` with each blob of which the store holds more or less now.
+        on_change: called at `commit` with each blob of which the store now holds more or less.
     """
 
     def __init__(self, ops: FileOps) -> None:
@@ -252,13 +252,13 @@ class StoreCore(ABC):
     ) -> Steps[int]:
         """Write a complete blob to a file, verify it on the way, and give the file its name.
 
-        Where the file system can, blocks are shared instead of copied. Holes stay holes.
+        If the file system can, blocks are shared instead of copied. Holes stay holes.
 
         Args:
             hash: the blob.
-            file: where to.
+            file: where to write it.
             durable: wait until the disk has everything.
-            move: where possible, let the file itself go there and keep a reference to it.
+            move: if possible, move the file itself there and keep a reference to it.
 
         Returns:
             The bytes.
@@ -266,7 +266,7 @@ class StoreCore(ABC):
         Raises:
             BlobIncomplete: only a part is held.
             BlobDamaged: the stored bytes do not match the hash; the file does not get its name.
-            DiskFull: there is not enough space for a copy; noticed before it is begun.
+            DiskFull: there is not enough space for a copy; noticed before copying starts.
         """
         with file, self.open(hash) as blob:
             if not blob.bitfield.is_complete:
@@ -308,11 +308,11 @@ class StoreCore(ABC):
 
     @abstractmethod
     def add_many(self, blobs: Sequence[Buffer], format: BlobFormat) -> list[TempTag]:
-        """Add blobs from memory, all in one go."""
+        """Add blobs from memory, all at once."""
 
     @abstractmethod
     def begin_import(self, format: BlobFormat) -> Import:
-        """Begin to add a blob that arrives in pieces."""
+        """Start adding a blob that arrives in pieces."""
 
     @abstractmethod
     def add_path(self, path: Path, mode: ImportMode, format: BlobFormat) -> Steps[TempTag]:
@@ -343,7 +343,7 @@ class StoreCore(ABC):
             hash: the blob.
             size: the claim with which they were verified.
             parents: with their pairs. Each must be an ancestor of a leaf that is given here: only
-                the leaf's match proves that they stand where the claimed size places them.
+                the leaf's match proves that they are where the claimed size places them.
             leaves: with their content.
 
         Raises:
@@ -352,9 +352,9 @@ class StoreCore(ABC):
         """
 
     def make_outboards(self) -> Steps[None]:
-        """Make the outboards that `ImportMode.DEFERRED` has left to be made.
+        """Make the outboards that `ImportMode.DEFERRED` has postponed.
 
-        What fails is logged, and fails again for whoever asks for the blob.
+        Failures are logged, and occur again for whoever asks for the blob.
         """
         yield from ()
 
@@ -396,7 +396,7 @@ class StoreCore(ABC):
         return name
 
     def rename_tag(self, old: bytes, new: bytes) -> None:
-        """Give a tag another name.
+        """Rename a tag.
 
         Raises:
             TagMissing: there is no such tag.
@@ -436,10 +436,10 @@ class StoreCore(ABC):
 
     @abstractmethod
     def check(self, hash: Hash) -> Steps[CheckReport]:
-        """Hash what is held of a blob, and strike off what does not match.
+        """Hash what is held of a blob, and drop what does not match.
 
         Raises:
-            BlobMissing: nothing is known of it.
+            BlobMissing: nothing is known about it.
         """
 
     @contextmanager
@@ -466,7 +466,7 @@ class StoreCore(ABC):
     # --- life -----------------------------------------------------------------------------------
 
     def commit(self) -> None:
-        """Make all changes safe and visible, then tell of them.
+        """Make all changes safe and visible, then report them.
 
         Raises:
             StorageError: everything since the last commit is undone.

@@ -1,8 +1,8 @@
 """The store's database: what is held where, tags, and the content of small blobs.
 
-One connection, used by one thread. Changes collect in a transaction until `commit`. After any error
-of SQLite in a change the transaction counts as broken: `commit` then rolls back and raises, so no
-half of a batch can become visible.
+One connection, used by one thread. Changes collect in a transaction until `commit`. After any SQLite
+error in a change the transaction counts as broken: `commit` then rolls back and raises, so that half a
+batch never becomes visible.
 
 SQLite runs with a write-ahead log that is synced at checkpoints only. A killed process loses
 nothing that was committed; a power failure may lose the last commits, but never leaves a torn
@@ -29,7 +29,7 @@ from dialkey_blobs.store.values import BlobInfo, BlobState, StoreStats, Tag
 __all__ = ["Database", "Place", "Reference", "Row"]
 
 _VERSION: Final = 1
-# "dkbl": tells our databases from other people's.
+# "dkbl": distinguishes our databases from others.
 _APPLICATION_ID: Final = 0x646B626C
 _SCHEMA: Final = """
 CREATE TABLE blobs (
@@ -97,7 +97,7 @@ class Database:
 
     Args:
         path: the file, created if it is missing.
-        ops: the door to the file system, asked to commit.
+        ops: the gateway to the file system, asked to commit.
         durable: whether each commit waits for the disk.
 
     Raises:
@@ -139,7 +139,7 @@ class Database:
         connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         connection.execute("PRAGMA busy_timeout = 2000")
         connection.execute("PRAGMA cache_size = -8192")
-        # After a large import the log is cut again.
+        # After a large import the log is truncated again.
         connection.execute("PRAGMA journal_size_limit = 16777216")
         if not tables:
             # One transaction, so that a crash leaves either nothing or everything.

@@ -1,10 +1,10 @@
 """Files that are offered before their outboards are made.
 
-A ticket needs only hashes, which the `blake3` package makes at gigabytes per second. Outboards take
-chaining values, which it does not give out, and so many times as long. So a file may be hashed first
-and its outboard be made afterwards, in the background, and sooner if somebody asks for the blob: its
-very first pair depends on all of its content, so a request waits for the outboard of its own blob,
-but for no other.
+A ticket needs only hashes, which the `blake3` package computes at gigabytes per second. Outboards need
+chaining values, which it does not expose, and take many times as long. So a file may be hashed first and
+its outboard made afterwards, in the background, or sooner if somebody asks for the blob. The very first
+pair depends on all of the content, so a request waits for the outboard of its own blob, but not for
+others.
 
 Such a blob is kept here, in memory, and gets its entry in the database together with its outboard.
 If the process ends before, it has to be added again.
@@ -40,10 +40,10 @@ _log: Final = logging.getLogger("dialkey.blobs.store")
 
 MAX_DEFERRED_BYTES: Final = 2 << 30
 """Larger files get their outboards before they are offered: a getter leaves a provider that is silent
-for 30 s, and until the outboard is there nothing can be sent. On a busy machine 70 MB/s were seen."""
+for 30 s, and nothing can be sent until the outboard is there. On a busy machine, 70 MB/s were seen."""
 
 _SMALL_BYTES: Final = 1 << 20
-"""Larger files fill a batch of hashing nearly by themselves."""
+"""Larger files nearly fill a hashing batch by themselves."""
 _MAX_FILES: Final = 256
 _GONE: Final = frozenset({errno.ENOENT, errno.ENOTDIR})
 
@@ -100,7 +100,7 @@ class DeferredBlobs:
         self._new_temp = new_temp
         self._place = place
         self._blobs: dict[Hash, _Deferred] = {}
-        # Of those, the ones with little content, whose outboards are made together.
+        # The small ones among them, whose outboards are made together.
         self._small: dict[Hash, _Deferred] = {}
         # They have entries, which are not committed yet.
         self._placed: list[_Deferred] = []
@@ -129,7 +129,7 @@ class DeferredBlobs:
             self._small[blob.hash] = blob
 
     def bitfield(self, hash: Hash) -> Bitfield | None:
-        """Return what is held of a blob: all, or None if it is not one of these."""
+        """Return what is held of a blob: everything, or None if it is not one of these."""
         blob = self._blobs.get(hash)
         return None if blob is None else Bitfield.complete(blob.size)
 
@@ -169,8 +169,8 @@ class DeferredBlobs:
         """Do a few megabytes of the work on one outboard; return whether none is left to do.
 
         Raises:
-            ReferenceChanged: the file is not what was added; so it is whenever it is asked for.
-            FileFailed: it cannot be read, or the outboard not be written. Another call begins anew.
+            ReferenceChanged: the file is not what was added; every later request fails as well.
+            FileFailed: it cannot be read, or the outboard not be written. Another call starts over.
         """
         blob = self._blobs.get(hash)
         if blob is None:
@@ -207,7 +207,7 @@ class DeferredBlobs:
             os.close(source)
 
     def _make_small(self, wanted: _Deferred) -> None:
-        """Make one outboard, and those of others together with it, which costs little more."""
+        """Make one outboard, and together with it those of others, which costs little more."""
         found: list[tuple[_Deferred, bytes]] = []
         size = 0
         for blob in [wanted, *islice(self._small.values(), _MAX_FILES)]:
@@ -244,10 +244,10 @@ class DeferredBlobs:
             os.close(source)
 
     def _failed(self, blob: _Deferred, error: FileFailed) -> FileFailed:
-        """Take note of a failure; return what to say of it."""
+        """Record a failure; return the error to report."""
         blob.steps = None
         if error.errno in _GONE:
-            return blob.changed()  # it may come back as it was
+            return blob.changed()  # the file may reappear unchanged
         if not isinstance(error, ReferenceChanged):
             return error
         blob.failed = True
@@ -268,7 +268,7 @@ class DeferredBlobs:
         self.discard(blob.hash)
 
     def make_all(self) -> Steps[None]:
-        """Make all outboards; yields the bytes done so far. What fails is logged and left out."""
+        """Make all outboards; yields the bytes done so far. Failures are logged and skipped."""
         total = self._waiting_bytes
         left_out: set[Hash] = set()
         while blob := self._next(left_out):
@@ -283,7 +283,7 @@ class DeferredBlobs:
         return next((b for b in self._blobs.values() if b.hash not in left_out), None)
 
     def committed(self) -> None:
-        """Take note that the entries that were made are safe."""
+        """Note that the entries that were made are committed."""
         self._placed.clear()
 
     def undone(self) -> None:
@@ -310,7 +310,7 @@ def _stop(blob: _Deferred) -> None:
 
 
 class DeferredReader(FileBlob):
-    """A blob whose content can be read at once, and whose pairs when `prepare` has said so."""
+    """A blob whose content can be read at once, and whose pairs can be read once `prepare` is done."""
 
     def __init__(
         self,

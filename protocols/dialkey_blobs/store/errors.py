@@ -1,11 +1,11 @@
-"""What can go wrong in a store, each error placed in the tree of `dialkey.errors`.
+"""What can go wrong in a store, and where each error belongs in the tree of `dialkey.errors`.
 
 ::
 
     LocalError
     ├── StorageError
     │   ├── FileFailed               the operating system refused; carries path and errno
-    │   │   ├── DiskFull             ... for want of space
+    │   │   ├── DiskFull             ... because there is no space
     │   │   └── ReferenceChanged     a file that is kept by reference is not what was imported
     │   ├── StoreLocked              another process, or another object here, has the store open
     │   ├── StoreDamaged             the database cannot be used
@@ -95,7 +95,7 @@ class DiskFull(FileFailed):
 
 
 class ReferenceChanged(FileFailed):
-    """A file that was imported by reference was changed, moved or deleted since."""
+    """A file that was imported by reference has been changed, moved or deleted since."""
 
     code = "local.storage.reference_changed"
 
@@ -113,7 +113,7 @@ class StoreDamaged(StorageError):
 
 
 class BlobDamaged(StorageError):
-    """Stored bytes do not match their hash; the store has taken note.
+    """Stored bytes do not match their hash; the store has recorded that.
 
     Attributes:
         hash: the blob.
@@ -211,7 +211,7 @@ def file_failed(action: str, path: str | Path, error: OSError) -> FileFailed:
     """Return the error for a failed operation, with a hint where one is known.
 
     Args:
-        action: a verb, to go between "cannot" and the path.
+        action: a verb that fits between "cannot" and the path.
         path: what it was done to.
         error: what the system said.
     """

@@ -18,13 +18,13 @@ __all__ = ["already_there", "begin_export", "export_path"]
 
 
 def begin_export(core: StoreCore, hash: Hash, target: Path, *, overwrite: bool) -> SafeFile:
-    """Begin a file at a path that the user of this machine chose.
+    """Start a file at a path that the user of this machine chose.
 
     Directories that are missing are created. Names from strangers go through `SafeRoot` instead.
 
     Raises:
         BlobMissing, BlobIncomplete: there is nothing to export; no directory is created.
-        TargetExists: something stands there and may not be overwritten.
+        TargetExists: something is there and may not be overwritten.
         StorageError: the system refused.
     """
     state = core.status(hash).state
@@ -53,9 +53,9 @@ def export_path(
 
 
 def already_there(files: Sequence[tuple[Hash, int | None, Path]]) -> Steps[set[Path]]:
-    """Return the paths at which exactly the content stands that belongs there.
+    """Return the paths at which the right content already is.
 
-    An export that was cut off has left it, or the user has it from elsewhere.
+    An interrupted export has left it there, or the user has it from elsewhere.
 
     Args:
         files: hash, size if known, and path of each.

@@ -20,7 +20,7 @@ class FileBlob(OpenBlob):
     """A blob whose content is a file, and whose outboard is another, or bytes.
 
     Args:
-        ops: the door to the file system.
+        ops: the gateway to the file system.
         hash: the blob.
         bitfield: what is held.
         path: the content.
@@ -91,7 +91,7 @@ class FileBlob(OpenBlob):
         except OSError as error:
             if offset < self.data_length and error.errno == errno.ENXIO:
                 return False, self.size  # nothing but a hole follows
-            return True, self.size  # the file system does not tell
+            return True, self.size  # the file system does not say
 
     def clone_to(self, ops: FileOps, target: int, path: Path) -> bool:
         return self.data_length == self.size and try_clone(ops, self._file, target, path)

@@ -1,8 +1,7 @@
-"""The only door to the file system: every call that changes a store's files goes through `FileOps`.
+"""The only gateway to the file system: every call that changes a store's files goes through `FileOps`.
 
-It is one small class so that a test can put another in its place, which fails or ends the process
-at a chosen call. What a crash between any two of these calls leaves behind is then a matter of
-tests, not of belief.
+It is one small class so that a test can replace it with one that fails or ends the process at a chosen
+call. So tests, not belief, tell what a crash between any two of these calls leaves behind.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class FsCore(StoreCore):
 
     Args:
         root: the store's directory, created if it is missing.
-        ops: the door to the file system.
+        ops: the gateway to the file system.
         durable: whether complete blobs and commits wait for the disk.
         epoch: id of the running operating system, by default what it says itself.
 
@@ -292,7 +292,7 @@ class FsCore(StoreCore):
             return (yield from super().export(hash, file, durable=durable))
 
     def _move(self, hash: Hash, row: Row, file: SafeFile, durable: bool) -> bool:
-        """Give a blob's file to `file`, and keep a reference; return whether that was possible.
+        """Move a blob's file to `file`, and keep a reference; return whether that was possible.
 
         The file has both names until the entry is committed, so that it is never without an owner.
         """

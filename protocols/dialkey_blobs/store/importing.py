@@ -67,7 +67,7 @@ class TempFile:
             self.length = size
 
     def move_to(self, target: Path, *, durable: bool) -> None:
-        """Give the file its place, over whatever was there."""
+        """Move the file to its place, replacing whatever was there."""
         if durable:
             with file_errors("sync", self.path):
                 self._ops.fsync(self.descriptor)
@@ -110,11 +110,11 @@ def hash_file(
     """Hash `size` bytes of an open file, and make the outboard.
 
     Args:
-        ops: the door to the file system.
+        ops: the gateway to the file system.
         source: the descriptor.
         path: its path, for messages.
         size: its bytes; a large outboard is written out as it grows, which needs to know.
-        new_temp: returns a path for a file of ours.
+        new_temp: returns a path for a temporary file.
         copy_to: where to copy the content at the same time.
 
     Raises:

@@ -78,7 +78,7 @@ class PartialFiles:
     cannot trust; that takes some three seconds for each gigabyte held.
 
     Args:
-        ops: the door to the file system.
+        ops: the gateway to the file system.
         paths: the files.
         hash: the blob.
         epoch: id of the running operating system; empty if unknown.

@@ -27,7 +27,7 @@ from dialkey_blobs.store.values import Steps
 __all__ = ["HashFiles", "HashedFile", "LargeFile", "ReadFiles", "SmallFile", "add_in_batches"]
 
 _SMALL_BYTES: Final = 1 << 20
-"""Larger files fill a batch of hashing nearly by themselves."""
+"""Larger files nearly fill a hashing batch by themselves."""
 _MAX_FILES: Final = 256
 
 

@@ -139,7 +139,7 @@ class Store:
             length: bytes; None for all that follows, which must be at most 64 MiB.
 
         Raises:
-            BlobMissing: nothing is known of the blob.
+            BlobMissing: nothing is known about the blob.
             RangeMissing: some of that is not held.
             InvalidInput: it is too much for one piece; use `stream`.
         """
@@ -162,7 +162,7 @@ class Store:
         """Yield content in pieces of a megabyte, cut off where the blob ends.
 
         Raises:
-            BlobMissing: nothing is known of the blob.
+            BlobMissing: nothing is known about the blob.
             RangeMissing: some of that is not held; all before it has been yielded.
         """
         async with self.blob(hash) as blob:
@@ -174,7 +174,7 @@ class Store:
         """Open a blob for reading: ``async with store.blob(hash) as blob``, or await it.
 
         Raises:
-            BlobMissing: nothing is known of it.
+            BlobMissing: nothing is known about it.
         """
         return Opening(self._open_blob(hash))
 
@@ -294,7 +294,7 @@ class Store:
         return await self._worker.run(lambda core: core.add_paths(wanted, mode, format), progress)
 
     async def make_outboards(self, *, progress: Progress | None = None) -> None:
-        """Make the outboards that `ImportMode.DEFERRED` has left to be made.
+        """Make the outboards that `ImportMode.DEFERRED` has postponed.
 
         It does not keep requests waiting, and those for such a blob come first. What fails is logged.
 
@@ -346,10 +346,10 @@ class Store:
             The bytes.
 
         Raises:
-            TargetExists: something stands there and may not be overwritten.
+            TargetExists: something is there and may not be overwritten.
             BlobMissing, BlobIncomplete: the blob is not held, or only in part.
             BlobDamaged: the stored bytes do not match the hash.
-            DiskFull: there is not enough space for a copy; noticed before it is begun.
+            DiskFull: there is not enough space for a copy; noticed before copying starts.
         """
         if not isinstance(target, SafeFile):
             path = Path(target)
@@ -370,7 +370,7 @@ class Store:
             raise
 
     async def already_there(self, files: Sequence[tuple[Hash, int | None, Path]]) -> set[Path]:
-        """Return the paths at which exactly the content stands that belongs there.
+        """Return the paths at which the right content already is.
 
         Args:
             files: hash, size if known, and path of each.
@@ -440,10 +440,10 @@ class Store:
                 _log.warning("a garbage collection failed: %s", error)
 
     async def check(self, hash: Hash, *, progress: Progress | None = None) -> CheckReport:
-        """Hash what is held of a blob, and strike off what does not match.
+        """Hash what is held of a blob, and drop what does not match.
 
         Raises:
-            BlobMissing: nothing is known of it.
+            BlobMissing: nothing is known about it.
         """
         return await self._worker.run(lambda core: core.check(hash), progress)
 
@@ -469,7 +469,7 @@ class FsStore(Store):
     Args:
         root: the directory, created if it is missing.
         durable: see above.
-        ops: the door to the file system; for tests.
+        ops: the gateway to the file system; for tests.
     """
 
     def __init__(

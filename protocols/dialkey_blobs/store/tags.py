@@ -55,7 +55,7 @@ class Tags:
         return [tag for tag in tags if format is None or tag.format is format]
 
     async def rename(self, old: str | bytes, new: str | bytes) -> None:
-        """Give a tag another name.
+        """Rename a tag.
 
         Raises:
             TagMissing: there is no such tag.

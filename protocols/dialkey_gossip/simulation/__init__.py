@@ -1,7 +1,7 @@
 """A swarm on virtual time: the state machines of many nodes and a network between them.
 
-Everything is drawn from one seed, so a run is repeated exactly by repeating its numbers. There is no
-QUIC here; a message takes the latency of its link, may be lost, and links may be cut.
+Everything is drawn from one seed, so the same parameters repeat a run exactly. There is no QUIC here; a
+message takes the latency of its link, may be lost, and links may be cut.
 
 `Network` is the swarm; `scenarios` holds the measurements of ``benchmarks/gossip.py``.
 

@@ -1,10 +1,10 @@
 """The network of a simulated swarm.
 
 Model. Each unordered pair of nodes has one latency, drawn when it is first needed. A message arrives
-after it, unless it is lost. A pair is *connected* from its first message on. A node that does not
-need a peer any more lets the connection go after a while, as the shell of a real node does, and the
-peer learns of it. A message to a node that cannot be reached (dead, or beyond a partition) is lost;
-if there is no connection the sender learns after the time that a dial takes to fail.
+after that time, unless it is lost. A pair is *connected* from its first message on. A node that no longer
+needs a peer closes the connection after a while, as the shell of a real node does, and the peer learns of
+it. A message to a node that cannot be reached (dead, or beyond a partition) is lost; if there is no
+connection, the sender learns of it after the time that a dial takes to fail.
 
 Source: docs/wire/gossip.md 6.1, whose model this contains: without loss, partitions and lingering
 connections they are the same.
@@ -59,10 +59,10 @@ class Network:
     """Nodes in one topic, and what lies between them.
 
     Args:
-        seed: what all chance is drawn from.
+        seed: of all random choices.
         config: of every node.
         latency: of every link.
-        loss: the share of messages that vanish.
+        loss: the share of messages that are lost.
         linger_s: how long a connection that nobody needs stays.
         dial_timeout_s: how long a dial takes to fail.
         is_encoded: pass every message through its frame, as a check of the encoding; node ids are
@@ -105,7 +105,7 @@ class Network:
     # --- commands -------------------------------------------------------------------------------
 
     def add(self) -> PeerId:
-        """Add a node, which joins nothing yet."""
+        """Add a node, which has not joined yet."""
         peer = self._make_id(self._added)
         self._added += 1
         self.nodes[peer] = Node(peer, self.config, random.Random(self._rng.getrandbits(64)))
@@ -116,7 +116,7 @@ class Network:
         self._do(peer, self.nodes[peer].join(TOPIC, contacts, self.now))
 
     def broadcast(self, peer: PeerId, content: bytes) -> None:
-        """Let a node publish a content that is new."""
+        """Let a node publish new content."""
         actions = self.nodes[peer].broadcast(TOPIC, content, self.now)
         if actions is None:
             raise ValueError("this content has been published lately")
@@ -127,7 +127,7 @@ class Network:
         self._do(peer, self.nodes[peer].quit(TOPIC, self.now))
 
     def kill(self, peer: PeerId, *, noticed_after_s: float = 0.0) -> None:
-        """Let a node vanish; those connected to it learn after a time and the latency."""
+        """Let a node vanish; nodes connected to it learn of it after a time and the latency."""
         del self.nodes[peer]
         for pair in [pair for pair in self._connected if peer in pair]:
             self._lose(pair, noticed_after_s)
@@ -153,7 +153,7 @@ class Network:
         self.run_until(self.now + duration_s)
 
     def run_until(self, at: float, stop: Callable[[], bool] | None = None) -> None:
-        """Let time pass up to `at`, or until `stop` says so, asked after each event."""
+        """Let time pass up to `at`, or until `stop`, called after each event, returns true."""
         queue = self._queue
         while queue and queue[0][0] <= at:
             self.now, _, event = heapq.heappop(queue)
@@ -283,7 +283,7 @@ class Network:
 
     def _lose(self, pair: tuple[PeerId, PeerId], noticed_after_s: float) -> None:
         del self._connected[pair]
-        # The least delay above the latency, so that what was sent before arrives before.
+        # Just above the latency, so that what was sent before arrives before.
         at = self.now + noticed_after_s + self._latency(pair) + 1e-6
         for peer, other in (pair, pair[::-1]):
             if peer in self.nodes:

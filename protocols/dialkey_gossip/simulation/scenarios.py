@@ -36,14 +36,14 @@ __all__ = [
 ]
 
 ROUND_TIMEOUT_S: Final = 5.0
-"""What has not arrived by then is missed; the original's number."""
+"""What has not arrived by then counts as missed; the original's number."""
 
 BOOTSTRAP_LATENCIES: Final = 20
 """How many times the highest latency passes before the first message; the original's number."""
 
 
 class Kind(enum.Enum):
-    """Who publishes in a round: one node always, a random one, or every node at once."""
+    """Who publishes in a round: always the same node, a random one, or every node at once."""
 
     SINGLE = "GossipSingle"
     MULTI = "GossipMulti"
@@ -59,7 +59,7 @@ class Scenario:
         nodes: how many there are.
         rounds: how many are measured, one after the other.
         latency: of the links.
-        loss: the share of messages that vanish.
+        loss: the share of messages that are lost.
     """
 
     kind: Kind

@@ -637,7 +637,7 @@ def _options_of(*argv: str, json: bool = True) -> Options:
     @cli.command()
     @(endpoint_options if json else endpoint_options(json=False))
     def probe(name: str = "guest", *, options: Options) -> None:
-        """Say what was given."""
+        """Return what was given."""
         seen.append((name, options))
 
     command = typer.main.get_command(cli)

@@ -64,7 +64,7 @@ async def eventually(condition):
 
 
 async def verdict(relay, **options):
-    """Say whether a client is let in; what it was told if not."""
+    """Return whether a client is let in; what it was told if not."""
     async with client(relay, **options) as one:
         status = await until(one, lambda status: status.connects or status.error is not None)
         return True if status.connects else status.error.reason

@@ -3,8 +3,8 @@
 Bulk data goes in runs. What would be paid for each packet is paid once for a run: header protection is
 applied and removed by column; numbers, nonces and frame heads are compared and written by column.
 `RunKey` is the seam: the native part implements it in one call (`PacketKey` in `native/src/runs.rs`),
-`ColumnKey` here in pure Python, and both produce the same bytes. Opening is all or nothing: whatever is not exactly a
-run gives None, nothing has changed, and single packets are the general case.
+`ColumnKey` here in pure Python, and both produce the same bytes. Opening is all or nothing: whatever is
+not exactly a run gives None and changes nothing, and single packets are the general case.
 
 Every packet is: first byte, connection id, packet number of two bytes, then sealed one STREAM frame
 (type, stream id, offset, perhaps a length, data). Sources: RFC 9000 sections 17.3 and 19.8, RFC 9001

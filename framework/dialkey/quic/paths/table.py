@@ -144,7 +144,7 @@ class Paths(Mapping[int, Path]):
             self.traversal.start(peer.traversal_addresses, is_multipath=is_multipath)
 
     def issue_ids(self) -> None:
-        """Give the peer connection ids for path 0, and for those that it may open."""
+        """Issue connection ids to the peer for path 0, and for the paths that it may open."""
         cids = self.ids.sets[0]
         self.ids.publish_reset_token(cids)
         self.ids.issue(cids)
@@ -195,7 +195,7 @@ class Paths(Mapping[int, Path]):
     # --- opening and abandoning -----------------------------------------------------------------
 
     def _issue_ahead(self, state: Multipath) -> None:
-        """Give the peer connection ids for path ids that both sides allow."""
+        """Issue connection ids to the peer for the path ids that both sides allow."""
         newest = max(state.abandoned.largest, *self._paths, 0)
         for path_id in range(1, min(state.usable_max, newest + PATHS_AHEAD) + 1):
             if path_id not in self._paths and path_id not in state.abandoned:
