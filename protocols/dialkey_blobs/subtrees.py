@@ -1,10 +1,9 @@
 """Complete subtrees of 1 MiB: taken out of a stream, and verified, in one piece.
 
-In the stream of a blob a complete subtree always looks the same: 63 pairs and 64 chunk groups, in
-one order. So where all of it is wanted and has arrived, it is cut by a fixed layout, and each chaining
-value has a fixed place in which it is expected: for the top above the subtree, for all others in its
-pairs. What does not match is taken apart again (`VerifiedSubtree.items`), so that who goes group by
-group says which item it is.
+In the stream of a blob a complete subtree always looks the same: 63 pairs and 64 chunk groups, in fixed
+order. So when all of it is wanted and has arrived, it is split by a fixed layout, and each chaining value
+is expected in a fixed place: for the top above the subtree, for all others in its pairs. What does not
+match is taken apart again (`VerifiedSubtree.items`), so that the check group by group finds the item.
 
 Source: docs/wire/blobs.md 3.3.
 """
@@ -29,7 +28,7 @@ STREAM_BYTES: Final = SUBTREE_BYTES + _PAIRS * PAIR_BYTES
 
 
 def _layout() -> tuple[list[slice], list[slice], list[int], list[int]]:
-    """Return where pairs and groups stand in the stream, and in which half of a pair their values."""
+    """Return where pairs and groups are in the stream, and in which half of a pair their values are."""
     pairs: list[slice] = []
     groups: list[slice] = []
     # Half 0 of pair 0 is place 0, its half 1 place 1, half 0 of pair 1 place 2; -1 is above all.

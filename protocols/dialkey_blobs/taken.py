@@ -24,24 +24,24 @@ from dialkey_blobs.tree import CHUNK_BYTES
 __all__ = ["Taken"]
 
 MAX_CANDIDATES: Final = 64
-"""Getters that may be leaving with everything at one time; one is enough to end by."""
+"""How many getters may be leaving with everything at one time; one is enough to end."""
 
 SHOW_INTERVAL_S: Final = 0.25
-"""As often as a program is told; a person sees no more."""
+"""How often progress is reported to programs; people do not need more either."""
 
 LEAVING_S: Final = 60.0
-"""A getter that has everything writes its files and leaves. One that stays for this long has a use of
-its own for the connection."""
+"""A getter that has everything writes its files and leaves. One that stays for this long has another use
+for the connection."""
 
 
 class Taken:
     """Follows what getters ask for, and notices when one has taken everything.
 
     A getter asks in several requests, of which the first ones are for names and sizes. One that was
-    interrupted comes back, perhaps with another key, for the rest only; so bytes say nothing. What
-    does: it has acknowledged the answer to its last request, and how it leaves. A dialkey says whether
-    it has everything where it belongs. Of others it must do that they asked for content and left
-    without an error.
+    interrupted comes back, perhaps with another key, for the rest only; so byte counts say nothing. What
+    counts is that it has acknowledged the answer to its last request, and how it leaves. A dialkey getter
+    says whether it has everything where it belongs. For others it has to suffice that they asked for
+    content and left without an error.
 
     Args:
         output: where to report.
@@ -72,7 +72,7 @@ class Taken:
                 task.cancel()
 
     async def show(self) -> None:
-        """Show how much is going out, and by which way, while anything is; runs until cancelled."""
+        """Show how much is being sent, and over which path, while anything is; runs until cancelled."""
         while True:
             await self._is_busy.wait()
             sent: dict[Connection, int] = {}

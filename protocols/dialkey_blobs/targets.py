@@ -1,4 +1,4 @@
-"""Where received content goes, as somebody said it on a command line."""
+"""Where received content goes, as given on a command line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> Target:
-        """Read what was given: ``-``, a folder that exists or ends in a slash, or else a name."""
+        """Parse the argument: ``-``, a folder that exists or ends in a slash, or else a name."""
         if text == "-":
             return cls(Path(), "stdout")
         path = Path(text)
@@ -41,12 +41,12 @@ class Target:
 
     @classmethod
     def folder(cls, path: Path) -> Target:
-        """Take a path as a folder, which need not exist yet."""
+        """Treat a path as a folder, which need not exist yet."""
         return cls(path, "folder")
 
     @property
     def state_folder(self) -> Path:
-        """Where what has come so far is kept: in the same folder as the result, or above it."""
+        """Where partial content is kept: in the same folder as the result, or above it."""
         return self.path.parent if self.kind == "name" else self.path
 
     def is_for_one(self, names: Sequence[str]) -> bool:

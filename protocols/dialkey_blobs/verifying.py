@@ -1,12 +1,12 @@
 """A queue in which received items wait until a batch of them is verified.
 
-Hashing one group at a time is forty times slower than hashing 256 at once, so items are not checked
-as they come. An item's expected hash stands in a pair that came before it and may wait here as
-well. That is sound, since nothing leaves the queue unless all before it has matched: in order of
-arrival, the first item that does not match had its expectation from pairs that do.
+Hashing one group at a time is forty times slower than hashing 256 at once, so items are not checked as
+they arrive. An item's expected hash is in a pair that came before it and may wait here as well. That is
+sound, since nothing leaves the queue unless everything before it has matched: the first item that does
+not match got its expected hash from pairs that do.
 
-Complete subtrees are compared as a whole. Should one in a batch not match, all of them are taken
-apart, and the batch is looked through item by item.
+Complete subtrees are compared as a whole. If one in a batch does not match, all of them are taken apart,
+and the batch is checked item by item.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _Block(NamedTuple):
 
 
 class _Prefix:
-    """The content of one blob that comes whole: what its hash so far must be, and what it is."""
+    """A blob that arrives completely: what the hash of its content so far must be, and what it is."""
 
     def __init__(self, size: int) -> None:
         self.numbers: list[int] = []
@@ -85,7 +85,7 @@ class _Prefix:
         return known if self._hasher.digest() == self._expected(hash) else []
 
     def hash(self, data: bytes) -> None:
-        """Take in the content of the entry that was added last."""
+        """Hash the content of the entry that was added last."""
         self._hasher.update(data)
         self._bytes += len(data)
 
@@ -102,7 +102,7 @@ class _Prefix:
             blocks.append(node)
 
     def _expected(self, hash: Hash) -> bytes | None:
-        """Return the hash that the prefix must have; None if that cannot be told."""
+        """Return the hash that the prefix must have; None if that is not known."""
         if self._bytes == self._size:
             return hash.digest
         *rest, last = self._blocks
@@ -135,12 +135,12 @@ class VerifyQueue:
         self._prefixes: list[_Prefix] = []
 
     def take(self) -> list[BlobEvent]:
-        """Return, once, the events that are verified."""
+        """Return the events that are verified, each once."""
         ready, self._ready = self._ready, []
         return ready
 
     def add_note(self, event: BlobEvent) -> None:
-        """Add an event that needs no verification, to be handed out in its turn."""
+        """Add an event that needs no verification, to be returned in its turn."""
         self._entries.append(event)
 
     def add(
@@ -153,7 +153,7 @@ class VerifyQueue:
         """Add an item that is still to be verified.
 
         Args:
-            event: what will be handed out if it matches.
+            event: what to return if it matches.
             expected: its chaining value, or the blob's hash if it is the root.
             hash: the blob, for messages.
             stream_offset: where the item begins in the blob's response.
@@ -191,7 +191,7 @@ class VerifyQueue:
         return self._batch_number, len(self._entries)
 
     def end_whole_blob(self, mark: tuple[int, int], hash: Hash) -> None:
-        """Say that all entries since `mark` are one whole blob.
+        """Declare that all entries since `mark` are one whole blob.
 
         If all of them still wait, its leaves are verified by one hash over the whole content, which
         is twenty times as fast as chaining values.
@@ -202,11 +202,11 @@ class VerifyQueue:
             self._whole_blobs.append((first, len(self._entries), hash))
 
     def verify(self) -> None:
-        """Verify what waits; what matches can then be taken.
+        """Verify what waits; what matches can then be fetched.
 
         Raises:
             VerificationError: the first item, in order, that does not match. Its `verified` are
-                the events before it. The queue is not usable any more.
+                the events before it. The queue cannot be used afterwards.
         """
         entries, self._entries = self._entries, []
         whole_blobs, self._whole_blobs = self._whole_blobs, []

@@ -157,7 +157,7 @@ def read_at(descriptor: int, length: int, offset: int, path: str | Path) -> byte
 
 
 def is_hole(descriptor: int, offset: int, length: int) -> bool:
-    """Return whether there is nothing but a hole at a place of a file, as far as can be told."""
+    """Return whether a place in a file is nothing but a hole, as far as the system says."""
     if length < _BLOCK:
         return False
     try:
@@ -171,7 +171,7 @@ def try_clone(ops: FileOps, source: int, target: int, path: Path) -> bool:
     """Let the file `target`, at `path`, share the blocks of `source`; return whether it does.
 
     Raises:
-        FileFailed: the system refused for another reason than that it cannot.
+        FileFailed: the system refused for another reason than lack of support.
     """
     with file_errors("write", path):
         try:
@@ -184,7 +184,7 @@ def try_clone(ops: FileOps, source: int, target: int, path: Path) -> bool:
 
 
 def check_space(descriptor: int | Path, needed: int, path: Path) -> None:
-    """Fail before anything is written if it cannot fit.
+    """Fail before anything is written if there is not enough space.
 
     Args:
         descriptor: an open file or directory, or its path.
@@ -193,12 +193,12 @@ def check_space(descriptor: int | Path, needed: int, path: Path) -> None:
 
     Raises:
         DiskFull: there is less space.
-        FileFailed: the system does not tell.
+        FileFailed: the system does not say.
     """
     with file_errors("look at", path):
         status = os.statvfs(descriptor)
     free = status.f_bavail * status.f_frsize
-    # Some file systems have no such number and tell zero for all.
+    # Some file systems do not have these numbers and report zero for all.
     if needed > free and status.f_blocks:
         raise DiskFull(
             f"{path} needs {needed:,} bytes, and {free:,} are free there",

@@ -7,18 +7,16 @@ Layout below the store's directory::
     data/ab/ab….obao4     outboard, unless it is small and in the database
     data/ab/ab….bitfield  journal of a partial blob
     temp/                 files that have no place yet; emptied on opening
-    lock                  held as long as the store is open
+    lock                  held while the store is open
 
-Theory of operation. The database is the truth about what exists; a file that no entry speaks of is
-rubbish. So an entry is committed before files are made for a partial blob, and content is moved to
-its place before the entry that speaks of it is committed; files are removed after the entry is. A
-crash at any point leaves rubbish at worst, which is swept out when a store is opened that was not
-closed.
+Theory of operation. The database is the truth about what exists; a file that no entry refers to is
+garbage. So an entry is committed before files are made for a partial blob, content is moved into place
+before the entry that refers to it is committed, and files are removed after their entry. A crash at any
+point leaves garbage at worst, which is removed when a store that was not closed is opened.
 
-What a killed process has written stays in the kernel, so nothing waits for the disk. A power failure
-is another matter: partial blobs then are hashed again before they are believed (see `journal`);
-complete ones are believed if their size is right. With `durable`, complete blobs and commits wait
-for the disk.
+What a killed process has written stays in the kernel, so nothing waits for the disk. A power failure is
+different: after it, partial blobs are hashed again before they are trusted (see `journal`); complete ones
+are trusted if their size is right. With `durable`, complete blobs and commits wait for the disk.
 """
 
 from __future__ import annotations
@@ -103,7 +101,7 @@ class FsCore(StoreCore):
         root: the store's directory, created if it is missing.
         ops: the gateway to the file system.
         durable: whether complete blobs and commits wait for the disk.
-        epoch: id of the running operating system, by default what it says itself.
+        epoch: id of the running operating system, by default the one that it reports.
 
     Raises:
         StoreLocked: the store is open elsewhere.
@@ -177,7 +175,7 @@ class FsCore(StoreCore):
     # --- for imports and checks -----------------------------------------------------------------
 
     def entry(self, hash: Hash) -> Row | None:
-        """Return what the database says of a blob."""
+        """Return what the database says about a blob."""
         return self._database.row(hash)
 
     def inline_content(self, row: Row) -> bytes:
@@ -189,7 +187,7 @@ class FsCore(StoreCore):
         return self._database.reference(row)
 
     def renew_reference(self, row: Row, reference: Reference) -> None:
-        """Take note that the file of a blob outside the store was touched, but not changed."""
+        """Note that the file of a blob outside the store was touched, but not changed."""
         self._database.set_reference(row, reference)
 
     def open_source(self, path: Path) -> tuple[int, os.stat_result]:
@@ -286,7 +284,7 @@ class FsCore(StoreCore):
         with file:
             with self.open(hash) as blob:
                 yield from self._verify(blob, file.path)
-            # Meanwhile the blob may have been deleted, or moved to another place.
+            # In the meantime the blob may have been deleted, or moved elsewhere.
             if self._database.row(hash) == row and self._move(hash, row, file, durable):
                 return row.size or 0
             return (yield from super().export(hash, file, durable=durable))
@@ -341,7 +339,7 @@ class FsCore(StoreCore):
                 pairs.discard()
 
     def _is_owned(self, hash: Hash) -> bool:
-        """Return whether a blob is complete in the store itself, and to all appearance sound."""
+        """Return whether a blob is complete in the store itself, and appears to be sound."""
         row = self._database.row(hash)
         if row is None or row.place in (Place.PARTIAL, Place.REFERENCE):
             return False
@@ -405,7 +403,7 @@ class FsCore(StoreCore):
         if row is not None:
             if self._is_owned(hash):
                 return
-            # An entry that is not complete, or of another file, gives way to this one.
+            # This replaces an entry that is not complete, or is of another file.
             self.remove(hash)
         self._deferred.add(hash, size, path, modified_ns)
         self._changed(hash, Bitfield.complete(size))
@@ -427,7 +425,7 @@ class FsCore(StoreCore):
         reference: Reference | None,
         format: BlobFormat,
     ) -> TempTag:
-        """Make an entry of content that is in a file of ours, or in one outside the store."""
+        """Make an entry for content that is in one of our files, or in one outside the store."""
         hash, size = hashed.built.hash, hashed.built.size
         if not self._is_owned(hash):
             self._place(hash, size, data, hashed.built.data, hashed.outboard_file, reference)
@@ -442,7 +440,7 @@ class FsCore(StoreCore):
         outboard_file: TempFile | None,
         reference: Reference | None = None,
     ) -> None:
-        """Move files to where they belong and make the entry that speaks of them."""
+        """Move files to where they belong and make the entry that refers to them."""
         self._prepare(hash)
         paths = self.paths(hash)
         is_new = self._database.row(hash) is None
@@ -473,7 +471,7 @@ class FsCore(StoreCore):
         outboard: bytes | None = None,
         reference: Reference | None = None,
     ) -> None:
-        """Make the entry of a complete blob, and doom what it does not speak of."""
+        """Make the entry of a complete blob, and mark for removal what it does not refer to."""
         self._partials.close(hash)
         self._unsealed.discard(hash)
         self._deferred.discard(hash)
@@ -643,7 +641,7 @@ class FsCore(StoreCore):
         self._deferred.committed()
 
     def _undo(self) -> None:
-        """Forget what was about to happen; what the files say is in force again."""
+        """Drop pending changes; what the files say is in force again."""
         self._leftovers.undone()
         self._deferred.undone()
         self._changes.clear()
@@ -655,7 +653,7 @@ class FsCore(StoreCore):
         self._leftovers.doom(hash, set(paths.all) - claimed)
 
     def _prepare(self, hash: Hash) -> None:
-        """See to it that files of a blob that are made now are not removed by an earlier wish."""
+        """Cancel the pending removal of a blob's files, as they are being made again."""
         self._partials.close(hash)
         if self._leftovers.is_doomed(hash):
             self._flush()
@@ -675,7 +673,7 @@ class FsCore(StoreCore):
                     self._database.set_state("closed", 1)
                 self.commit()
             except StorageError as error:
-                # Nothing is lost: the next opening looks closer, and after a power failure hashes.
+                # Nothing is lost: the next opening checks more, and hashes after a power failure.
                 _log.warning("the store %s was not closed cleanly: %s", self.root, error)
         finally:
             self._release()

@@ -1,10 +1,10 @@
 """Garbage collection: delete what neither a tag nor a temp tag protects.
 
 Mark: every tag, temp tag and content that the caller names protects its blob; one of a hash sequence
-protects its children too, as far as the sequence can be read. Sweep: all other blobs go, partial
-ones included. Other work goes on between the steps. So before each part of the sweep, what was
-tagged or pinned meanwhile is marked as well; hash sequences that have grown are read again; and what
-was written since the beginning stays.
+also protects its children, as far as the sequence can be read. Sweep: all other blobs go, including
+partial ones. Other work goes on between the steps. So before each part of the sweep, what has been tagged
+or pinned meanwhile is marked as well, hash sequences that have grown are read again, and what was written
+since the start is kept.
 
 A hash is marked as raw and as a hash sequence separately: having seen one does not spare the other.
 
@@ -53,7 +53,7 @@ def collect(core: StoreCore, protect: Iterable[HashAndFormat] = ()) -> Steps[GcR
         candidates = [info.hash for info in core.blobs() if info.hash not in marks.live]
         deleted: list[Hash] = []
         for start in range(0, len(candidates), _SWEEP_BATCH):
-            # From here to the deletion there is no pause in which anything else could be written.
+            # There is no pause between here and the deletion in which anything could be written.
             for content in [*new_roots, *marks.grown(touched)]:
                 for _ in marks.mark(content):
                     pass
@@ -84,7 +84,7 @@ class _Marks:
         self._expanded: set[Hash] = set()
 
     def grown(self, touched: set[Hash]) -> list[HashAndFormat]:
-        """Return the unreadable sequences that were written to, or came, since they were read."""
+        """Return the unreadable sequences that were written to, or added, since they were read."""
         return [
             HashAndFormat(hash, BlobFormat.HASH_SEQ) for hash in self.unreadable if hash in touched
         ]

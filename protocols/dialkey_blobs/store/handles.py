@@ -35,7 +35,7 @@ class StoredBlob:
         return self.bitfield.size
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Return exactly `length` bytes of content from `offset`; a megabyte at a time is good.
+        """Return exactly `length` bytes of content from `offset`; a megabyte at a time is a good size.
 
         Raises:
             RangeMissing: some of it is not held, or past the end.
@@ -49,14 +49,14 @@ class StoredBlob:
         return await self._worker.call(lambda core: self._blob.read_outboard(offset, length))
 
     async def call(self, function: Callable[[OpenBlob], T]) -> T:
-        """Call a function with the blob in the store's thread, say to advance an `Encoder`.
+        """Call a function with the blob in the store's thread, for example to advance an `Encoder`.
 
-        It should return within some milliseconds, as everybody else waits.
+        It should return within a few milliseconds, as everybody else waits.
         """
         return await self._worker.call(lambda core: function(self._blob))
 
     async def close(self) -> None:
-        """Release files. Idempotent; needed no more once the store is closed."""
+        """Release files. Idempotent; not necessary once the store is closed."""
         self._worker.post(lambda core: self._blob.close())
 
     async def __aenter__(self) -> StoredBlob:

@@ -1,4 +1,4 @@
-"""Hashing of what is added: a few megabytes in each step, with memory that does not grow with it."""
+"""Hashing of added content: a few megabytes in each step, in constant memory."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ __all__ = [
 _READ_BYTES: Final = 4 << 20
 """Enough for several threads of hashing, and still in a processor's cache."""
 _TELL_BYTES: Final = 32 << 20
-"""Hashed in one step: some 15 ms."""
+"""Hashed in one step: about 15 ms."""
 
 
 class TempFile:
-    """A file of ours that has no place yet; it is removed unless it is taken.
+    """A temporary file that has no place yet; it is removed unless it is moved into place.
 
     Raises:
         FileFailed: it cannot be created.
@@ -60,7 +60,7 @@ class TempFile:
         self.length = max(self.length, offset + len(data))
 
     def lengthen(self, size: int) -> None:
-        """See to it that the file has `size` bytes, with a hole at its end if need be."""
+        """Make the file `size` bytes long, with a hole at its end if necessary."""
         if self.length < size:
             with file_errors("write", self.path):
                 self._ops.ftruncate(self.descriptor, size)
@@ -88,7 +88,7 @@ class TempFile:
 
 @attrs.frozen
 class Hashed:
-    """What hashing brought.
+    """The result of hashing.
 
     Attributes:
         built: hash and size, and the outboard if it is small.
@@ -118,7 +118,7 @@ def hash_file(
         copy_to: where to copy the content at the same time.
 
     Raises:
-        ReferenceChanged: the file does not have `size` bytes any more.
+        ReferenceChanged: the file no longer has `size` bytes.
         FileFailed: reading or writing failed; `copy_to` is the caller's to discard.
     """
     outboard: TempFile | None = None
@@ -153,8 +153,8 @@ def hash_file(
 def _read_ahead(source: int, path: Path, size: int) -> Generator[bytes, None, None]:
     """Yield the content of a file; each next slice is read while the last one is hashed.
 
-    One byte more is asked for at the end: a file that has grown must not pass. Close the generator
-    before the file: that waits for the read that is under way.
+    One byte more is requested at the end, so that a file that has grown does not pass. Close the
+    generator before the file: that waits for the read in progress.
 
     Raises:
         FileFailed: reading failed.
@@ -191,7 +191,7 @@ def hash_only(source: int, path: Path, size: int) -> Steps[Hash]:
     system would kill the process.
 
     Raises:
-        ReferenceChanged: the file does not have `size` bytes any more.
+        ReferenceChanged: the file no longer has `size` bytes.
         FileFailed: reading failed.
     """
     hasher = blake3(max_threads=blake3.AUTO)
@@ -221,7 +221,7 @@ def read_small(source: int, path: str | Path, status: os.stat_result) -> bytes:
         status: its status when it was opened.
 
     Raises:
-        ReferenceChanged: its size is another by now.
+        ReferenceChanged: its size has changed by now.
     """
     with file_errors("read", path):
         data = os.pread(source, status.st_size + 1, 0)
@@ -248,7 +248,7 @@ def read_into(
 
 
 def changed_during_import(path: str | Path) -> ReferenceChanged:
-    """Return the error for a file that somebody writes to while it is read."""
+    """Return the error for a file that changes while it is read."""
     path = Path(path)
     return ReferenceChanged(
         f"{path} changed while it was imported", path=path, hint="import it again"
@@ -259,5 +259,5 @@ _unchanging: Final = attrgetter("st_dev", "st_ino", "st_size", "st_mtime_ns")
 
 
 def same_file(before: os.stat_result, after: os.stat_result) -> bool:
-    """Return whether a file is, as far as its status tells, what it was."""
+    """Return whether a file is unchanged, as far as its status tells."""
     return _unchanging(before) == _unchanging(after)

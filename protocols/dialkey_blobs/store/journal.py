@@ -1,4 +1,4 @@
-"""The journal of a partial blob: which chunks are on the disk, written after they are.
+"""The journal of a partial blob: which chunks have been written, recorded after they were.
 
 Theory of operation. A journal is a file of records, each ``length (4, little-endian) ‖ payload ‖
 check (8)``, where the check is a BLAKE3 hash over the previous check and the payload. The first
@@ -8,13 +8,13 @@ behind do not check either, as they do not follow from the record before them.
 
 A record says one of three things:
 
-- *epoch*: the records that follow are written while the operating system runs that has this id;
+- *epoch*: the records that follow are written while the operating system with this id runs;
 - *chunks*: content of these chunks, and the pairs above them, were written before this record;
-- *sealed*: everything so far was brought to the disk itself, not only into its cache.
+- *sealed*: everything so far was written to the disk itself, not only to its cache.
 
-The kernel keeps what a killed process wrote. So records count if the same system still runs, or if
-a seal follows them; after a power failure, others are only hints where to look, and the store
-hashes those chunks before it believes in them.
+The kernel keeps what a killed process wrote. So records count if the same system still runs, or if a seal
+follows them; after a power failure, others only hint where to look, and the store hashes those chunks
+before it trusts them.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Journal:
 
     @classmethod
     def read(cls, hash: Hash, data: bytes) -> Journal:
-        """Read the records from the front of `data`, up to the first that does not check."""
+        """Read the records from the front of `data`, up to the first that fails its check."""
         added: list[Bitfield] = []
         epochs: set[bytes] = set()
         epoch = b""
@@ -87,7 +87,7 @@ class Journal:
                     added.append(Bitfield.from_item(reader.take(reader.remaining)))
                     epochs.add(epoch)
             except (WireError, InvalidInput, ValueError):
-                break  # checked, yet not ours: of a version to come
+                break  # its check passes, but we do not know it: from a later version
             position, check = following, next_check
         return cls(_combined(added), frozenset(epochs), position, check)
 
@@ -101,7 +101,7 @@ class Journal:
 
 
 def _combined(parts: list[Bitfield]) -> Bitfield:
-    # Neighbours first: one after the other would take time by the square of their number.
+    # Merge neighbours first: one after the other would take quadratic time.
     while len(parts) > 1:
         odd = parts[len(parts) & ~1 :]
         parts = [
@@ -156,7 +156,7 @@ class JournalWriter:
         return records
 
     def sealed(self) -> bytes:
-        """Return the record that says that all before is on the disk."""
+        """Return the record that says that everything before it is on the disk."""
         return self._record(bytes(postcard.Writer().u8(_Kind.SEALED)))
 
     def _record(self, payload: bytes) -> bytes:
@@ -166,12 +166,12 @@ class JournalWriter:
         return record
 
     def appended(self) -> None:
-        """Say that all records made so far are in the file, at `length`."""
+        """Note that all records made so far are in the file, which has `length` bytes."""
         self._check = self._pending
         self.length += self._pending_length
         self._pending_length = 0
 
     def failed(self) -> None:
-        """Say that the records made since the last `appended` are not to be counted."""
+        """Discard the records made since the last `appended`."""
         self._pending = self._check
         self._pending_length = 0

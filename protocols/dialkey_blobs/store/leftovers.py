@@ -1,7 +1,7 @@
-"""Files that go when a transaction is committed, or when it is undone.
+"""Files that are removed when a transaction is committed, or when it is undone.
 
-A file must not go before the entry that no longer speaks of it is committed; and what was put in
-place for an entry that then could not be committed must go.
+A file must not be removed before the entry that no longer refers to it is committed; and what was put in
+place for an entry that could not be committed must be removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Leftovers:
     """See the module.
 
     Attributes:
-        is_tidy: whether all that should have gone has gone. If not, the next opening sweeps.
+        is_tidy: whether everything that should be gone is. If not, the next opening cleans up.
     """
 
     def __init__(self, ops: FileOps) -> None:
@@ -34,19 +34,19 @@ class Leftovers:
         self._created: list[Path] = []
 
     def doom(self, hash: Hash, paths: Iterable[Path]) -> None:
-        """Let files of a blob go with the commit; replaces what was said of the blob before."""
+        """Remove files of a blob at the commit; replaces earlier orders for that blob."""
         self._doomed[hash] = frozenset(paths)
 
     def is_doomed(self, hash: Hash) -> bool:
-        """Return whether files of a blob are to go with the commit."""
+        """Return whether files of a blob are to be removed at the commit."""
         return hash in self._doomed
 
     def created(self, paths: Iterable[Path]) -> None:
-        """Let files go if the transaction is undone."""
+        """Remove files if the transaction is undone."""
         self._created += paths
 
     def committed(self) -> None:
-        """Remove what the transaction has doomed."""
+        """Remove what was to go with the transaction."""
         self._created.clear()
         doomed, self._doomed = self._doomed, {}
         for paths in doomed.values():

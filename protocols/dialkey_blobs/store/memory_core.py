@@ -1,7 +1,6 @@
 """The store in memory, without an event loop.
 
-Partial blobs are kept by chunk group and pair, so what a stranger claims as their size costs
-nothing.
+Partial blobs are kept by chunk group and pair, so that a size that a stranger claims costs nothing.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class _Partial:
                     continue
                 group = self._groups.setdefault(number, bytearray())
                 if isinstance(group, memoryview):
-                    continue  # all of it is held
+                    continue  # everything is held
                 if len(group) < start:
                     group.extend(bytes(start - len(group)))
                 group[start : start + len(part)] = part
@@ -176,7 +175,7 @@ class MemoryCore(StoreCore):
         try:
             arriving = _MemoryImport(self, format)
             offset = 0
-            # One byte more is asked for at the end: a file that has grown must not pass.
+            # One byte more is requested, so that a file that has grown does not pass.
             while data := read_at(source, SLICE_BYTES, offset, path):
                 arriving.write(data)
                 offset += len(data)
@@ -260,7 +259,7 @@ class MemoryCore(StoreCore):
         if entry is None and hash != EMPTY_HASH:
             raise BlobMissing(hash)
         yield 0
-        # Nothing but a fault of the machine changes what is in memory.
+        # Only a hardware fault changes what is in memory.
         if isinstance(entry, _Complete) and Hash.of(entry.data) != hash:
             self.remove(hash)
             return CheckReport(hash, CheckOutcome.LOST, held, Bitfield())

@@ -1,4 +1,4 @@
-"""Who wants to know when a store holds more of a blob."""
+"""Telling those who observe a blob when the store holds more of it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ __all__ = ["Observation", "Observers"]
 class Observation:
     """What is held of a blob, now and after each change: an async iterator and context manager.
 
-    Items are whole states; `Bitfield.diff` tells what is new. Whoever looks away for a while gets
-    the newest state and none between, so being slow costs nothing. It ends when the store is
-    closed.
+    Items are whole states; `Bitfield.diff` tells what is new. A slow reader gets the newest state and
+    none in between, so being slow costs nothing. It ends when the store is closed.
 
     Source: docs/wire/blobs.md 1.4 (Observe) and 5.2.
     """
@@ -67,11 +66,11 @@ class Observation:
         self._observers.remove(self._hash, self)
 
     def tell(self, bitfield: Bitfield | None) -> None:
-        """Bring news from any thread; None means that there will be no more."""
+        """Deliver a new state from any thread; None means that there will be no more."""
         try:
             self._loop.call_soon_threadsafe(self._take, bitfield)
         except RuntimeError:
-            pass  # the loop has ended, and with it whoever waited
+            pass  # the loop has ended, and so has whoever waited
 
     def _take(self, bitfield: Bitfield | None) -> None:
         if bitfield is None:
@@ -88,11 +87,11 @@ class Observers:
         self._by_hash: dict[Hash, set[Observation]] = {}
 
     def add(self, hash: Hash, observation: Observation) -> None:
-        """Tell an observation from now on."""
+        """Add an observation."""
         self._by_hash.setdefault(hash, set()).add(observation)
 
     def remove(self, hash: Hash, observation: Observation) -> None:
-        """Tell an observation no more."""
+        """Remove an observation."""
         group = self._by_hash.get(hash, set())
         group.discard(observation)
         if not group:
@@ -104,7 +103,7 @@ class Observers:
             observation.tell(bitfield)
 
     def close(self) -> None:
-        """Tell all that there will be no more news; the store's thread must have ended."""
+        """End all observations; the store's thread must have ended."""
         by_hash, self._by_hash = self._by_hash, {}
         for group in by_hash.values():
             for observation in group:

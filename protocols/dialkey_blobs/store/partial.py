@@ -1,7 +1,7 @@
 """A partial blob on the disk: content, outboard and the journal of what they hold.
 
-Content goes to its final offset in a sparse file, pairs likewise; only then does the journal say
-so. See `journal` for what that means after a crash.
+Content goes to its final offset in a sparse file, and so do pairs; only then does the journal record it.
+See `journal` for what that means after a crash.
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ class BlobPaths:
 class PartialFiles:
     """The three files, open.
 
-    Opening creates what is missing, reads the journal, and after a power failure hashes what it
-    cannot trust; that takes some three seconds for each gigabyte held.
+    Opening creates what is missing, reads the journal, and after a power failure hashes what it cannot
+    trust; that takes about three seconds per gigabyte held.
 
     Args:
         ops: the gateway to the file system.
         paths: the files.
         hash: the blob.
         epoch: id of the running operating system; empty if unknown.
-        temp: a path in the same file system for a file of ours.
+        temp: a path in the same file system for a temporary file.
 
     Raises:
         FileFailed: they cannot be opened, read or written.
@@ -122,7 +122,7 @@ class PartialFiles:
     def _keep_sound(self) -> None:
         """Hash what is held, and forget what does not match.
 
-        Parts of groups are forgotten too: the pairs that would prove them are not stored.
+        Parts of groups are forgotten as well: the pairs that would prove them are not stored.
         """
         held = self.bitfield
         steps = sound_groups(self.hash, held.size, held.ranges, self.read_data, self.read_outboard)
@@ -140,7 +140,7 @@ class PartialFiles:
         self.reset(Bitfield.of(held.size, ranges) if ranges else Bitfield())
 
     def reset(self, bitfield: Bitfield) -> None:
-        """Write the journal anew.
+        """Rewrite the journal.
 
         Raises:
             FileFailed: it cannot be written; the old one is in force.
@@ -183,7 +183,7 @@ class PartialFiles:
             if leaves and leaves[-1].end > end:
                 self.lengthen(leaves[-1].end)
         except FileFailed:
-            # What got through would only take space on a disk that is full.
+            # What was written would only take space on a full disk.
             with suppress(FileFailed):
                 self.truncate_data(length)
             raise
@@ -210,7 +210,7 @@ class PartialFiles:
         self.bitfield = merged
 
     def _to_write(self, leaves: Sequence[VerifiedContent]) -> Iterator[tuple[int, Buffer]]:
-        """Yield (offset, content), without groups for which a hole stands already: those of zeros."""
+        """Yield (offset, content), without groups of zeros where there is a hole already."""
         for leaf in leaves:
             starts = range(0, len(leaf.data), GROUP_BYTES)
             zeros = [at for at in starts if self._is_hole_of_zeros(leaf, at)]
@@ -227,7 +227,7 @@ class PartialFiles:
         return is_zero and is_hole(self._files[0], leaf.offset + at, length)
 
     def lengthen(self, size: int) -> None:
-        """Let the content be `size` bytes long, with a hole at its end."""
+        """Make the content `size` bytes long, with a hole at its end."""
         with file_errors("write", self.paths.data):
             self._ops.ftruncate(self._files[0], size)
 
@@ -240,7 +240,7 @@ class PartialFiles:
         return read_at(self._files[1], length, offset, self.paths.outboard)
 
     def truncate_data(self, size: int) -> None:
-        """Cut content to `size` bytes, should the file be longer."""
+        """Cut content to `size` bytes if the file is longer."""
         with file_errors("cut", self.paths.data):
             if os.fstat(self._files[0]).st_size != size:
                 self._ops.ftruncate(self._files[0], size)
@@ -253,7 +253,7 @@ class PartialFiles:
                 self._ops.fsync(descriptor)
 
     def seal(self) -> None:
-        """Bring everything to the disk and say so, so that it is trusted after a power failure."""
+        """Write everything to the disk and record that, so that it is trusted after a power failure."""
         self.sync()
         record = self._writer.sealed()
         try:
@@ -273,7 +273,7 @@ class PartialFiles:
 
 
 class OpenPartials:
-    """The partial blobs whose files are open; those that were not used for long are closed."""
+    """The partial blobs whose files are open; the least recently used are closed."""
 
     def __init__(self) -> None:
         self._by_hash: OrderedDict[Hash, PartialFiles] = OrderedDict()

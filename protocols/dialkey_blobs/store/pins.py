@@ -1,8 +1,8 @@
 """Temp tags: protection from garbage collection that lasts as long as an object in this process.
 
 Tags are made in the store's thread and in event loops, and dropped wherever Python drops an object,
-possibly in the middle of anything. So dropping only appends to a queue, which needs no lock; whoever
-next looks at the pins settles it.
+possibly in the middle of anything. So dropping only appends to a queue, which needs no lock; the next
+look at the pins processes it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TempTag:
     """Protects a blob, and for a hash sequence its children, from garbage collection.
 
     The protection ends with `release`, with leaving the context, or when the object is dropped; it
-    does not outlive the process. Set a named tag for what should.
+    does not outlive the process. Set a named tag for what should be kept.
 
     Attributes:
         content: what is protected.

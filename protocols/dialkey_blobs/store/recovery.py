@@ -27,7 +27,7 @@ _SUFFIXES: Final = frozenset({".data", ".obao4", ".bitfield"})
 
 
 class StoreLock:
-    """Keeps others out of a store as long as it exists; a killed process leaves none behind.
+    """Keeps others out of a store while it exists; a killed process does not leave one behind.
 
     Raises:
         StoreLocked: another process, or another object in this one, has the store open.
@@ -75,7 +75,7 @@ def running_system() -> bytes:
 
 
 def claimed_files(row: Row, paths: BlobPaths) -> set[Path]:
-    """Return which of a blob's files its entry speaks of."""
+    """Return which of a blob's files its entry refers to."""
     if row.place == Place.PARTIAL:
         return set(paths.all)
     claimed = {paths.data} if row.place == Place.FILE else set()
@@ -93,7 +93,7 @@ def empty_temp(ops: FileOps, folder: Path) -> None:
 
 
 def sweep_rubbish(ops: FileOps, root: Path, database: Database) -> list[Hash]:
-    """Remove files that no entry speaks of.
+    """Remove files that no entry refers to.
 
     Returns:
         Complete blobs whose file is missing or too short.

@@ -38,7 +38,7 @@ class SmallFile:
     Attributes:
         path: without links, since a link may point elsewhere tomorrow.
         content: its bytes.
-        mtime_ns: when it was modified last.
+        mtime_ns: when it was last modified.
     """
 
     path: str
@@ -57,7 +57,7 @@ class HashedFile:
     Attributes:
         path: as in `SmallFile`.
         hash, size: of its content.
-        mtime_ns: when it was modified last.
+        mtime_ns: when it was last modified.
     """
 
     path: str
@@ -68,7 +68,7 @@ class HashedFile:
 
 @attrs.frozen
 class LargeFile:
-    """A file that was not read; its size may change before it is."""
+    """A file that has not been read; its size may change before it is."""
 
     path: str
     size: int
@@ -171,7 +171,7 @@ def _batches(
 
 
 class _Resolver:
-    """Finds paths without links, and looks at each folder once: most files have neighbours."""
+    """Finds paths without links, and resolves each folder once, as files come in groups."""
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}

@@ -87,7 +87,7 @@ class Store:
         await self._worker.call(lambda core: None)
 
     async def close(self) -> None:
-        """Finish what has begun, cut off what takes long, and close. Idempotent."""
+        """Finish short operations, cancel long ones, and close. Idempotent."""
         await self._worker.close()
         self._observers.close()
 
@@ -113,7 +113,7 @@ class Store:
         return await self._worker.call(lambda core: [core.status(hash) for hash in hashes])
 
     async def has(self, hash: Hash) -> bool:
-        """Return whether a blob is held whole."""
+        """Return whether a blob is held completely."""
         return (await self.status(hash)).state is BlobState.COMPLETE
 
     def observe(self, hash: Hash) -> Observation:
@@ -121,7 +121,7 @@ class Store:
         return Observation(self._observers, self._worker, hash)
 
     async def blobs(self) -> list[BlobInfo]:
-        """Return all blobs that are held, whole or in part, by hash."""
+        """Return all blobs that are held, completely or in part, by hash."""
         return await self._worker.call(lambda core: core.blobs())
 
     async def stats(self) -> StoreStats:
@@ -136,12 +136,12 @@ class Store:
         Args:
             hash: the blob.
             offset: the first byte.
-            length: bytes; None for all that follows, which must be at most 64 MiB.
+            length: bytes; None for everything that follows, which must be at most 64 MiB.
 
         Raises:
             BlobMissing: nothing is known about the blob.
             RangeMissing: some of that is not held.
-            InvalidInput: it is too much for one piece; use `stream`.
+            InvalidInput: it is too large for one piece; use `stream`.
         """
 
         def read(core: StoreCore) -> bytes:
@@ -185,7 +185,7 @@ class Store:
     async def run(self, function: Callable[[StoreCore], T]) -> T:
         """Call a function in the store's thread.
 
-        Many small things are done fastest this way. The function should return within some
+        This is the fastest way to do many small things. The function should return within a few
         milliseconds, as everybody else waits. Its changes are safe when this returns.
         """
         return await self._worker.call(function)
@@ -212,10 +212,10 @@ class Store:
     async def add_many(
         self, blobs: Sequence[Buffer], format: BlobFormat = BlobFormat.RAW
     ) -> list[TempTag]:
-        """Add many blobs from memory in one go.
+        """Add many blobs from memory at once.
 
-        They are hashed and committed together, so thousands of small ones are quick. With some ten
-        megabytes at a time it does not keep others waiting. If it fails, some may have been added,
+        They are hashed and committed together, so thousands of small ones are quick. Pass about ten
+        megabytes at a time, so that others do not have to wait. If it fails, some may have been added,
         and nothing protects those.
         """
         return await self._worker.call(lambda core: core.add_many(blobs, format))
@@ -264,7 +264,7 @@ class Store:
         """Add a file; links are followed.
 
         Args:
-            path: a regular file, which must not change meanwhile.
+            path: a regular file, which must not change while it is added.
             mode: take a copy, or keep a reference.
             format: what the blob is.
             progress: called with the bytes that are done.
@@ -285,7 +285,7 @@ class Store:
         *,
         progress: Progress | None = None,
     ) -> list[TempTag]:
-        """Add many files, small ones several times as fast as one after the other.
+        """Add many files; for small ones this is several times as fast as one after the other.
 
         Arguments and errors are those of `add_path`; `progress` counts the bytes of all files. If one
         fails, those before it are in the store, but nothing protects them.
@@ -296,7 +296,7 @@ class Store:
     async def make_outboards(self, *, progress: Progress | None = None) -> None:
         """Make the outboards that `ImportMode.DEFERRED` has postponed.
 
-        It does not keep requests waiting, and those for such a blob come first. What fails is logged.
+        Requests do not have to wait for it, and those for such a blob come first. Failures are logged.
 
         Args:
             progress: called with the bytes that are done.
@@ -334,11 +334,11 @@ class Store:
 
         Args:
             hash: the blob.
-            target: a path that the user of this machine chose. For names from strangers pass what
-                `SafeRoot` has begun; it is committed, or else discarded.
+            target: a path that the user of this machine chose. For names from strangers pass a file
+                that `SafeRoot` created; it is committed, or else discarded.
             overwrite: for a path, whether a file that is there may be replaced.
             durable: wait until the disk has everything.
-            move: where the file system can, let the content itself go there, which takes no space;
+            move: move the content itself there if the file system can, which takes no extra space;
                 the store then refers to it, as with `ImportMode.REFERENCE`.
             progress: called with the bytes that are done.
 
@@ -365,7 +365,7 @@ class Store:
                 lambda core: core.export(hash, file, durable=durable, move=move), progress
             )
         except BaseException:
-            # If the export never began, the file is still open.
+            # If the export never started, the file is still open.
             self._worker.post(lambda core: file.discard())
             raise
 
@@ -389,7 +389,7 @@ class Store:
     def pin(self, content: HashAndFormat) -> TempTag:
         """Protect a blob from garbage collection, held or not, until the tag is dropped.
 
-        Pin first, then ask whether it is held: in between it might be collected.
+        Pin first, then ask whether it is held: otherwise it might be collected in between.
         """
         return self._pins.pin(content)
 
@@ -463,7 +463,7 @@ class FsStore(Store):
 
     A process that is killed at any moment loses nothing that an awaited operation has stored. After
     a power failure the last changes may be missing, and partial blobs are hashed again before they
-    are believed; complete blobs are believed if their size is right, so `check` them if in doubt.
+    are trusted; complete blobs are trusted if their size is right, so `check` them if in doubt.
     `durable` makes complete blobs and all changes wait for the disk.
 
     Args:
@@ -489,7 +489,7 @@ class FsStore(Store):
 
 
 class MemoryStore(Store):
-    """A store in memory; nothing of it outlives `close`."""
+    """A store in memory; its content does not outlive `close`."""
 
     def __init__(self) -> None:
         def make_core() -> StoreCore:

@@ -28,9 +28,9 @@ __all__ = [
 T = TypeVar("T")
 
 Steps = Generator[int, None, T]
-"""Work that is done piece by piece, so that other work can go between; yields bytes done so far.
+"""Work that is done piece by piece, so that other work can be done in between; yields bytes done so far.
 
-Closing it early leaves the store as if it had not begun.
+Closing it early leaves the store as if it had not been started.
 """
 
 
@@ -152,9 +152,9 @@ class GcReport:
 class CheckOutcome(enum.Enum):
     """What a check found, and did about it.
 
-    `GOOD`: everything matches. `REPAIRED`: the content matches, its outboard did not and was made
-    anew. `DEMOTED`: damaged parts were struck off; what is left is a partial blob. `LOST`: nothing
-    was left, the entry is gone. `UNREADABLE`: the system would not read it; nothing was changed.
+    `GOOD`: everything matches. `REPAIRED`: the content matches; its outboard did not, and was made
+    again. `DEMOTED`: damaged parts were dropped; what is left is a partial blob. `LOST`: nothing was
+    left, and the entry is gone. `UNREADABLE`: the system could not read it; nothing was changed.
     """
 
     GOOD = "good"
@@ -171,7 +171,7 @@ class CheckReport:
     Attributes:
         hash: the blob.
         outcome: what was found and done.
-        before: what the store believed to hold.
+        before: what the store believed it held.
         after: what it holds.
     """
 

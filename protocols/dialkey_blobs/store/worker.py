@@ -32,12 +32,12 @@ Progress = Callable[[int], None]
 
 _log: Final = logging.getLogger("dialkey.blobs.store")
 _MAX_BATCH: Final = 1000
-# What a reader may have to wait for others before its turn.
+# How long a reader may have to wait for others.
 _MAX_BATCH_S: Final = 0.05
 
 
 class _Job(Generic[T]):
-    """One thing to do, and who wants to know."""
+    """One thing to do, and who waits for the result."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class _Job(Generic[T]):
         return future
 
     def fail(self, error: BaseException) -> None:
-        # Not kept: the error's traceback leads here, and a temp tag would live as long as that.
+        # Not kept: the error's traceback refers to it, and a temp tag would live as long as that.
         self.result = None
         self.error = error
 
@@ -103,7 +103,7 @@ class Worker:
     async def call(self, function: Callable[[StoreCore], T]) -> T:
         """Do something short.
 
-        Cancelling the caller does not stop what has begun.
+        Cancelling the caller does not stop it once it has started.
         """
         return await self._submit(_Job(function, is_long=False))
 
@@ -143,7 +143,7 @@ class Worker:
             pass
 
     async def close(self) -> None:
-        """Finish the short jobs that wait, cut off the long ones, close the core. Idempotent.
+        """Finish the short jobs that wait, cancel the long ones, close the core. Idempotent.
 
         Raises:
             StorageError: what was still to be written could not be.
@@ -152,7 +152,7 @@ class Worker:
         await asyncio.shield(asyncio.to_thread(self._end_close, closing))
 
     def _begin_close(self) -> _Job[None] | None:
-        """Let nobody in any more; return the job that closes, if this call is the first."""
+        """Accept no more jobs; return the job that closes, if this call is the first."""
         job = _Job(_close, is_long=False)
         with self._lock:
             if self._is_closing:
@@ -187,11 +187,11 @@ class Worker:
                 self._waiting.append(job)
         while self._run_batch(core):
             pass
-        # Jobs that a closing store had still let in.
+        # Jobs that were accepted while the store was closing.
         self._fail([*self._long, *self._waiting], StoreClosed())
 
     def _run_batch(self, core: StoreCore) -> bool:
-        """Run what waits, and a step of what is long; return whether to go on."""
+        """Run the short jobs that wait, and a step of the long ones; return whether to go on."""
         finished: list[_Job[Any]] = []
         end = time.monotonic() + _MAX_BATCH_S
         go_on = True
@@ -281,7 +281,7 @@ class Worker:
         self._deliver(finished)
 
     def _undone(self, finished: list[_Job[Any]], error: Exception) -> None:
-        """Let fail what has changed something; what has only read keeps its result."""
+        """Fail the jobs that have changed something; those that only read keep their results."""
         if not any(job.has_written for job in [*finished, *self._long]):
             _log.error("a commit failed though nothing was to be committed", exc_info=error)
         for job in finished:
@@ -316,7 +316,7 @@ class Worker:
         try:
             loop.call_soon_threadsafe(function, argument)
         except RuntimeError:
-            pass  # the loop has ended, and with it whoever waited
+            pass  # the loop has ended, and so has whoever waited
 
 
 def _log_failure(future: concurrent.futures.Future[None]) -> None:
