@@ -51,6 +51,7 @@ from dialkey.hookspecs import (
     hookspec,
     rules_of,
 )
+from dialkey.printable import printable, printable_traceback
 
 __all__ = [
     "Answer",
@@ -292,12 +293,12 @@ class Plugins:
         """Log and count what went wrong in a plugin outside a call of this class."""
         self._failures[plugin, hook] += 1
         logger.error(
-            "plugin %r failed in hook %s: %s: %s",
+            "plugin %r failed in hook %s: %s: %s\n%s",
             plugin,
             hook,
             type(error).__name__,
-            error,
-            exc_info=error,
+            printable(str(error)),
+            printable_traceback(error),
         )
 
     # --- calls ----------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ import os
 from types import ModuleType
 from typing import Final, Protocol, cast
 
+from dialkey.printable import printable
+
 __all__ = ["Bytes", "NativeKey", "NativePart", "Run", "RunKey", "describe", "part"]
 
 _LOGGER = logging.getLogger("dialkey.native")
@@ -99,8 +101,10 @@ def _find() -> tuple[ModuleType | None, str]:
     except ModuleNotFoundError:
         return None, "not installed"
     except ImportError as exc:
-        _LOGGER.warning("dialkey-native is installed, but cannot be loaded: %s", exc)
-        return None, f"cannot be loaded: {exc}"
+        _LOGGER.warning(
+            "dialkey-native is installed, but cannot be loaded: %s", printable(str(exc))
+        )
+        return None, f"cannot be loaded: {printable(str(exc))}"
     found = getattr(module, "API", None)
     if found != API:
         _LOGGER.warning(

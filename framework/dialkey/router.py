@@ -45,7 +45,7 @@ from dialkey.errors import (
 )
 from dialkey.hooks import Answer, discard
 from dialkey.opening import AsyncOnly
-from dialkey.printable import printable_traceback
+from dialkey.printable import printable, printable_traceback
 from dialkey.signals import on_ending_signal
 
 if TYPE_CHECKING:
@@ -496,11 +496,11 @@ class Router(AsyncOnly):
         except Exception as error:
             self._counts["failed"] += 1
             logger.error(
-                "%s failed to shut down: %s: %s",
+                "%s failed to shut down: %s: %s\n%s",
                 owner,
                 type(error).__name__,
-                error,
-                exc_info=error,
+                printable(str(error)),
+                printable_traceback(error),
             )
 
 

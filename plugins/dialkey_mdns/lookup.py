@@ -220,7 +220,7 @@ class MdnsLookup:
         try:
             links = self._list_links()
         except OSError as error:
-            logger.debug("interfaces cannot be listed: %s", error)
+            logger.debug("interfaces cannot be listed: %s", error.strerror)
             return
         for link in self._sockets.keys() - set(links):
             self._close_link(link)

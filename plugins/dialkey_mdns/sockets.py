@@ -129,7 +129,7 @@ class LinkSocket:
                 return
             except OSError as error:
                 # Such as an interface that is gone; the next list of interfaces will say so.
-                logger.debug("%s: %s", self.link.name, error)
+                logger.debug("%s: %s", self.link.name, error.strerror)
                 return
             yield data, address[0]
 
@@ -138,7 +138,7 @@ class LinkSocket:
         try:
             self._sock.sendto(data, self._to)
         except OSError as error:
-            logger.debug("%s: %s", self.link.name, error)
+            logger.debug("%s: %s", self.link.name, error.strerror)
             return False
         return True
 

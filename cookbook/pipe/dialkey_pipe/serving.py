@@ -14,6 +14,7 @@ from dialkey.errors import (
     StreamStopped,
     WireError,
 )
+from dialkey.printable import printable
 from dialkey_pipe.protocol import Code, Near, greet, splice, take
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class Forwarder(_Guarded):
         try:
             near = await self._target.open()
         except OSError as error:
-            logger.warning("cannot reach %s: %s", self._target, error)
+            logger.warning("cannot reach %s: %s", self._target, printable(str(error)))
             send.reset(Code.UNREACHABLE)
             recv.stop(Code.UNREACHABLE)
             return
@@ -92,7 +93,7 @@ class Forwarder(_Guarded):
             await splice(near, send, recv)
             await near.close()
         except (OSError, DialkeyError) as error:
-            logger.info("a pipe to %s broke: %s", self._target, error)
+            logger.info("a pipe to %s broke: %s", self._target, printable(str(error)))
             near.abort()
         except BaseException:
             near.abort()

@@ -308,7 +308,8 @@ class _Client:
         except (DialkeyError, JobFailed, TimeoutError) as error:
             if not is_finished:
                 raise
-            logger.debug("%s died after its work was done: %s", worker.id.short(), error)
+            why = printable(str(error))
+            logger.debug("%s died after its work was done: %s", worker.id.short(), why)
 
     async def _collect(self, assignment: Assignment, hash: Hash) -> None:
         """Fetch a result, and write it to its file."""

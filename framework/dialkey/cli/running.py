@@ -72,7 +72,7 @@ class _OneLine(logging.Formatter):
         text = " ".join(first.split())
         # Behind the first line there may be a traceback; its last words say what happened.
         cause_line = next((line for each in reversed(rest) if (line := each.strip(" |+-"))), "")
-        if cause_line:
+        if cause_line and cause_line not in text:
             text += f": {cause_line}"
         if record.exc_info and record.exc_info[1] is not None:
             cause = record.exc_info[1]

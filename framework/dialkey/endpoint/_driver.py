@@ -34,7 +34,7 @@ from dialkey.network.transport import (
     PathAddress,
     Transport,
 )
-from dialkey.printable import printable_bytes
+from dialkey.printable import printable_bytes, printable_traceback
 from dialkey.quic.connection import Config
 from dialkey.quic.connection import Connection as Core
 from dialkey.quic.qlog import Qlog
@@ -389,8 +389,8 @@ class Driver:
         else:
             try:
                 core.flush(now, self._send)
-            except Exception:
-                self.on_internal_error(connection)
+            except Exception as error:
+                self.on_internal_error(connection, error)
         if core.events:
             connection.process_events()
         at = core.timer()
@@ -404,17 +404,21 @@ class Driver:
             at = max(at, now + _BLOCKED_RETRY_S)
         connection.set_timer(at, self._on_timer)
 
-    def on_internal_error(self, connection: ConnectionDriver) -> None:
+    def on_internal_error(self, connection: ConnectionDriver, error: Exception) -> None:
         """End a connection in which our own code failed, so that it takes no other with it."""
         self.demux.count("internal_errors")
-        logger.exception("%r failed", connection)
+        logger.error("%r failed\n%s", connection, printable_traceback(error))
         core = connection.core
         if core.close_reason is None:
             try:
                 core.fail_internally(self.now())
                 return
-            except Exception:
-                logger.exception("%r failed while it was being closed", connection)
+            except Exception as again:
+                logger.error(
+                    "%r failed while it was being closed\n%s",
+                    connection,
+                    printable_traceback(again),
+                )
         core.discard()
 
     def _is_blocked(self, remote: PathAddress) -> bool:
@@ -435,8 +439,8 @@ class Driver:
         if at is not None:
             try:
                 connection.core.on_timer(now)
-            except Exception:
-                self.on_internal_error(connection)
+            except Exception as error:
+                self.on_internal_error(connection, error)
         self._flush(connection, now)
 
     def _send(self, remote: PathAddress, data: bytes | memoryview, segment: int) -> None:

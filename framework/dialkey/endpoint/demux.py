@@ -196,8 +196,8 @@ class Demux:
     ) -> None:
         try:
             connection.core.receive(data, segment, remote, self._driver.now())
-        except Exception:
-            self._driver.on_internal_error(connection)
+        except Exception as error:
+            self._driver.on_internal_error(connection, error)
         self._driver.touched(connection)
 
     def _on_unknown_short(

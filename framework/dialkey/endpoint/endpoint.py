@@ -40,7 +40,7 @@ from dialkey.network.transport import RendezvousTransport, Transport
 from dialkey.network.udp import UdpTransport
 from dialkey.opening import AsyncOnly, Opening
 from dialkey.presets import LocalDiscovery, Preset, minimal
-from dialkey.printable import printable_bytes
+from dialkey.printable import printable_bytes, printable_traceback
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
 from dialkey.quic.qlog import Qlog
 
@@ -356,8 +356,10 @@ class Endpoint(AsyncOnly):
         for lookup in self._lookups:
             try:
                 await lookup.close()
-            except Exception:
-                logger.exception("lookup %s failed to close", lookup.name)
+            except Exception as error:
+                logger.error(
+                    "lookup %s failed to close\n%s", lookup.name, printable_traceback(error)
+                )
 
     def _check_open(self) -> None:
         if self._state != "open":

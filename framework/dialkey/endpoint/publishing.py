@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 
 from dialkey.endpoint.lookup import AddressLookup, EndpointInfo, ReportingLookup
+from dialkey.printable import printable
 
 __all__ = ["Publishing"]
 
@@ -100,7 +101,7 @@ class _Worker:
                     self.trouble = ""
                 except Exception as error:
                     # One way less to be found; the others are told all the same.
-                    self.trouble = str(error) or type(error).__name__
+                    self.trouble = printable(str(error)) or type(error).__name__
                     logger.warning("lookup %s failed to publish: %s", self.name, self.trouble)
         finally:
             self._task = None

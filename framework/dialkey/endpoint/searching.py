@@ -13,6 +13,7 @@ import attrs
 from dialkey import limits
 from dialkey.endpoint.lookup import AddressLookup, LookupAnswer, WatchingLookup
 from dialkey.identity import EndpointId
+from dialkey.printable import printable
 
 __all__ = ["LookupReport", "Search"]
 
@@ -125,14 +126,14 @@ class Search:
             await self._hear(asked, asked.lookup.resolve(self._id))
         except Exception as error:
             # A lookup that fails is one way less; the search continues with the others.
-            asked.error = str(error) or type(error).__name__
+            asked.error = printable(str(error)) or type(error).__name__
             self._log(asked)
         asked.done_at = asyncio.get_running_loop().time()
         self._on_done()
         try:
             await self._follow(asked)
         except Exception as error:
-            asked.error = str(error) or type(error).__name__
+            asked.error = printable(str(error)) or type(error).__name__
             self._log(asked)
 
     async def _follow(self, asked: _Asked) -> None:
@@ -147,7 +148,7 @@ class Search:
                 await self._hear(asked, asked.lookup.resolve(self._id))
                 asked.error = None
             except Exception as error:
-                asked.error = str(error) or type(error).__name__
+                asked.error = printable(str(error)) or type(error).__name__
                 self._log(asked)
 
     async def _hear(self, asked: _Asked, answers: AsyncGenerator[LookupAnswer, None]) -> None:

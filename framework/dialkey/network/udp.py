@@ -234,7 +234,7 @@ class UdpSocket:
                 if exc.errno in refused and not source:
                     # The device or a later kernel filter cannot cut up datagrams.
                     self.gso = False
-                    logger.info("segmentation offload is off: %s", exc)
+                    logger.info("segmentation offload is off: %s", exc.strerror)
                 # Otherwise one datagram at a time says what is wrong.
         for at in range(0, len(data), segment):
             if self._queue:

@@ -33,6 +33,7 @@ from aioquic.tls import Epoch
 
 from dialkey.errors import DialkeyError
 from dialkey.identity import IpAddr
+from dialkey.printable import printable
 from dialkey_relay.observed import (
     ALPN,
     CLOSE_CODE,
@@ -322,7 +323,7 @@ class AddressDiscovery:
         try:
             infos = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)
         except (OSError, UnicodeError) as error:
-            logger.debug("address discovery: %s: %s", place.host, error)
+            logger.debug("address discovery: %s: %s", place.host, printable(str(error)))
             return []
         found: dict[int, IpAddr] = {}
         for _, _, _, _, address in infos:

@@ -17,7 +17,7 @@ from dialkey.errors import BindError
 from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED, RELAY_WRITE_TIMEOUT_S
-from dialkey.printable import printable
+from dialkey.printable import printable, printable_traceback
 from dialkey.shares import Claim, FairShares
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
 from dialkey_relay.errors import RelayConfigError, cannot_listen
@@ -400,9 +400,13 @@ class RelayServer:
         """Ask the rules, then the plugins. A rule that fails says no, and is counted."""
         try:
             answer = await check_all(self.rules, request)
-        except Exception:
+        except Exception as error:
             self.hub.counters.admission_errors += 1
-            logger.exception("an access rule failed for %s", request.endpoint_id.short())
+            logger.error(
+                "an access rule failed for %s\n%s",
+                request.endpoint_id.short(),
+                printable_traceback(error),
+            )
             return Denial("the access rules failed")
         if isinstance(answer, Denial) or self.plugins is None:
             return answer

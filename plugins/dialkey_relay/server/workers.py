@@ -85,8 +85,8 @@ class _Link(asyncio.Protocol):
         try:
             for kind, body in self._stream.feed(data):
                 self._links.mesh.receive(self._number, kind, body)
-        except RelayWireError:
-            logger.exception("relay process %d is not understood", self._number)
+        except RelayWireError as error:
+            logger.error("relay process %d is not understood: %s", self._number, error)
             if self._transport is not None:
                 self._transport.abort()
         self._links.relay.flush_ready()

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any, Final, Generic, TypeVar, cast
 
+from dialkey.printable import printable_traceback
 from dialkey_blobs.store.core import StoreCore
 from dialkey_blobs.store.errors import StoreClosed
 from dialkey_blobs.store.values import Steps
@@ -261,8 +262,10 @@ class Worker:
             return
         try:
             job.steps.close()
-        except Exception:
-            _log.warning("could not tidy up after a cancelled operation", exc_info=True)
+        except Exception as error:
+            _log.warning(
+                "could not tidy up after a cancelled operation\n%s", printable_traceback(error)
+            )
 
     def _close_long(self) -> None:
         for job in self._long:
@@ -283,7 +286,9 @@ class Worker:
     def _undone(self, finished: list[_Job[Any]], error: Exception) -> None:
         """Fail the jobs that have changed something; those that only read keep their results."""
         if not any(job.has_written for job in [*finished, *self._long]):
-            _log.error("a commit failed though nothing was to be committed", exc_info=error)
+            _log.error(
+                "a commit failed though nothing was to be committed\n%s", printable_traceback(error)
+            )
         for job in finished:
             if job.has_written:
                 job.fail(job.error or error)
