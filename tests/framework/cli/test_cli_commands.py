@@ -602,6 +602,8 @@ def test_the_bar_of_a_terminal_stays_on_one_line(
     monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
+    # rich believes COLUMNS of a dumb terminal only together with LINES.
+    monkeypatch.setenv("LINES", "25")
     monkeypatch.setenv("TERM", "dumb")
     err = Terminal()
     with Output(stderr=err).progress("receiving") as progress:
