@@ -1,7 +1,7 @@
 """Drives one connection: hands the events of its machine to the tasks that wait for them.
 
-`Connection` and the streams are what an application sees; all that they share is kept here. The machine
-itself, `dialkey.quic.connection.Connection`, knows nothing of tasks.
+`Connection` and the streams are what an application sees; everything that they share is kept here. The
+machine itself, `dialkey.quic.connection.Connection`, knows nothing about tasks.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 
 class ConnectionDriver:
-    """What stands between one machine and its tasks.
+    """Connects one machine with its tasks.
 
     Attributes:
-        driver: of the endpoint.
+        driver: the endpoint's driver.
         core: the protocol machine.
-        connection: what applications see of it.
-        path_manager: keeps the paths, once the handshake is done and both sides speak multipath.
-        datagrams_dropped: messages that arrived and nobody fetched in time.
+        connection: the public object.
+        path_manager: maintains the paths, once the handshake is done and both sides speak multipath.
+        datagrams_dropped: messages that arrived and were not fetched in time.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class ConnectionDriver:
         return peer
 
     def check_open(self) -> None:
-        """Raise why the connection is over, if it is.
+        """Raise the reason why the connection is over, if it is.
 
         Raises:
             ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, ProtocolViolation
@@ -138,7 +138,7 @@ class ConnectionDriver:
         return self._error
 
     async def drained(self) -> None:
-        """Wait until late packets need no answer any more."""
+        """Wait until late packets no longer need an answer."""
         if self.core.state is not quic.State.GONE:
             if self._drained is None:
                 self._drained = self._loop.create_future()
@@ -171,32 +171,32 @@ class ConnectionDriver:
         self.flush_soon()
 
     def give_way(self) -> None:
-        """Close, because what is held unread is more than there is room for."""
+        """Close, because more is held unread than there is room for."""
         self.core.give_way(self._loop.time())
         self.process_events()
         self.flush_soon()
 
     def discard(self) -> None:
-        """Forget the connection at once, and wake everybody who waits on it."""
+        """Forget the connection at once, and wake everybody who waits for it."""
         self.core.discard()
         self.process_events()
         self.cancel_timer()
 
     def update_keys(self) -> bool:
-        """Change the keys; False if a change is still under way."""
+        """Change the keys; False if a change is still in progress."""
         started = self.core.update_keys(self._loop.time())
         self.flush_soon()
         return started
 
     def flush_soon(self) -> None:
-        """Send what there is, when the current callbacks are done."""
+        """Send what is queued, when the current callbacks are done."""
         self.driver.flush_soon(self)
 
     def set_timer(self, at: float, action: Callable[[ConnectionDriver], None]) -> None:
         """Call `action` at `at`, or earlier.
 
-        An earlier timer stays: it fires in vain and sets the right one, which is cheaper than
-        cancelling one for each packet.
+        An earlier timer is kept: it fires without effect and sets the right one, which is cheaper than
+        cancelling a timer for each packet.
         """
         timer = self._timer
         if timer is not None:
@@ -207,13 +207,13 @@ class ConnectionDriver:
         self._timer = self._loop.call_at(at, action, self)
 
     def cancel_timer(self) -> None:
-        """Have no timer any more."""
+        """Cancel the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def timer_fired(self) -> None:
-        """Note that the timer is no more."""
+        """Note that the timer is gone."""
         self._timer = None
 
     # --- streams --------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ class ConnectionDriver:
             self.flush_soon()
 
     async def accept_bi(self) -> tuple[SendHalf, RecvHalf]:
-        """Wait for a stream that the peer opened for both directions."""
+        """Wait for a bidirectional stream that the peer opened."""
         while not self._incoming_bi:
             self.check_open()
             await self._accepting_bi.wait()
@@ -262,11 +262,11 @@ class ConnectionDriver:
     def _take(self, recv: RecvHalf) -> None:
         self.core.streams.taken(recv.id)
         if recv.finished:
-            # It was over before it was accepted: its place is free only now.
+            # It was over before it was accepted: only now is its place free.
             self.flush_soon()
 
     def wake(self, half: SendHalf) -> None:
-        """Send what a half has, soon."""
+        """Schedule sending of what a half has queued."""
         self.core.streams.wake(half)
         self.driver.flush_soon(self)
 
@@ -276,7 +276,7 @@ class ConnectionDriver:
         self.wake(half)
 
     def consumed(self, half: RecvHalf, length: int) -> None:
-        """Note that the application read; tell the peer when its limits rise."""
+        """Note that the application has read; tell the peer when its limits rise."""
         core = self.core
         core.streams.consumed(half, length)
         if core.has_work:
@@ -289,7 +289,7 @@ class ConnectionDriver:
         self.flush_soon()
 
     def stop(self, half: RecvHalf, code: int) -> None:
-        """Ask the peer to send no more."""
+        """Ask the peer to stop sending."""
         self.core.streams.stop(half, code)
         wake(self._readers.get(half))
         self.flush_soon()
@@ -311,7 +311,7 @@ class ConnectionDriver:
         self._call_from_collector(end)
 
     def _call_from_collector(self, action: Callable[[], None]) -> None:
-        # The collector may run in the middle of anything, so the machine is left alone until later.
+        # The collector may run in the middle of anything, so the machine is not touched until later.
         if self._error is None and not self._loop.is_closed():
             with contextlib.suppress(RuntimeError):  # the loop was closed in another thread
                 self._loop.call_soon_threadsafe(self._if_open, action)
@@ -326,7 +326,7 @@ class ConnectionDriver:
             raise Busy("another task is reading this stream")
         half.watch()
         if self.core.streams.intake.holds_up(half):
-            self.flush_soon()  # which makes way, and tells the peer
+            self.flush_soon()  # which gives way, and tells the peer
         waiter = self._readers[half] = self._loop.create_future()
         try:
             await waiter
@@ -347,7 +347,7 @@ class ConnectionDriver:
             del self._writers[half]
 
     def has_room(self, half: SendHalf) -> bool:
-        """Whether a writer need not wait: for its own stream, or because all together are too much."""
+        """Whether a writer need not wait, for its own stream or for all streams together."""
         if half.queued <= limits.SEND_QUEUE_SHARE_BYTES:
             return True
         queued_in_all = self.core.streams.queued_bytes
@@ -422,13 +422,13 @@ class ConnectionDriver:
         )
 
     def add_path_reader(self, reader: EventQueue[PathEvent]) -> None:
-        """Pass to a reader what happens from now on."""
+        """Send events to a reader from now on."""
         if self._error is not None:
             reader.end()
         self._path_readers.append(reader)
 
     def remove_path_reader(self, reader: EventQueue[PathEvent]) -> None:
-        """Give it nothing more."""
+        """Send it no more events."""
         self._path_readers.remove(reader)
 
     def select_path(self, path_id: int) -> None:
@@ -437,7 +437,7 @@ class ConnectionDriver:
         self.announce_selection()
 
     def announce_selection(self) -> None:
-        """Announce it if data goes another way now, no matter who decided it."""
+        """Announce it if data now takes another path, whoever decided that."""
         path = self.core.paths.selected
         if path is None:
             return
@@ -446,7 +446,7 @@ class ConnectionDriver:
             self._emit_path(PathSelected(self.path_info(path), announced[1]))
 
     def network_changed(self, now: float) -> None:
-        """Look at every path anew."""
+        """Check every path again."""
         self.core.network_changed(now)
         if self.path_manager is not None:
             self.path_manager.network_changed()
@@ -463,7 +463,7 @@ class ConnectionDriver:
         if plugins.has("dialkey_events"):
             plugins.emit(PathReport(self.remote_id, self.core.alpn, event))
 
-    # --- what the machine says ------------------------------------------------------------------
+    # --- events of the machine ------------------------------------------------------------------
 
     def process_events(self) -> None:
         """Hand the machine's events to those who wait for them."""

@@ -1,8 +1,8 @@
 """Drives the machines of one endpoint: datagrams in, flushes and timers out, and who is let in.
 
-Behind the public `Endpoint`. Received datagrams come in batches; what they touched is served at the end
-of the batch. What tasks write is sent when the current callbacks are done. Each connection has one timer.
-A connection in which our own code fails is ended, and takes no other with it.
+Behind the public `Endpoint`. Received datagrams come in batches; the connections that they belong to
+are served at the end of the batch. What tasks write is sent when the current callbacks are done. Each
+connection has one timer. A connection in which our own code fails is ended without affecting others.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ CLOSE_TIMEOUT_S: Final = 3.0
 """How long closing waits for peers to confirm; a peer that is gone never will."""
 
 _BLOCKED_RETRY_S: Final = 0.05
-"""How often a connection whose transport takes nothing looks at its timers; `on_writable` comes first."""
+"""How often a connection with a blocked transport checks its timers, unless `on_writable` is called."""
 
 
 class Driver:
@@ -58,7 +58,7 @@ class Driver:
         secret_key: who we are.
         plugins: what filters and observes.
         make_connection: makes what an application sees of a connection.
-        transports: what carries datagrams; `add_transport` adds others.
+        transports: what carries datagrams; `add_transport` adds further ones.
         on_network_changed: called when our addresses may have changed.
         alpns: the protocols to accept.
 
@@ -66,11 +66,11 @@ class Driver:
         plugins: as given.
         transports: what carries datagrams.
         demux: tells connections apart.
-        config: of each connection to come.
-        path_selector: says which path carries data.
+        config: for all future connections.
+        path_selector: decides which path carries data.
         alpns: the protocols to accept.
         capacity: counts connections and what they hold.
-        side_channels: what else goes over the sockets.
+        side_channels: other protocols that use the sockets.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Driver:
     # --- life cycle -----------------------------------------------------------------------------
 
     def add_transport(self, transport: Transport) -> None:
-        """Send by a further transport, which is started later."""
+        """Add a transport, which is started later."""
         self.transports.append(transport)
 
     def set_congestion(self, make_controller: MakeController) -> None:
@@ -139,19 +139,19 @@ class Driver:
         self._make_controller = make_controller
 
     def set_path_selector(self, selector: PathSelector) -> None:
-        """Have something else choose which path carries data."""
+        """Set what chooses the path that carries data."""
         self.path_selector = selector
 
     async def start(self, transport: Transport) -> None:
-        """Begin to carry datagrams by a transport that is in `transports`."""
+        """Start a transport that is in `transports`."""
         await transport.start(_Inlet(self, transport))
 
     def open(self) -> None:
-        """Let others in from now on."""
+        """Start accepting connections."""
         self._is_open = True
 
     def stop_accepting(self) -> None:
-        """Let nobody in any more, and end the dials that are under way."""
+        """Stop accepting connections, and end the dials in progress."""
         self._is_open = False
         self._accepting.all()
         for dial in list(self._dials):
@@ -180,7 +180,7 @@ class Driver:
         for connection in connections:
             connection.close(0, b"")
         self._flush_all()
-        # Of a handshake that failed nobody need be told again.
+        # For a failed handshake, everybody has been told already.
         told = [each for each in connections if each.core.protection is not None]
         if told:
             waits = [asyncio.ensure_future(each.drained()) for each in told]
@@ -203,7 +203,7 @@ class Driver:
         return frozenset(each.connection for each in self._connections)
 
     def network_changed(self, transports: Iterable[Transport]) -> None:
-        """Look at every path anew, and have transports do so, too."""
+        """Check every path again, and make the transports do the same."""
         for transport in transports:
             transport.network_changed()
         now = self.now()
@@ -228,7 +228,7 @@ class Driver:
     # --- dialling -------------------------------------------------------------------------------
 
     async def dial(self, dial: Dial, timeout_s: float) -> Connection:
-        """Run a dial, and the filters of what it connects to."""
+        """Run a dial, and the filters for it."""
         self._dials.add(dial)
         try:
             driver = await dial.run(timeout_s)
@@ -242,7 +242,7 @@ class Driver:
         return driver.connection
 
     def begin_handshake(self, core: Core, expected_id: EndpointId) -> ConnectionDriver:
-        """Drive a handshake that we begin."""
+        """Drive a handshake that we start."""
         connection = ConnectionDriver(self, core, expected_id)
         self.demux.route(core.host_cid, connection)
         self.flush_soon(connection)
@@ -256,7 +256,7 @@ class Driver:
         Args:
             id: the endpoint.
             addr: its address.
-            may_reach: where strangers named the address, says to which IP addresses it may lead.
+            may_reach: if strangers named the address, says to which IP addresses it may lead.
         """
         found: list[PathAddress] = []
         for transport in self.transports:
@@ -267,7 +267,7 @@ class Driver:
         return found
 
     def trouble_with(self, remote: PathAddress) -> str | None:
-        """Return what keeps datagrams from an address now; None where nothing is known to."""
+        """Return what prevents sending to an address now; None if nothing is known to."""
         for transport in self.transports:
             if isinstance(transport, ExplainingTransport) and transport.owns(remote):
                 return transport.trouble_with(remote)
@@ -282,7 +282,7 @@ class Driver:
 
     @property
     def is_backlogged(self) -> bool:
-        """Whether as many connections wait to be accepted, or will soon, as may."""
+        """Whether the limit on connections that wait to be accepted, or soon will, is reached."""
         waiting = len(self._accepted) + self.demux.half_open
         return bool(self._accepted) and waiting >= limits.MAX_PENDING_ACCEPTS
 
@@ -291,7 +291,7 @@ class Driver:
         self.alpns = alpns
 
     async def accept(self) -> Connection | None:
-        """Wait for the next connection that somebody made to us; None when all is over."""
+        """Wait for the next incoming connection; None when the endpoint is closed."""
         while not self._accepted:
             if not self._is_open:
                 return None
@@ -299,7 +299,7 @@ class Driver:
         return self._accepted.popleft()
 
     def on_handshake(self, connection: ConnectionDriver) -> None:
-        """Let a connection whose handshake is complete in."""
+        """Admit a connection whose handshake is complete."""
         self.demux.handshake_over(connection, failed=False)
         if not self.capacity.enter(connection):
             self.demux.counts["refused_too_many"] += 1
@@ -354,7 +354,7 @@ class Driver:
             connection.process_events()
 
     def flush_soon(self, connection: ConnectionDriver) -> None:
-        """Send what a connection has, when the current callbacks are done."""
+        """Send what a connection has queued, when the current callbacks are done."""
         self._dirty[connection] = None
         if not self._flush_scheduled:
             self._flush_scheduled = True
@@ -384,7 +384,7 @@ class Driver:
         core = connection.core
         blocked = self._is_blocked(core.remote)
         if blocked:
-            # What the sockets do not take would only be lost; `on_writable` resumes.
+            # What the sockets do not accept would only be lost; `on_writable` resumes.
             self._dirty[connection] = None
         else:
             try:
@@ -400,7 +400,7 @@ class Driver:
             return
         self._connections.add(connection)
         if blocked:
-            # What is due cannot be sent; looking again at once would only burn time.
+            # What is due cannot be sent; checking again at once would only burn time.
             at = max(at, now + _BLOCKED_RETRY_S)
         connection.set_timer(at, self._on_timer)
 
@@ -433,7 +433,7 @@ class Driver:
         now = self.now()
         at = connection.core.timer()
         if at is not None and at > now:
-            # What it was set for is no longer due: only the clock has to go on.
+            # What it was set for is no longer due; only set the timer again.
             connection.set_timer(at, self._on_timer)
             return
         if at is not None:
@@ -456,17 +456,17 @@ class Driver:
                 return
 
     def send_to_late(self, target: AllAddresses, address: PathAddress) -> None:
-        """Send what all addresses of a dial got to one that was found only now."""
+        """Send to an address that was found only now what all others of the dial got."""
         if target.last_sent is not None and target.candidates[address].take(1):
             self._send(address, *target.last_sent)
 
     def on_writable(self) -> None:
-        """Send what waited for a transport that takes something again."""
+        """Send what waited for a transport that accepts datagrams again."""
         if self._dirty:
             self._flush_all()
 
     def on_unreachable(self, remote: PathAddress, reason: str) -> None:
-        """Tell the dials under way what the network said of an address."""
+        """Tell the dials in progress what the network said about an address."""
         for dial in self._dials:
             dial.target.on_unreachable(remote, reason)
 
@@ -477,7 +477,7 @@ class Driver:
 
 
 class _Inlet:
-    """What one transport talks to."""
+    """The endpoint, as one transport sees it."""
 
     def __init__(self, driver: Driver, transport: Transport) -> None:
         self._driver = driver
@@ -505,6 +505,6 @@ class _Inlet:
         self._driver.candidates_changed()
 
     def on_addresses_changed(self) -> None:
-        # Not the one who says so: it knows, and would go on asking itself.
+        # Not the transport that reports it: it knows already, and would notify itself forever.
         others = [each for each in self._driver.transports if each is not self._transport]
         self._driver.network_changed(others)

@@ -1,4 +1,4 @@
-"""Tasks that wait for something of which there may be too little for all of them."""
+"""Tasks that wait for something that may not suffice for all of them."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ class Turns:
 
 
 def wake(waiter: asyncio.Future[None] | None) -> None:
-    """Wake a task, if there is one that waits."""
+    """Wake a task, if one waits."""
     if waiter is not None and not waiter.done():
         waiter.set_result(None)

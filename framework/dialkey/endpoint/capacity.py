@@ -2,8 +2,8 @@
 
 Keys are free, so connections are counted per endpoint id, per source (an IPv4 address, an IPv6 /64, an
 id behind a relay) and in all. When all places are taken, the youngest connection of the source that has
-most makes room, so that whoever has few is let in. Connections that we dialled take no place: the
-application decides about those. What they hold of received data is counted all the same.
+most makes room, so that sources with few are let in. Connections that we dialled take no place: the
+application decides about those. Their received data is counted nevertheless.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Capacity:
         )
 
     def enter(self, connection: ConnectionDriver) -> bool:
-        """Count a connection from now on; False when it has to be turned away."""
+        """Start counting a connection; False if it has to be turned away."""
         core = connection.core
         source = sources_of(core.remote)[0]
         if not core.is_client and not self._take_place(connection, source):
@@ -83,7 +83,7 @@ class Capacity:
 def _weakly(
     connection: ConnectionDriver, action: Callable[[ConnectionDriver], None]
 ) -> Callable[[], None]:
-    """Return what acts on a connection, without keeping it."""
+    """Return a callback that acts on a connection without keeping it alive."""
     found = weakref.ref(connection)
 
     def act() -> None:

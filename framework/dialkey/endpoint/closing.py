@@ -1,4 +1,4 @@
-"""The one border at which the end of a QUIC connection becomes an exception of ours."""
+"""The one place where the end of a QUIC connection becomes one of our exceptions."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 Congestion = Literal["bbr", "cubic"] | MakeController
-"""BBR, the default, holds on where packets are lost or late for other reasons than congestion, and keeps
-queues short; CUBIC is what TCP mostly does. Or a function that makes a controller of one's own."""
+"""BBR, the default, keeps its rate when packets are lost or late for reasons other than congestion, and
+keeps queues short; CUBIC is what TCP mostly uses. Or a function that makes your own controller."""
 
 
 def _bbr(max_datagram: int) -> Controller:

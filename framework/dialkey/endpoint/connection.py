@@ -31,7 +31,7 @@ class Connection(AsyncOnly):
     """An authenticated, encrypted connection to one endpoint.
 
     Made by `Endpoint.connect` and `Endpoint.accept`. As an asynchronous context manager it closes
-    itself with code 0: at once when the block raised, else after `delivered`, so that nothing that
+    itself with code 0: at once if the block raises, otherwise after `delivered`, so that nothing that
     was written is lost. It lives until either side closes it or the network between them is gone.
     """
 
@@ -62,15 +62,15 @@ class Connection(AsyncOnly):
     async def delivered(self, timeout: float = limits.DELIVERY_TIMEOUT_S) -> bool:
         """Wait until the peer's transport has everything that was written on all streams.
 
-        The ends of finished streams count, what was reset does not; datagrams are waited for until
-        they are sent. Gives up early when the connection ends, or the peer is silent for
+        This includes the ends of finished streams, but not streams that were reset; datagrams only have
+        to be sent. Gives up early when the connection ends, or the peer is silent for
         `limits.DELIVERY_SILENCE_S`.
 
         Args:
-            timeout: seconds for all of it.
+            timeout: seconds in all.
 
         Returns:
-            Whether the peer has it all.
+            Whether the peer has everything.
         """
         return await self._driver.delivered(timeout)
 
@@ -99,7 +99,7 @@ class Connection(AsyncOnly):
     # --- streams --------------------------------------------------------------------------------
 
     async def open_bi(self) -> tuple[SendStream, RecvStream]:
-        """Open a stream for both directions; wait while the peer allows no more.
+        """Open a bidirectional stream; wait while the peer allows no more.
 
         The peer sees it when the first byte is written.
 
@@ -111,12 +111,12 @@ class Connection(AsyncOnly):
         return SendStream(self._driver, send), RecvStream(self._driver, recv)
 
     async def open_uni(self) -> SendStream:
-        """Open a stream for sending only; otherwise as `open_bi`."""
+        """Open a stream for sending only; otherwise like `open_bi`."""
         send, _ = await self._driver.open_stream(unidirectional=True)
         return SendStream(self._driver, send)
 
     async def accept_bi(self) -> tuple[SendStream, RecvStream]:
-        """Wait for a stream that the peer opened for both directions.
+        """Wait for a bidirectional stream that the peer opened.
 
         Cancellation loses no stream.
 
@@ -128,7 +128,7 @@ class Connection(AsyncOnly):
         return SendStream(self._driver, send), RecvStream(self._driver, recv)
 
     async def accept_uni(self) -> RecvStream:
-        """Wait for a stream on which only the peer sends; otherwise as `accept_bi`."""
+        """Wait for a stream on which only the peer sends; otherwise like `accept_bi`."""
         return RecvStream(self._driver, await self._driver.accept_uni())
 
     # --- datagrams ------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Connection(AsyncOnly):
         return self._driver.core.max_datagram_payload
 
     def send_datagram(self, data: Data) -> None:
-        """Send a message that may be lost, doubled or overtaken. Never waits.
+        """Send a message that may be lost, duplicated or reordered. Never waits.
 
         Raises:
             LocalError: it is larger than `max_datagram_size`, or the peer takes none.
@@ -179,10 +179,10 @@ class Connection(AsyncOnly):
         return sorted(paths, key=lambda path: not path.is_selected)
 
     async def path_events(self) -> AsyncGenerator[PathEvent, None]:
-        """Yield what happens to the paths, beginning with those that are there.
+        """Yield what happens to the paths, starting with those that exist.
 
-        A reader that falls behind gets `Lagged`. Ends with the connection; who leaves earlier
-        closes it (`contextlib.aclosing`).
+        A reader that falls behind gets `Lagged`. The iteration ends with the connection; to leave
+        earlier, close it (`contextlib.aclosing`).
         """
         reader: EventQueue[PathEvent] = EventQueue(MAX_PENDING_PATH_EVENTS)
         for path in self.paths():
@@ -196,7 +196,7 @@ class Connection(AsyncOnly):
             self._driver.remove_path_reader(reader)
 
     def stats(self) -> ConnectionStats:
-        """Return the counters as they stand."""
+        """Return the current counters."""
         core = self._driver.core
         paths = list(core.paths.values())
         selected = core.paths.selected
@@ -227,11 +227,11 @@ class Connection(AsyncOnly):
     def close(self, code: int = 0, reason: bytes = b"") -> None:
         """Close at once; the peer sees `code` and `reason`. Idempotent.
 
-        What was written and not yet acknowledged may be lost: await `delivered` first where that
-        matters. Leaving ``async with connection`` does.
+        What was written and not yet acknowledged may be lost: await `delivered` first if that matters.
+        Leaving ``async with connection`` does so.
 
         Args:
-            code: the application's own, 0 to 2^62-1.
+            code: chosen by the application, 0 to 2^62-1.
             reason: at most 1,000 bytes.
         """
         if not 0 <= code < 1 << 62:
@@ -239,5 +239,5 @@ class Connection(AsyncOnly):
         self._driver.close(code, reason[:MAX_REASON_BYTES])
 
     def request_key_update(self) -> bool:
-        """Change the keys; False if a change is still under way. Happens by itself when due."""
+        """Change the keys; False if a change is still in progress. Happens by itself when due."""
         return self._driver.update_keys()

@@ -1,7 +1,7 @@
-"""From datagrams to connections: told apart by connection id, whatever carried them.
+"""From datagrams to connections, which are found by connection id, whatever carried the datagram.
 
-Also the door for strangers: what arrives for no known connection is at most a client's first Initial,
-which is checked, counted and filtered before anything is spent on it.
+Also the door for strangers: a datagram for no known connection is at most a client's first Initial, which
+is checked, counted and filtered before anything is spent on it.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dialkey.endpoint.demux")
 
 _MAX_INITIAL_BYTES: Final = 4096
-"""A client's first datagram; they have 1,200 bytes, and 1,472 at most. A relay would carry 64 KiB."""
+"""Limit on a client's first datagram: usual are 1,200 to 1,472 bytes, but a relay would carry 64 KiB."""
 _BUSY: Final = b"busy"
-"""The reason given to a client that made room for others; `Dial` takes it as an invitation to repeat."""
+"""The reason given to a client that had to make room for others; it makes `Dial` try again."""
 _RESET_INTERVAL_S: Final = 0.02
 
 
 @attrs.frozen
 class Incoming:
-    """A client that knocks, before anything was spent on it.
+    """A client that wants to connect, before anything was spent on it.
 
     Attributes:
         remote: where its first datagram came from. It may be forged, unless `validated`.
-        validated: whether the client proved that it receives at `remote` (by Retry).
+        validated: whether the client has proved that it receives at `remote` (by Retry).
     """
 
     remote: PathAddress
@@ -64,7 +64,7 @@ class _Knock:
         self.original_cid = original_cid
         self.retry_cid = retry_cid
         self.since = since
-        # What is kept while filters think, and where it came from.
+        # Datagrams that are kept while filters decide, and where they came from.
         self.datagrams: list[tuple[bytes, PathAddress]] = []
         self.task: asyncio.Task[None] | None = None
         self.connection: ConnectionDriver | None = None
@@ -103,9 +103,10 @@ class Demux:
         return os.urandom(codes.CID_LENGTH)
 
     def reset_token(self, cid: bytes) -> bytes:
-        """Derive the stateless-reset token of an id of ours.
+        """Derive the stateless-reset token of one of our connection ids.
 
-        The same after a restart with the same secret key, so that peers learn of the restart at once.
+        It is the same after a restart with the same secret key, so that peers notice the restart at
+        once.
         """
         digest = hmac.digest(self._reset_key, cid, "sha256")
         return digest[: codes.RESET_TOKEN_LENGTH]
@@ -121,7 +122,7 @@ class Demux:
         self._reset_tokens[token] = connection
 
     def expect_no_reset(self, token: bytes) -> None:
-        """Note that `token` means nothing any more."""
+        """Note that `token` no longer means anything."""
         self._reset_tokens.pop(token, None)
 
     def forget(self, connection: ConnectionDriver) -> None:
@@ -135,22 +136,22 @@ class Demux:
         self.handshake_over(connection, failed=True)
 
     def handshake_over(self, connection: ConnectionDriver, *, failed: bool) -> None:
-        """Count a handshake as done, one way or the other."""
+        """Note that a handshake is over, with whatever outcome."""
         knock = self._knocks.pop(connection, None)
         if knock is not None:
             self._door.leave(knock, self._driver.now(), failed=failed)
 
     @property
     def half_open(self) -> int:
-        """How many handshakes that others began are not over."""
+        """How many incoming handshakes are in progress."""
         return len(self._door)
 
     def count(self, what: str) -> None:
-        """Count something that happened."""
+        """Count an event."""
         self.counts[what] += 1
 
     def close(self) -> None:
-        """Stop asking filters; nothing new is let in."""
+        """Stop asking filters; nobody new is let in."""
         for task in self._filter_tasks:
             task.cancel()
 
@@ -165,7 +166,7 @@ class Demux:
                 self._receive_one(transport, data[at : at + segment], remote)
             return
         cid = bytes(data[1:9])
-        # A batch is one sender's, but that sender may hold several connections with us.
+        # A batch comes from one sender, but that sender may have several connections with us.
         if len(data) <= segment or stateless.have_one_destination(data, segment):
             connection = self._by_cid.get(cid)
             if connection is not None:
@@ -237,7 +238,7 @@ class Demux:
         now = self._driver.now()
         original, retry_cid, proved = header.destination_cid, None, False
         proof = self._retry.check(header, _token_address(remote), now) if header.token else None
-        # A token that is not ours is one of an earlier life of this endpoint, most likely.
+        # A token that is not ours most likely comes from before a restart of this endpoint.
         if proof is not None:
             original, retry_cid = proof.original_cid, header.destination_cid
             proved = proof.is_for_address
@@ -246,7 +247,7 @@ class Demux:
             held.add(data, remote)
             return
         if self._driver.is_backlogged:
-            # Its client asks again; by then somebody may have accepted some.
+            # Its client asks again; by then some may have been accepted.
             self.count("dropped_not_accepted")
             return
         verdict = self._door.ask(sources, now, proved=proved)
@@ -292,7 +293,7 @@ class Demux:
         )
 
     def _answer(self, transport: Transport, remote: PathAddress, make: Callable[[], bytes]) -> None:
-        """Send an answer that no state is kept for, unless there were many of late."""
+        """Send an answer for which no state is kept, unless there have been many recently."""
         if self._answers.take(self._driver.now()):
             answer = make()
             transport.send(remote, answer, len(answer))
@@ -330,7 +331,7 @@ class Demux:
         task.add_done_callback(self._filter_tasks.discard)
 
     def _accept(self, knock: _Knock, sources: Sources | None) -> None:
-        """Begin the handshake; with `sources`, it has no place yet."""
+        """Start the handshake; with `sources`, it has no place yet."""
         driver = self._driver
         now = driver.now()
         first, remote = knock.datagrams[0]
@@ -345,7 +346,7 @@ class Demux:
         )
         core.receive(memoryview(first), len(first), remote, now)
         if not core.has_heard_peer:
-            # Nothing in it was authentic: no state is kept for it, but it cost something.
+            # Nothing in it was authentic: no state is kept for it, but its cost is counted.
             self.count("bad_initials")
             core.discard()
             if sources is None:

@@ -1,6 +1,6 @@
 """Dialling: one handshake, started over every known address at once.
 
-The first flight goes to all addresses; the first that brings an authentic answer becomes the path. So
+The first flight goes to all addresses; the first one that brings an authentic answer becomes the path. So
 no address can hold up or abort a dial, and the dial is over when all have failed or the time is up.
 Source: docs/wire/quic.md 6.2.
 """
@@ -39,24 +39,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dialkey.endpoint.dial")
 
 _REFUSALS_TO_GIVE_UP: Final = 2
-"""So often must each address have been refused before a dial ends early: a restart takes a moment."""
+"""How often each address must have been refused before a dial ends early: a restart takes a moment."""
 _MAX_HANDSHAKES: Final = 4
-"""Handshakes of one dial. Somebody else may answer at a stale address; the right one is elsewhere."""
+"""Handshakes per dial. Somebody else may answer at a stale address while the right peer is elsewhere."""
 _BUSY_REASONS: Final = (b"busy", b"too many handshakes")
-"""What a peer says that has no place for the moment."""
+"""What a peer says that has no place at the moment."""
 _UNEXPLAINED_REFUSALS: Final = 4
-"""Tries at a peer that refuses without a word, as iroh does when it is full, or when its application
-says no."""
+"""Tries with a peer that refuses without a reason, as iroh does when it is full or when its application
+refuses."""
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 2.0
 _MAX_NOTES: Final = 64
 _MAX_SEEN: Final = 1024
-"""Addresses of one dial that are remembered as looked at; beyond, some are looked at twice."""
+"""How many addresses of one dial are remembered as examined; beyond that, some are examined twice."""
 _WITHOUT_RELAYS_S: Final = 1.0
-"""How long direct addresses still have when every relay of a dial has refused us: long enough for a first
-flight lost once, and then people read the relay's own sentence rather than wait for the end."""
+"""How long direct addresses still have when every relay of a dial has refused us: long enough to lose one
+first flight. After that, people get the relay's own message instead of waiting for the timeout."""
 _SECOND_CHANCE_S: Final = 5.0
-"""How long the other addresses have when somebody answered who will not do: then it is told why."""
+"""How long the other addresses have after a wrong peer answered; then the dial fails with the reason."""
 
 
 class Candidate:
@@ -108,13 +108,13 @@ class AllAddresses:
         self.gave_up: asyncio.Future[None] | None = None
         self.lookups_pending = 0
         self._last_chance: asyncio.TimerHandle | None = None
-        # What was sent to all of them last, for those that are found later.
+        # What was last sent to all of them, for those that are found later.
         self.last_sent: tuple[bytes, int] | None = None
 
     def add(self, address: PathAddress, max_datagrams: int | None = None) -> bool:
         """Add an address; False if it is known or there are too many.
 
-        Of too many, one that had its chance gives way, so that what is found later gets its own.
+        If there are too many, one that has had its chance gives way, so that later ones get theirs.
         """
         if address in self.candidates:
             return False
@@ -128,7 +128,7 @@ class AllAddresses:
         return True
 
     def on_unreachable(self, address: PathAddress, reason: str) -> None:
-        """Note what the network said of an address."""
+        """Note what the network said about an address."""
         candidate = self.candidates.get(address)
         if candidate is None:
             return
@@ -137,7 +137,7 @@ class AllAddresses:
         self.check_hopeless()
 
     def check_hopeless(self) -> None:
-        """End the dial early when nothing is left to hope for, or soon when little is."""
+        """End the dial early when no address is left to wait for, or soon when few are."""
         if self.lookups_pending or self.gave_up is None or self.gave_up.done():
             return
         candidates = self.candidates.values()
@@ -156,20 +156,20 @@ class AllAddresses:
 
     def _end_last_chance(self) -> None:
         self._last_chance = None
-        # Addresses that were found meanwhile may have brought another relay.
+        # Addresses found in the meantime may include another relay.
         if self.lookups_pending or not self.relay_refusals():
             return
         if self.gave_up is not None and not self.gave_up.done():
             self.gave_up.set_result(None)
 
     def end_of_handshake(self) -> None:
-        """Note that somebody has answered, or that all is over: there is no hurry any more."""
+        """Note that somebody has answered, or that the dial is over: stop the early deadline."""
         if self._last_chance is not None:
             self._last_chance.cancel()
             self._last_chance = None
 
     def exclude(self, address: PathAddress, reason: str) -> bool:
-        """Try an address no more; return whether there are others."""
+        """Stop trying an address; return whether there are others."""
         candidate = self.candidates.get(address)
         if candidate is None:
             return False
@@ -179,12 +179,12 @@ class AllAddresses:
         return others or self.lookups_pending > 0
 
     def worth_keeping(self, answered: PathAddress) -> list[PathAddress]:
-        """Return the addresses to open paths to later, first the one that answered; no other hearsay."""
+        """Return the addresses to open paths to later, the one that answered first; no other hearsay."""
         known = [each.address for each in self.candidates.values() if each.max_datagrams is None]
         return list(dict.fromkeys([answered, *known]))
 
     def attempts(self, explain: Callable[[PathAddress], str | None]) -> list[str]:
-        """Return one line for each address; `explain` knows what keeps datagrams from one."""
+        """Return one line for each address; `explain` knows what prevents sending to one."""
         for candidate in self.candidates.values():
             candidate.trouble = candidate.trouble or explain(candidate.address) or ""
         return [*map(str, self.candidates.values()), *self.notes]
@@ -210,7 +210,7 @@ class Dial:
         self.target = AllAddresses()
         self._connection: ConnectionDriver | None = None
         self._search: Search | None = None
-        # Lookups are asked again and again, and say the same most of the time.
+        # Lookups are asked repeatedly, and mostly say the same.
         self._seen: set[tuple[TransportAddr, bool]] = set()
         self._news = asyncio.Event()
         self._endpoint_closed = asyncio.Event()
@@ -250,7 +250,7 @@ class Dial:
             ) from None
         finally:
             if connection is None and self._connection is not None:
-                # It must not come to life when nobody waits for it any more.
+                # It must not become a connection when nobody waits for it any more.
                 self._connection.close(0, b"")
             self.target.end_of_handshake()
             if self._search is not None:
@@ -283,12 +283,12 @@ class Dial:
                         if not self._exclude(error):
                             break
         except (DialError, TimeoutError):
-            # The others do not answer: the one answer that there was says more.
+            # The others do not answer: the one answer we got says more.
             pass
         raise first_error
 
     def _exclude(self, error: HandshakeError) -> bool:
-        """Leave out the address at which a handshake failed; return whether to go on."""
+        """Exclude the address at which a handshake failed; return whether to go on."""
         assert self._connection is not None
         return self.target.exclude(self._connection.core.remote, error.message)
 
@@ -297,7 +297,7 @@ class Dial:
             raise EndpointClosed("this endpoint was closed while it dialled", endpoint_id=self._id)
 
     async def _shake_hands_patiently(self, timeout_s: float) -> ConnectionDriver:
-        """Run a handshake; again, after a pause, while the peer only has no place for the moment."""
+        """Run a handshake; repeat it, after a pause, while the peer only has no place at the moment."""
         pause_s = _FIRST_PAUSE_S
         for tries in itertools.count(1):
             try:
@@ -312,7 +312,7 @@ class Dial:
                 note = f"{self._connection.core.remote}: {error.message}"
                 if note not in self.target.notes and len(self.target.notes) < _MAX_NOTES:
                     self.target.notes.append(note)
-            # Those who were refused together do not come again together.
+            # Those who were refused together should not come back together.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1.5)):
                     await self._endpoint_closed.wait()
@@ -341,7 +341,7 @@ class Dial:
             while not (
                 handshake.done() or self._endpoint_closed.is_set() or core.remote is self.target
             ):
-                # Somebody has answered after all, and what the others said matters no more.
+                # Somebody has answered after all, and what the others said no longer matters.
                 gave_up = self.target.gave_up = asyncio.get_running_loop().create_future()
                 await asyncio.wait([handshake, gave_up], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -379,7 +379,7 @@ class Dial:
     async def _add(self, addrs: Iterable[TransportAddr], may_reach: MayReach | None = None) -> None:
         is_hearsay = may_reach is not None and not self._limited.is_limited
         for addr in addrs:
-            # What strangers said first may be said again by somebody whom we trust.
+            # Somebody whom we trust may repeat what strangers said first.
             if (addr, is_hearsay) in self._seen:
                 continue
             if len(self._seen) >= _MAX_SEEN:
@@ -439,7 +439,7 @@ class Dial:
         return [*self.target.attempts(self._driver.trouble_with), *self._lookups_said()]
 
     def _lookups_said(self) -> list[str]:
-        """Return one line for each lookup but the static one, which only says what it was told."""
+        """Return one line for each lookup except the static one, which only repeats what it was told."""
         if self._search is None:
             return []
         own = StaticLookup.name

@@ -1,8 +1,8 @@
 """What a dial may cost others when its addresses are hearsay.
 
-A dial sends to every address that is known, again and again, until somebody answers. That is right for
-a ticket. Where strangers can make us dial, and say where, it is a weapon: a few bytes to us become
-megabytes to somebody else, and a relay URL becomes an HTTP request to a host of their choice.
+A dial sends to every known address, repeatedly, until somebody answers. That is right for a ticket. Where
+strangers can make us dial, and say where, it is a weapon: a few bytes to us become megabytes to somebody
+else, and a relay URL becomes an HTTP request to a host of their choice.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ async def _anything(addr: TransportAddr) -> bool:
 
 @attrs.frozen
 class DialLimits:
-    """Limits on one dial, for addresses that others than the application have named.
+    """Limits on one dial, for addresses that were not named by the application itself.
 
     Attributes:
-        max_addresses: tried at most, of those that were handed in and those that are found. Of each IP
-            address only one port is tried.
-        max_datagrams: sent to each address before it answers.
+        max_addresses: how many to try at most, both of those passed in and those found. Only one port
+            is tried per IP address.
+        max_datagrams: how many are sent to each address before it answers.
         applies_to: says which addresses the limits are for; all of them by default.
         accepts: says whether one of those may be tried at all.
-        may_reach: says to which IP addresses a name among those may lead; to public ones by default.
-            It is asked about the very address that is connected to, since a name may lead elsewhere
-            the next time.
+        may_reach: says to which IP addresses a name among those may lead; public ones by default. It is
+            asked about the very address that is connected to, since a name may resolve differently the
+            next time.
 
     After the handshake only the address that answered is kept: the others were never proven.
     """
@@ -68,12 +68,12 @@ class LimitedAddresses:
 
     @property
     def is_limited(self) -> bool:
-        """Whether strangers have named addresses: then no others are looked for later."""
+        """Whether strangers have named addresses; if so, no others are looked for later."""
         return self._limits is not None
 
     @property
     def may_reach(self) -> MayReach | None:
-        """Says to which IP addresses the names among those may lead; None: to any."""
+        """Says to which IP addresses names among those may lead; None: any."""
         return self._limits.may_reach if self._limits is not None else None
 
     async def admit(self, addr: TransportAddr) -> tuple[bool, int | None]:

@@ -1,19 +1,19 @@
-"""Who may begin a handshake now: places, proof of addresses, and a rate for each source. Sans-IO.
+"""Who may start a handshake now: places, proof of addresses, and a rate for each source. Sans-IO.
 
 A first datagram costs its sender nothing and us about two milliseconds once it is answered, and its
 source address may be forged. So three things are counted for each *source* (an IPv4 address, an IPv6
 /64 and the /48 around it, an endpoint id and the relay that it comes through) and in all:
 
-- *handshakes in progress*, from the first datagram on, filters that are still thinking included;
-- *failures* of the last seconds. They count like handshakes in progress, so that whoever only makes
-  us work brings on Retry, too;
-- *beginnings* that led to nothing yet: each source has an allowance that refills with time, and with
-  each handshake that succeeds. Beyond it a datagram is dropped in silence, and a client that is serious
-  comes again in a second or two.
+- *handshakes in progress*, from the first datagram on, including those that wait for a filter;
+- *failures* of the last seconds. They count like handshakes in progress, so that clients that only
+  cause work also bring on Retry;
+- *starts* that have not succeeded: each source has an allowance that refills with time, and with each
+  handshake that succeeds. Beyond it a datagram is silently dropped; a serious client tries again after a
+  second or two.
 
-While few are in progress everybody is let in. Beyond that a client first proves its address by
-returning a token (Retry). Who has proved it is never turned away because all places are taken: the
-oldest unfinished handshake of the source that holds most makes room.
+While few are in progress, everybody is let in. Beyond that, a client first proves its address by
+returning a token (Retry). A client that has proved it is never turned away because all places are taken:
+the oldest unfinished handshake of the source that holds most makes room.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Sources = tuple[str, ...]
 """What a path address counts as, the narrowest first."""
 
 _MAX_FAILURES: Final = 4096
-"""Failures that are remembered; long before that everybody has to prove an address."""
+"""How many failures are remembered; long before this, everybody has to prove an address."""
 _MAX_ALLOWANCES: Final = 8192
-"""Sources whose allowance is not full; beyond it the one that began last the longest ago is forgotten."""
+"""How many sources without a full allowance are remembered; the least recent one is forgotten first."""
 _WIDER: Final = 2
-"""How much more a wider source may begin: a relay or a /48 stands for several clients."""
+"""How many more handshakes a wider source may start: a relay or a /48 stands for several clients."""
 
 
 class Verdict(enum.Enum):
-    """What becomes of a client that knocks."""
+    """What to do with a client that wants to connect."""
 
     ADMIT = enum.auto()
     PROVE = enum.auto()
@@ -51,7 +51,7 @@ class Verdict(enum.Enum):
 def sources_of(remote: PathAddress) -> Sources:
     """Return what an address counts as.
 
-    A path address of a transport that is no UDP may say so itself: `counts_as`, a tuple of text.
+    A path address of a transport other than UDP may define this itself: `counts_as`, a tuple of text.
     """
     if not isinstance(remote, IpAddr):
         counts_as: Sources | None = getattr(remote, "counts_as", None)
@@ -66,9 +66,9 @@ def sources_of(remote: PathAddress) -> Sources:
 
 
 class Door:
-    """The places for handshakes of one endpoint, and what was lately done with them.
+    """The places for handshakes of one endpoint, and how they were used recently.
 
-    A handshake is named by any hashable value of the caller.
+    The caller names a handshake by any hashable value.
     """
 
     def __init__(self) -> None:
@@ -96,10 +96,10 @@ class Door:
         return len(self._failures)
 
     def ask(self, sources: Sources, now: float, *, proved: bool) -> Verdict:
-        """Return what becomes of a client of which nothing is known; it changes nothing.
+        """Return what to do with a client about which nothing is known; changes no state.
 
         Args:
-            proved: whether it proved that it receives at its address.
+            proved: whether it has proved that it receives at its address.
         """
         self._forget_failures(now)
         if not proved:
@@ -153,14 +153,14 @@ class Door:
                 allowance.give_back()
 
     def failed(self, sources: Sources, now: float) -> None:
-        """Count work that came to nothing."""
+        """Count work that was in vain."""
         self._forget_failures(now)
         if len(self._failures) < _MAX_FAILURES:
             self._failures.append((now + limits.FAILED_HANDSHAKE_COUNTS_S, sources))
             self._failed.update(sources)
 
     def _whose_place(self) -> Hashable:
-        """Choose the oldest of a source that holds more than its share, else the oldest of all."""
+        """Choose the oldest of a source that holds more than its share, otherwise the oldest of all."""
         for width, share in (
             (0, limits.MAX_HALF_OPEN_PER_ADDRESS),
             (1, limits.MAX_HALF_OPEN_HANDSHAKES // 2),

@@ -49,7 +49,7 @@ logger = logging.getLogger("dialkey.endpoint")
 DIAL_TIMEOUT_S: Final = 30.0
 
 _PUBLISHED_POLL_S: Final = 0.05
-"""Lookups of plugins say that they have published when they are asked."""
+"""How often `published` asks lookups that cannot report when they have published."""
 
 Bind = str | IpAddr | Sequence[str | IpAddr]
 
@@ -123,34 +123,34 @@ class Endpoint(AsyncOnly):
             preset: defaults, see `dialkey.presets`.
             plugins: objects with hooks, see `dialkey.hooks`.
             address_lookups: further ways to find and publish addresses.
-            transports: what carries datagrams, in place of UDP; plugins add theirs in any case.
-            relays: URLs of relays through which others reach us, of which the nearest becomes
-                home, or what else the plugin for relays takes (`RelayConfig`, with a token). With
-                () nobody reaches us through a relay, but we dial those whose addresses name one.
-                By default what the preset says.
+            transports: what carries datagrams, instead of UDP; plugins add theirs in any case.
+            relays: the relays through which others reach us, of which the nearest becomes our home:
+                URLs, or what else the relay plugin accepts (`RelayConfig`, with a token). With () nobody
+                reaches us through a relay, but we still dial peers whose addresses name one. By default,
+                the relays of the preset.
             bind: local addresses for UDP, such as "127.0.0.1:0"; all addresses, any port, if empty.
             alpns: protocols to accept; a `Router` sets them itself.
             entry_points: load the plugins of installed distributions (entry point group "dialkey"). Their
-                protocols are served only where `Router.add_installed` says so.
-            idle_timeout_s: a connection that is silent for this long is lost; the peer's
-                value counts too, if it is smaller.
+                protocols are served only if `Router.add_installed` is called.
+            idle_timeout_s: a connection that is silent for this long is lost; if the peer's value is
+                smaller, that one counts.
             keep_alive_s: a quiet connection is pinged this often.
-            max_datagram_bytes: upper end of path MTU discovery, UDP payload.
+            max_datagram_bytes: the largest UDP payload that path MTU discovery tries.
             congestion: "bbr", "cubic", or a function that makes the controller of a new path; a plugin
                 may choose another (hook `dialkey_congestion`).
-            hole_punching: tell peers at which IP addresses this machine may be reached, probe theirs,
-                and go over directly where a connection began through a relay.
-            qlog_dir: write a qlog file (.sqlog) of each connection into this directory, which must
-                exist: packets with their frames, and loss recovery. For analysis; it slows down.
-            key_log_file: write TLS secrets there (NSS format), to decrypt captures. Anybody who reads it
-                can read everything.
+            hole_punching: tell peers at which IP addresses this machine may be reached, probe theirs, and
+                move connections that started through a relay to a direct path.
+            qlog_dir: write a qlog file (.sqlog) of each connection to this directory, which must
+                exist: packets with their frames, and loss recovery. For analysis; it costs speed.
+            key_log_file: write TLS secrets there (NSS format), to decrypt captures. Whoever reads this
+                file can read all traffic.
             user_data: a short text that lookups publish with our addresses, see `set_user_data`.
 
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
             InvalidInput: there is no such `congestion` (raised by the call itself).
             InvalidAddress: text among `relays` is not a URL (raised by the call itself).
-            LocalError: `relays` was given, and no plugin for relays is there.
+            LocalError: `relays` was given, but there is no plugin for relays.
         """
         options = _Options(
             secret_key=secret_key,
@@ -321,9 +321,9 @@ class Endpoint(AsyncOnly):
     async def close(self) -> None:
         """Close all connections with code 0 and free everything. Idempotent.
 
-        Waits first until peers have what was written (`Connection.delivered`, for all at the same
-        time), then, at most some seconds, until they have confirmed. Leaving ``async with`` by an
-        exception does not wait for the former. When cancelled, closing continues in the background.
+        First waits until peers have what was written (`Connection.delivered`, for all at the same time),
+        then, at most a few seconds, until they have confirmed the close. Leaving ``async with`` by an
+        exception skips the first wait. When cancelled, closing continues in the background.
         """
         await self._end(deliver=True)
 
@@ -347,7 +347,7 @@ class Endpoint(AsyncOnly):
             await self._close_lookups()
             await self._plugins.close()
         finally:
-            # Also when the loop itself is being shut down: nothing of ours stays open.
+            # Even when the loop itself is being shut down: leave nothing open.
             await driver.discard()
             self._state = "closed"
 
@@ -391,22 +391,21 @@ class Endpoint(AsyncOnly):
         return tuple(self._driver.transports)
 
     def addr(self) -> EndpointAddr:
-        """Return our id with every address at which we may be reached, as known now."""
+        """Return our id with every address at which we may be reached, as far as known now."""
         addrs: list[TransportAddr] = []
         for transport in self._driver.transports:
             addrs.extend(transport.local_addrs())
         return EndpointAddr(self._id, addrs)
 
     async def online(self, timeout: float | None = None) -> EndpointAddr:
-        """Wait until others reach us from anywhere: through a relay. Return our address then.
+        """Wait until others can reach us from anywhere, through a relay; then return our address.
 
         Args:
-            timeout: seconds; by default this waits until a relay lets us in or all of them refuse us.
-                The endpoint keeps trying in any case.
+            timeout: seconds; by default this waits until a relay accepts us or all of them refuse us. The
+                endpoint keeps trying in any case.
 
         Raises:
-            Offline: the time is up, or every relay refuses us; the message says for each relay why
-                it did not let us in.
+            Offline: the time is up, or every relay refuses us; the message says why for each relay.
             LocalError: nothing that could make us reachable was configured.
             EndpointClosed: the endpoint was closed.
         """
@@ -449,7 +448,7 @@ class Endpoint(AsyncOnly):
         """Return a text that contains `addr()`: give it to those who are to dial us.
 
         Args:
-            short: name only our id; those who dial need a lookup that finds us, see `is_published`.
+            short: name only our id; whoever dials then needs a lookup that finds us, see `is_published`.
         """
         return EndpointTicket(EndpointAddr(self._id) if short else self.addr())
 
@@ -468,11 +467,11 @@ class Endpoint(AsyncOnly):
         return tuple(self._lookups)
 
     def info(self) -> EndpointInfo:
-        """Return what lookups are told of us: `addr()` and our user data."""
+        """Return what lookups are told about us: `addr()` and our user data."""
         return EndpointInfo(self.addr(), self._user_data)
 
     def set_user_data(self, text: str | None) -> None:
-        """Publish a short text with our addresses, which everybody can read; None for none.
+        """Publish a short text with our addresses, which anybody can read; None for none.
 
         Raises:
             InvalidInput: it has more than `limits.MAX_USER_DATA_BYTES` bytes.
@@ -486,11 +485,11 @@ class Endpoint(AsyncOnly):
 
     @property
     def is_published(self) -> bool:
-        """Whether a lookup has told others where we are now, so that our id alone is enough."""
+        """Whether a lookup has published where we are now, so that our id alone is enough."""
         return self._publishing.is_done
 
     async def published(self, timeout: float) -> bool:
-        """Wait until `is_published`; return it. At once where no lookup publishes.
+        """Wait until `is_published`, and return it; return at once if no lookup publishes.
 
         Args:
             timeout: seconds.
@@ -503,13 +502,13 @@ class Endpoint(AsyncOnly):
         return self.is_published
 
     def lookup_troubles(self) -> dict[str, str]:
-        """Say for each lookup that failed to publish us what was wrong, by the lookup's name."""
+        """Return what went wrong for each lookup that failed to publish us, by the lookup's name."""
         return self._publishing.troubles()
 
     async def look_up(
         self, id: EndpointId, timeout: float = limits.LOOKUP_TIMEOUT_S
     ) -> list[LookupReport]:
-        """Ask all lookups where an endpoint is, without dialling it; return what each has said.
+        """Ask all lookups where an endpoint is, without dialling it; return what each said.
 
         Args:
             timeout: seconds, after which lookups that have not answered are skipped.
@@ -539,20 +538,20 @@ class Endpoint(AsyncOnly):
         self._known.add(addr)
 
     def network_changed(self) -> None:
-        """Tell that this machine's network may have changed: every path is checked again.
+        """Note that this machine's network may have changed: every path is checked again.
 
-        Phones that know better than any heuristics call this.
+        Call this on phones, where the system tells you more than any heuristics can find out.
         """
         self._driver.network_changed(self._driver.transports)
 
     def side_channel(self, remote: IpAddr, receive: Receive) -> SideChannel:
         """Send and receive datagrams of another protocol over our own UDP socket.
 
-        What comes from `remote` goes to `receive`, and to no connection, until the channel is closed.
+        Datagrams from `remote` go to `receive`, not to a connection, until the channel is closed.
 
         Raises:
-            InvalidInput: there is a channel to this address already.
-            LocalError: no socket of ours sends to addresses of this kind.
+            InvalidInput: there is already a channel to this address.
+            LocalError: none of our sockets sends to addresses of this kind.
         """
         if not self._driver.path_addresses(self._id, remote):
             raise LocalError(f"no socket of this endpoint reaches {remote}")
@@ -574,13 +573,13 @@ class Endpoint(AsyncOnly):
         timeout: float = DIAL_TIMEOUT_S,
         limits: DialLimits | None = None,
     ) -> Opening[Connection]:
-        """Dial an endpoint over all its addresses at once: await it, or enter it.
+        """Dial an endpoint over all its addresses at once; await the result, or use ``async with``.
 
         Args:
             remote: a ticket, an `EndpointAddr`, an `EndpointId`, or one of them as text.
             alpn: the protocol; ASCII.
             timeout: seconds for everything: finding addresses, dialling, the handshake.
-            limits: on what is sent to addresses that strangers have named; none by default.
+            limits: what may be sent to addresses that strangers have named; no limits by default.
 
         Returns:
             A connection whose peer has proved the key that was dialled.
@@ -589,7 +588,7 @@ class Endpoint(AsyncOnly):
             InvalidTicket, InvalidKey: `remote` cannot be used.
             ResolveError: no address is known or found.
             DialError, DialTimeout: nobody answered; `attempts` says what happened at each address.
-            WrongKey, AlpnMismatch, Refused, HandshakeError: somebody answered, but not as needed.
+            WrongKey, AlpnMismatch, Refused, HandshakeError: somebody answered, and it did not work out.
             EndpointClosed: this endpoint was closed.
         """
         return Opening(self._connect(remote, alpn, timeout, limits))
@@ -632,7 +631,7 @@ class Endpoint(AsyncOnly):
     async def accept(self) -> Connection | None:
         """Wait for the next incoming connection; None when the endpoint is closed.
 
-        Its peer has proved a key, filters have passed it. Cancellation loses no connection.
+        Its peer has proved a key, and filters have accepted it. Cancellation loses no connection.
         """
         return await self._driver.accept()
 

@@ -1,4 +1,4 @@
-"""Follows a peer that went elsewhere: asks lookups while no path of a connection works."""
+"""Follows a peer that moved: asks lookups while no path of a connection works."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Follower"]
 class Follower:
     """Searches for the peer of one connection while it is stranded, and only then.
 
-    A peer whose relay is gone, or that moved while nothing reached it, publishes its new home; the
-    connection needs no more than its address to go on.
+    A peer whose relay is gone, or that moved while it could not be reached, publishes its new home; the
+    connection needs only that address to go on.
 
     Args:
         id: the peer.
         lookups: whom to ask.
-        on_found: told each answer.
+        on_found: called with each answer.
     """
 
     def __init__(
@@ -35,14 +35,14 @@ class Follower:
         self._search: Search | None = None
 
     def update(self, *, is_stranded: bool) -> None:
-        """Begin to search, or stop, as is needed now."""
+        """Start or stop searching, as needed now."""
         if is_stranded and self._search is None:
             self._search = Search(self._id, self._lookups, on_answer=self._on_answer)
         elif not is_stranded:
             self.close()
 
     def close(self) -> None:
-        """Search no more. Idempotent."""
+        """Stop searching. Idempotent."""
         search, self._search = self._search, None
         if search is not None:
             search.close()

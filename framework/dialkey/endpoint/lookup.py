@@ -1,8 +1,8 @@
-"""Address lookups: ways to find where an endpoint can be reached, and to tell where we can.
+"""Address lookups: ways to find where an endpoint can be reached, and to publish where we can.
 
-An endpoint has any number of them, all equal: they are asked side by side, each answer is used as it
-arrives, and one that fails or hangs holds up nobody. `StaticLookup` knows what the application says,
-`MemoryLookup` what other endpoints of the process publish; others come from plugins.
+An endpoint has any number of them, all equal: they are asked concurrently, each answer is used as it
+arrives, and one that fails or hangs does not hold up the others. `StaticLookup` knows what the
+application says, `MemoryLookup` what other endpoints of the process publish; others come from plugins.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _check_user_data(_: object, __: object, text: str | None) -> None:
 
 @attrs.frozen
 class EndpointInfo:
-    """What is published of an endpoint.
+    """What is published about an endpoint.
 
     Attributes:
         addr: its id and where it can be reached.
@@ -63,15 +63,15 @@ class EndpointInfo:
 
 @attrs.frozen
 class LookupAnswer:
-    """What one lookup knows of an endpoint.
+    """What one lookup knows about an endpoint.
 
     Attributes:
         info: the endpoint, its addresses and its user data.
-        updated_at: when the endpoint said so, Unix time in seconds by its own clock; None where the
-            source does not tell.
+        updated_at: when the endpoint said so, Unix time in seconds by its own clock; None if the source
+            does not say.
         source: where it comes from, such as the server that was asked; empty means the lookup's name.
-        may_reach: set where others than the endpoint itself may have named its addresses. A name among
-            them is then used only as far as it leads to IP addresses for which this is true.
+        may_reach: set if somebody other than the endpoint itself may have named its addresses. A name
+            among them is then used only where it leads to IP addresses for which this is true.
     """
 
     info: EndpointInfo
@@ -80,7 +80,7 @@ class LookupAnswer:
     may_reach: MayReach | None = attrs.field(default=None, eq=False, repr=False)
 
     def age_s(self, now: float) -> float | None:
-        """Return how old it is, given Unix time; None where that is not known."""
+        """Return how old it is, given Unix time; None if that is not known."""
         return None if self.updated_at is None else max(0.0, now - self.updated_at)
 
 
@@ -94,19 +94,19 @@ class AddressLookup(Protocol):
     name: str
 
     def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
-        """Yield what is found of an endpoint, as it is found; end when there is nothing more to ask.
+        """Yield what is found about an endpoint, as it is found; end when there is nothing more to ask.
 
-        It is closed early when nobody needs more; it stops its work then. An exception ends this
+        It is closed early when nobody needs more; it then stops its work. An exception ends this
         lookup only, and its text is shown. Answers for another id are ignored.
         """
 
     async def publish(self, info: EndpointInfo) -> None:
-        """Tell others what is known of this endpoint now.
+        """Publish what is now known about this endpoint.
 
         Called once the endpoint is bound, and whenever its home relay, its addresses or its user
-        data change; never twice at a time, and always with the newest. What to keep from others is
-        for the lookup to decide. An exception is logged and shown by `Endpoint.lookup_troubles`; to
-        try again, with pauses, is the lookup's own work.
+        data change; never twice at a time, and always with the newest. The lookup decides what to keep
+        private. An exception is logged and shown by `Endpoint.lookup_troubles`; retrying, with pauses,
+        is up to the lookup.
         """
 
     async def close(self) -> None:
@@ -115,29 +115,29 @@ class AddressLookup(Protocol):
 
 @runtime_checkable
 class WatchingLookup(Protocol):
-    """A lookup that hears of changes by itself; any other is asked again from time to time."""
+    """A lookup that notices changes by itself; all others are asked again from time to time."""
 
     def watch(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
-        """Yield what is known of an endpoint, then each change, until it is closed."""
+        """Yield what is known about an endpoint, then each change, until it is closed."""
 
 
 @runtime_checkable
 class ReportingLookup(Protocol):
-    """A lookup that publishes in its own time, and says how that goes."""
+    """A lookup that publishes in its own time, and reports how that goes."""
 
     @property
     def is_published(self) -> bool:
-        """Whether others find what was handed to `publish` last, its filter applied."""
+        """Whether others can find what was last passed to `publish`, as filtered by the lookup."""
         ...
 
     @property
     def publish_trouble(self) -> str:
-        """Why the last attempt failed; empty where it did not."""
+        """Why the last attempt failed; empty if it did not."""
         ...
 
 
 class _Book:
-    """Answers by endpoint id, and who waits for news; usable from several event loops."""
+    """Answers by endpoint id, and who waits for changes; usable from several event loops."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -153,7 +153,7 @@ class _Book:
             self._wake(answer.info.id)
 
     def drop(self, id: EndpointId, only: LookupAnswer | None = None) -> None:
-        """Forget an endpoint; with `only`, unless somebody has said something else since."""
+        """Forget an endpoint; with `only`, only if this is still its latest answer."""
         with self._lock:
             if only is None or self._answers.get(id) is only:
                 self._answers.pop(id, None)
@@ -193,14 +193,14 @@ class StaticLookup:
         self._book = _Book()
 
     def add(self, addr: EndpointAddr) -> None:
-        """Remember addresses of an endpoint, beside those already known."""
+        """Remember addresses of an endpoint, besides those already known."""
         known = self._book.get(addr.id)
         if known is not None:
             addr = known.info.addr.with_addrs(addr.addrs)
         self._book.put(LookupAnswer(EndpointInfo(addr)))
 
     def forget(self, id: EndpointId) -> None:
-        """Forget what is known of an endpoint."""
+        """Forget what is known about an endpoint."""
         self._book.drop(id)
 
     async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
@@ -212,7 +212,7 @@ class StaticLookup:
         return self._book.watch(id)
 
     async def publish(self, info: EndpointInfo) -> None:
-        """Nobody to tell."""
+        """Nothing to publish to."""
 
     async def close(self) -> None:
         """Nothing to stop."""
@@ -221,7 +221,7 @@ class StaticLookup:
 class MemoryDirectory:
     """Where the endpoints of a process, or of a test, find each other; threads may share it.
 
-    Each endpoint gets a lookup of its own: ``Endpoint.bind(address_lookups=[directory.lookup()])``.
+    Each endpoint gets its own lookup: ``Endpoint.bind(address_lookups=[directory.lookup()])``.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Keeps the paths of one connection as `PathPolicy` says: asks it, does it, and sets the timer."""
+"""Maintains the paths of one connection as `PathPolicy` decides, and sets the timer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dialkey.endpoint._connection_driver import ConnectionDriver
 
 RELAY_IDLE_TIMEOUT_S: Final = 30.0
-"""A path over a relay may be silent for this long: it survives that we connect to the relay anew."""
+"""A path over a relay may be silent for this long: it survives while we reconnect to the relay."""
 _SOONEST_LOOK_S: Final = 0.01
 
 
@@ -55,13 +55,13 @@ class PathManager:
             self.update()
 
     def add_addresses(self, addresses: Iterable[PathAddress]) -> None:
-        """Learn of addresses of the peer."""
+        """Add addresses of the peer."""
         for address in addresses:
             self._policy.learn(address, is_relayed=kind_of(address) == "relay")
         self.update()
 
     def set_candidates(self, candidates: Iterable[IpAddr]) -> None:
-        """Tell the peer where this machine may be reached: it probes us there, and we it."""
+        """Tell the peer where this machine may be reached, so that both sides probe each other."""
         self._core.paths.traversal.set_candidates(candidates, self._driver.now())
         self._connection.flush_soon()
 
@@ -72,7 +72,7 @@ class PathManager:
         self.update()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking."""
         self._cancel_timer()
         if self._follower is not None:
             self._follower.close()
@@ -104,7 +104,7 @@ class PathManager:
         self.update()
 
     def update(self) -> None:
-        """Look at all paths: select, open, abandon; and set the time of the next look."""
+        """Check all paths: select, open, abandon; and set the time of the next check."""
         core = self._core
         if core.paths.multipath is None or core.state is not State.OPEN:
             return

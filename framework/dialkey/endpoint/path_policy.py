@@ -1,14 +1,14 @@
-"""Which paths of a connection are worth having: opened, chosen, left and tried again. Sans-IO.
+"""Which paths of a connection are worth having: when to open, choose, leave and retry them. Sans-IO.
 
 The client opens paths: one over each known relay, as a reserve, and over every direct address while no
-direct path works. Both sides choose for themselves where they send. A path that stops answering is
-*quarantined*: it is not chosen again before a time that doubles with each failure, however lively it
-looks, so that a flapping path does not take the connection with it. While nothing works at all, an
-address that has answered before is tried over and over, until the connection's idle timeout.
+direct path works. Each side chooses for itself where it sends. A path that stops answering is
+*quarantined*: it is not chosen again for a time that doubles with each failure, however alive it looks,
+so that a flapping path does not take the connection down. While nothing works at all, an address that has
+answered before is tried repeatedly, until the connection's idle timeout.
 
-An address that has never answered is hearsay: whoever signed it holds a key, but need not be there. Each
-attempt sends a stranger some datagrams of full size, so all ports of one IP address share a number of
-attempts, at intervals that double, and then it is left alone until this machine's own network changes.
+An address that has never answered is hearsay: whoever signed it has a key, but need not be there. Each
+attempt sends a stranger some full-size datagrams, so all ports of one IP address share a number of
+attempts, at intervals that double; then the address is left alone until this machine's network changes.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from dialkey.network.transport import PathAddress
 
 RETRY_FIRST_S: Final = 5.0
 RETRY_MOST_S: Final = 60.0
-"""Between two attempts to open a path to one address: iroh's own interval, then its own upgrade
-interval. An address that never answered has to wait twice as long each time, without an upper end."""
+"""Between two attempts to open a path to one address: iroh's interval, then its upgrade interval. For an
+address that never answered the wait doubles each time, without an upper limit."""
 PUNCH_INTERVAL_S: Final = 60.0
-"""Between two looks for a direct path while there is none and neither side has a new address: iroh's own
-number."""
+"""Between two searches for a direct path while there is none and neither side has a new address; the same
+as in iroh."""
 QUARANTINE_FIRST_S: Final = 1.0
 QUARANTINE_MOST_S: Final = 60.0
 QUARANTINE_FORGET_S: Final = 120.0
 """An address that behaved for this long starts with a clean slate."""
 MAX_DIRECT_ATTEMPTS: Final = 4
-"""Direct paths being validated at a time; of eight paths some must be left for relays."""
+"""Direct paths being validated at a time; of eight paths, some must be left for relays."""
 VALIDATION_TIMEOUT_S: Final = 5.0
 RELAY_VALIDATION_TIMEOUT_S: Final = 10.0
 """Longer, because we may have to connect to the relay first."""
 SETTLE_S: Final = 3.0
-"""A path works for this long before another is given up for it: the peer proves it in its own time."""
+"""A path has to work for this long before another is abandoned: the peer validates it separately."""
 MAX_RECORDS: Final = 64
-"""Addresses remembered beyond those that are known and in use."""
+"""How many addresses are remembered besides those that are known and in use."""
 
 
 @attrs.frozen
 class PathView:
-    """What the policy sees of a path that is open.
+    """An open path, as the policy sees it.
 
     Attributes:
         id: its number within the connection.
@@ -55,7 +55,7 @@ class PathView:
         is_relayed: whether a relay carries it.
         is_validated: whether the peer has answered there.
         is_suspect: whether it has stopped answering.
-        is_selected: whether application data goes this way.
+        is_selected: whether application data takes this path.
         tried_since: when its validation started, or None while it is not being validated.
     """
 
@@ -83,11 +83,11 @@ class PathView:
 
 @attrs.frozen
 class Leave:
-    """A path to be left.
+    """A path to leave.
 
     Attributes:
-        path_id: which.
-        is_attempt: whether it never worked, so that its id can be used again.
+        path_id: its id.
+        is_attempt: whether it never worked, so that its id can be reused.
     """
 
     path_id: int
@@ -95,7 +95,7 @@ class Leave:
 
 
 class _Record:
-    """What is known of one address."""
+    """What is known about one address."""
 
     __slots__ = ("attempts", "failed_at", "failures", "has_answered", "next_try", "usable_at")
 
@@ -111,9 +111,9 @@ class _Record:
 class PathPolicy:
     """See the module. One for each connection that speaks multipath.
 
-    Its user looks, in this order: `candidates`, of which it selects one; then, as the client, `to_leave`
-    and `to_open`; then `next_look`. What it sees of the paths is passed in each time, because each step
-    changes it.
+    Call, in this order: `candidates`, and select one of them; then, as the client, `to_leave` and
+    `to_open`; then `next_look`. The state of the paths is passed in each time, because each step changes
+    it.
 
     Args:
         is_client: whether we dialled; only then are paths opened and left.
@@ -124,21 +124,21 @@ class PathPolicy:
         self._records: dict[PathAddress, _Record] = {}
         self._known: dict[PathAddress, bool] = {}
         self._newest: PathAddress | None = None
-        # Those that answered a probe, and to which no path was opened since.
+        # Those that answered a probe, and to which no path has been opened since.
         self._punched: set[PathAddress] = set()
-        # When probes were asked for last; None while there is a direct path.
+        # When probes were last asked for; None while there is a direct path.
         self._punched_at: float | None = None
         self._spent: dict[Hashable, int] = {}
         self._in_use: set[PathAddress] = set()
         self._validated_at: dict[int, float] = {}
 
-    # --- what is learned ------------------------------------------------------------------------
+    # --- what is learnt -------------------------------------------------------------------------
 
     def learn(self, address: PathAddress, *, is_relayed: bool, is_newest: bool = False) -> bool:
-        """Learn of an address of the peer; False if it is known, or there are too many.
+        """Add an address of the peer; False if it is known, or there are too many.
 
-        Of too many, one that never answered and has had all its attempts gives way; for one that a
-        lookup says is the newest, the one that is out of use and was learned first.
+        If there are too many, one that never answered and has used up its attempts gives way. For an
+        address that a lookup says is the newest, the unused one that was learnt first gives way.
         """
         if address in self._known:
             return False
@@ -157,7 +157,7 @@ class PathPolicy:
         return True
 
     def on_answered(self, path_id: int, address: PathAddress, now: float) -> None:
-        """Note that a path works: its address need not be waited for when it is lost again."""
+        """Note that a path works: if it is lost, its address may be tried again at once."""
         record = self._record(address)
         record.attempts = 0
         record.has_answered = True
@@ -184,7 +184,7 @@ class PathPolicy:
         record.usable_at = now + pause
 
     def on_network_changed(self) -> None:
-        """Note that this machine is somewhere else: everything may be tried again at once."""
+        """Note that this machine's network has changed: everything may be tried again at once."""
         self._spent.clear()
         for record in self._records.values():
             record.attempts = 0
@@ -196,7 +196,7 @@ class PathPolicy:
         return _is_stranded(paths)
 
     def wants_punching(self, paths: Sequence[PathView], now: float) -> bool:
-        """Return whether it is time to look for a direct path by probes once more."""
+        """Return whether it is time to probe for a direct path again."""
         if _has_good_direct(paths):
             self._punched_at = None
             return False
@@ -208,7 +208,7 @@ class PathPolicy:
     # --- choosing -------------------------------------------------------------------------------
 
     def candidates(self, paths: Sequence[PathView], now: float) -> list[PathView]:
-        """Return the paths of which one is to be selected; empty to leave things as they are."""
+        """Return the paths from which to select; empty to leave things as they are."""
         self._in_use = {path.remote for path in paths}
         ids = {path.id for path in paths}
         self._validated_at = {id: at for id, at in self._validated_at.items() if id in ids}
@@ -216,7 +216,7 @@ class PathPolicy:
             if path.is_good:
                 self._record(path.remote).has_answered = True
         good = [path for path in paths if path.is_good]
-        # With nothing good left, the suspect ones are as good as any: stay where we are.
+        # With nothing good left, the suspect ones are as good as any: do not change.
         return [path for path in good if self._record(path.remote).usable_at <= now] or good
 
     # --- leaving and opening --------------------------------------------------------------------
@@ -251,11 +251,11 @@ class PathPolicy:
         Tell `opened` of each to which a path could be opened.
         """
         stranded = _is_stranded(paths)
-        # A path that is silent may be one that the peer gave up and could not tell us of.
+        # A silent path may be one that the peer gave up without being able to tell us.
         taken = {path.remote for path in paths if not (stranded and path.is_suspect)}
         validating = sum(not path.is_validated for path in paths)
         has_direct = _has_good_direct(paths)
-        # All ports of one IP address share its attempts, also those of this round.
+        # All ports of one IP address share its attempts, including those of this round.
         spent = dict(self._spent)
         found = []
         waiting = [address for address in self._known if address not in taken]
@@ -274,7 +274,7 @@ class PathPolicy:
                 continue
             if not record.has_answered:
                 target = _target(address)
-                # A relay that was away all the time may be the last way that is left.
+                # A relay that was never reachable may be the last route that is left.
                 last_way = stranded and is_relayed
                 if spent.get(target, 0) >= limits.MAX_PATH_ATTEMPTS and not last_way:
                     continue
@@ -284,7 +284,7 @@ class PathPolicy:
         return found
 
     def opened(self, address: PathAddress, paths: Sequence[PathView], now: float) -> None:
-        """Note that an attempt has begun; `paths` as they were before."""
+        """Note that an attempt has started; `paths` as they were before."""
         self._punched.discard(address)
         record = self._record(address)
         pause_s = RETRY_FIRST_S * 2**record.attempts
@@ -298,7 +298,7 @@ class PathPolicy:
             record.attempts += 1
 
     def next_look(self, paths: Sequence[PathView], now: float) -> float | None:
-        """Return when to look again, if nothing happens before; None for no need."""
+        """Return when to check again, if nothing happens before; None if not necessary."""
         if len(paths) <= 1 and not self._known:
             return None
         at = now + RETRY_MOST_S
@@ -332,7 +332,7 @@ class PathPolicy:
         record = self._records.get(address)
         if record is None:
             if len(self._records) >= MAX_RECORDS:
-                # A client's address may change without end.
+                # A client's address may change any number of times.
                 kept = self._in_use | self._known.keys()
                 self._records = {a: r for a, r in self._records.items() if a in kept}
                 targets = {_target(each) for each in kept}
@@ -342,7 +342,7 @@ class PathPolicy:
 
 
 def _target(address: PathAddress) -> Hashable:
-    """Return who is troubled by datagrams to an address: for UDP the machine, whatever the port."""
+    """Return who receives datagrams to an address: for UDP the machine, whatever the port."""
     if not isinstance(address, IpAddr):
         return address
     ip = address.ip

@@ -1,4 +1,4 @@
-"""What an application sees of a connection's paths and traffic."""
+"""A connection's paths and traffic, as an application sees them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class PathInfo:
         id: the path's number within its connection.
         remote: where it leads.
         kind: "direct", "relay" or "custom".
-        is_selected: whether application data goes this way.
+        is_selected: whether application data takes this path.
         state: "validating" until the peer has answered there, "usable", or "suspect" while it
             no longer answers.
         rtt_s: smoothed round-trip time, seconds.
-        lost_packets: packets taken for lost so far.
+        lost_packets: packets declared lost so far.
         sent_packets: packets sent so far.
         sent_bytes, received_bytes: whole datagrams so far.
         mtu_bytes: the datagram size in use, bytes of UDP payload.
@@ -63,7 +63,7 @@ class ConnectionStats:
         received_packets: packets that were opened.
         undecryptable_packets, duplicate_packets: packets that were discarded.
         lost_packets, sent_packets: over all paths.
-        dropped_datagrams: application datagrams that found no room, here, in either direction.
+        dropped_datagrams: application datagrams dropped here for lack of room, in either direction.
         key_updates: how often the keys were changed.
         rtt_s: of the selected path.
     """
@@ -104,7 +104,7 @@ class PathClosed:
 
 @attrs.frozen
 class PathSelected:
-    """Application data takes another path now."""
+    """Application data now takes another path."""
 
     path: PathInfo
     previous: PathAddress | None
@@ -144,7 +144,7 @@ def kind_of(remote: PathAddress) -> PathKind:
 
 @attrs.frozen
 class NetworkChanged:
-    """This machine's network may have changed: look again at what depends on it.
+    """This machine's network may have changed: check what depends on it.
 
-    Plugins get it by the hook `dialkey_events`.
+    Plugins get it through the hook `dialkey_events`.
     """

@@ -16,7 +16,7 @@ logger = logging.getLogger("dialkey.endpoint.publishing")
 
 
 class Publishing:
-    """One worker for each lookup, so that a slow one delays no other; only the newest is told.
+    """One worker per lookup, so that a slow one does not delay others; only the newest is published.
 
     Lives in the event loop of its endpoint.
     """
@@ -26,14 +26,14 @@ class Publishing:
         self._workers: list[_Worker] = []
 
     def start(self, lookups: Iterable[AddressLookup]) -> None:
-        """Begin to tell these lookups."""
+        """Start publishing to these lookups."""
         self._workers = [_Worker(lookup) for lookup in lookups]
 
     def update(self, info: EndpointInfo) -> None:
         """Publish, unless this is what was published last."""
         if info == self._info:
             return
-        # Nothing to say, and nothing that was said before: as an endpoint that only dials.
+        # Nothing to publish, and nothing was published before: an endpoint that only dials.
         if self._info is None and not info.addr.addrs and info.user_data is None:
             return
         self._info = info
@@ -41,22 +41,22 @@ class Publishing:
             worker.tell(info)
 
     def troubles(self) -> dict[str, str]:
-        """Say for each lookup that failed to publish what was wrong the last time."""
+        """Return the last error of each lookup that failed to publish."""
         troubles = {each.name: each.trouble_now for each in self._workers}
         return {name: trouble for name, trouble in troubles.items() if trouble}
 
     @property
     def may_publish(self) -> bool:
-        """Whether some lookup says how publishing goes."""
+        """Whether any lookup reports how publishing goes."""
         return any(each.reports for each in self._workers)
 
     @property
     def is_done(self) -> bool:
-        """Whether some lookup says that others find what it was told."""
+        """Whether any lookup reports that others can find what it published."""
         return any(each.is_published for each in self._workers)
 
     async def close(self) -> None:
-        """Stop telling. Idempotent."""
+        """Stop publishing. Idempotent."""
         workers, self._workers = self._workers, []
         for worker in workers:
             await worker.close()

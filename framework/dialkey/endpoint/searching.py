@@ -1,4 +1,4 @@
-"""Asks all address lookups for one endpoint, side by side, and keeps what each of them said."""
+"""Asks all address lookups about one endpoint, concurrently, and keeps what each of them said."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ logger = logging.getLogger("dialkey.endpoint.searching")
 
 _ASK_AGAIN_FIRST_S: Final = 2.0
 _ASK_AGAIN_MOST_S: Final = 30.0
-"""Between two questions to a lookup that cannot watch: soon, because a peer that moved publishes at once;
-later as often as records live (30 s)."""
+"""Pauses between queries to a lookup that cannot watch: short at first, because a peer that moved
+publishes at once; later the lifetime of records (30 s)."""
 
 
 @attrs.frozen
 class LookupReport:
-    """What one lookup said of an endpoint.
+    """What one lookup said about an endpoint.
 
     Attributes:
         lookup: the lookup's name.
-        answers: in order; the last one is the newest that it gave.
-        error: why it could say no more, or None.
+        answers: in order of arrival, the newest last.
+        error: why it failed, or None.
         is_done: whether it has said all that it knew when it was asked.
         took_s: seconds until then, or until now.
     """
@@ -108,7 +108,7 @@ class Search:
 
     @property
     def pending(self) -> int:
-        """How many lookups have not yet said all that they know."""
+        """How many lookups have not finished yet."""
         return sum(each.done_at is None for each in self._asked)
 
     def reports(self) -> list[LookupReport]:
@@ -117,7 +117,7 @@ class Search:
         return [each.report(now) for each in self._asked]
 
     def close(self) -> None:
-        """Ask no more. Idempotent; the lookups' generators are closed soon after."""
+        """Stop asking. Idempotent; the lookups' generators are closed soon after."""
         for task in self._tasks:
             task.cancel()
 
@@ -162,7 +162,7 @@ class Search:
                 if answer in asked.answers:
                     asked.answers.remove(answer)
                 asked.answers.append(answer)
-                # The newest say most; a chatty lookup fills no memory.
+                # The newest say most; a chatty lookup must not fill memory.
                 del asked.answers[: -limits.MAX_LOOKUP_ANSWERS]
                 await self._on_answer(answer)
 

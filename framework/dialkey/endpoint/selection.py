@@ -10,7 +10,7 @@ from dialkey.identity import IpAddr
 
 IPV6_ADVANTAGE_S: Final = 0.003
 HYSTERESIS_S: Final = 0.005
-"""Both are iroh's own numbers (docs/wire/quic.md 6.5)."""
+"""Both numbers are the same as in iroh (docs/wire/quic.md 6.5)."""
 
 
 class PathSelector(Protocol):
@@ -20,8 +20,8 @@ class PathSelector(Protocol):
         """Return the path to use.
 
         Args:
-            paths: those that are validated and not suspect, at least one. One of them may be selected
-                already.
+            paths: those that are validated and not suspect, at least one. One of them may already be
+                selected.
 
         Returns:
             One of `paths`; None to leave things as they are.
@@ -29,9 +29,9 @@ class PathSelector(Protocol):
 
 
 class DirectFirst:
-    """Direct paths before relayed ones; among equals the one with the lower round-trip time.
+    """Prefers direct paths to relayed ones, and among equals the one with the lower round-trip time.
 
-    A path of the same kind is left only for one that is faster by a margin, so that two nearly equal
+    A path is left for one of the same kind only if that is faster by a margin, so that two nearly equal
     ones do not take turns.
     """
 

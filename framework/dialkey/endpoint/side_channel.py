@@ -1,7 +1,7 @@
 """Datagrams of another protocol over an endpoint's own sockets.
 
-Only what leaves from the very socket that peers send to can tell how a NAT treats that socket: address
-discovery needs it. Datagrams from an address with a side channel go there, and to no connection.
+Only what leaves from the very socket that peers send to can reveal how a NAT treats that socket; address
+discovery needs this. Datagrams from an address with a side channel go there, not to a connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Receive = Callable[[bytes], None]
 
 
 class SideChannel:
-    """To one address. Made by `Endpoint.side_channel`; close it."""
+    """A side channel to one address. Made by `Endpoint.side_channel`; close it after use."""
 
     def __init__(self, channels: SideChannels, remote: IpAddr) -> None:
         self._channels = channels
@@ -29,16 +29,16 @@ class SideChannel:
         return self._remote
 
     def send(self, data: bytes) -> None:
-        """Send a datagram; it may be lost, as any. After `close` it is."""
+        """Send a datagram; it may be lost, like any other, and always is after `close`."""
         self._channels.send(self, data)
 
     def close(self) -> None:
-        """Receive nothing more. Idempotent."""
+        """Stop receiving. Idempotent."""
         self._channels.close(self)
 
 
 class SideChannels:
-    """Those of one endpoint.
+    """The side channels of one endpoint.
 
     Args:
         send: sends datagrams.
@@ -55,7 +55,7 @@ class SideChannels:
         """Open one.
 
         Raises:
-            InvalidInput: there is one to this address already.
+            InvalidInput: there is already one to this address.
         """
         if remote in self._open:
             raise InvalidInput(f"there is a side channel to {remote} already")
@@ -64,7 +64,7 @@ class SideChannels:
         return channel
 
     def receive(self, data: memoryview, segment: int, remote: PathAddress) -> bool:
-        """Hand datagrams over; False if they are not for a side channel."""
+        """Deliver datagrams; False if they are not for a side channel."""
         found = self._open.get(remote)
         if found is None:
             return False

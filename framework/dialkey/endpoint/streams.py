@@ -29,9 +29,9 @@ MAX_CODE: Final = (1 << 62) - 1
 class SendStream:
     """The sending end of a stream.
 
-    Use it from one task at a time. A stream that is dropped without `finish` or `reset` ends where
-    it is, as with iroh: the peer reads what was written, and then the end. Only a `write` that was
-    interrupted in the middle makes it a reset, so that half a message is never taken for a whole one.
+    Use it from one task at a time. A stream that is dropped without `finish` or `reset` ends where it is,
+    as in iroh: the peer reads what was written, and then the end. Only if a `write` was interrupted in
+    the middle is the stream reset, so that half a message is never taken for a whole one.
     """
 
     __slots__ = ("__weakref__", "_driver", "_half", "_is_torn")
@@ -73,7 +73,7 @@ class SendStream:
         self._driver.check_open()
 
     def _check_taking(self) -> None:
-        """Raise why what was written will not be taken, if so; a stream may be finished already."""
+        """Raise if the peer will not accept what was written; the stream may already be finished."""
         half = self._half
         if half.stopped_code is not None or half.reset_code is not None:
             self._check()
@@ -83,13 +83,13 @@ class SendStream:
         """Queue all of `data` for sending; wait while the peer or the network is slower than we are.
 
         Returns when at most `limits.SEND_HIGH_WATER_BYTES` of the stream wait to be sent, and
-        `limits.MAX_SEND_QUEUES_BYTES` of all streams of the connection (a stream with little waits
-        for no other); not when the peer has it: `stopped` tells that. `bytes` are kept by reference,
-        other buffers copied.
-        When cancelled, a beginning of `data` may have been queued.
+        `limits.MAX_SEND_QUEUES_BYTES` of all streams of the connection (a stream with little queued does
+        not wait for others). That does not mean that the peer has it; see `stopped`. `bytes` are kept
+        by reference, other buffers are copied. When cancelled, a first part of `data` may have been
+        queued.
 
         Args:
-            finish: end the stream behind `data`, in the same packet where it fits.
+            finish: end the stream after `data`, in the same packet if it fits.
 
         Raises:
             StreamStopped: the peer called `stop`.
@@ -123,10 +123,10 @@ class SendStream:
             self._check_taking()
 
     async def finish(self) -> None:
-        """End the stream: the peer reads to here. Returns at once; see `stopped`.
+        """End the stream: the peer reads up to here. Returns at once; see `stopped`.
 
         Raises:
-            StreamStopped, StreamClosed: as `write`.
+            StreamStopped, StreamClosed: as for `write`.
         """
         self._check()
         self._half.finish()
@@ -141,7 +141,7 @@ class SendStream:
         """Wait until the peer has everything or wants no more.
 
         Returns:
-            None when the peer has acknowledged all data and the end; else the code of its `stop`.
+            None if the peer has acknowledged all data and the end; otherwise the code of its `stop`.
 
         Raises:
             ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
@@ -158,8 +158,8 @@ class SendStream:
     async def delivered(self) -> None:
         """Wait until the peer's transport has acknowledged everything that was written so far.
 
-        A peer that knows the length may have it all and stop the stream before it sees the end;
-        then this returns, too, although nothing more can be written.
+        A peer that knows the length may have everything and stop the stream before it sees the end; this
+        also returns then, although nothing more can be written.
 
         Raises:
             StreamStopped: the peer wants no more, and has not acknowledged everything.
@@ -186,8 +186,8 @@ class SendStream:
 class RecvStream:
     """The receiving end of a stream. Use it from one task at a time.
 
-    ``async for chunk in stream`` yields what arrives until the end. A stream that is dropped before
-    its end was read is stopped with code 0, as with iroh: the peer need not send what nobody reads.
+    ``async for chunk in stream`` yields what arrives until the end. A stream that is dropped before its
+    end was read is stopped with code 0, as in iroh: the peer need not send what nobody reads.
     """
 
     __slots__ = ("__weakref__", "_driver", "_half")
@@ -255,10 +255,10 @@ class RecvStream:
     async def read_exactly(self, length: int) -> bytes:
         """Return exactly `length` bytes.
 
-        When cancelled, what was taken by this call is lost: stop the stream then.
+        When cancelled, the bytes that this call has taken are lost: stop the stream then.
 
         Raises:
-            EndOfStream: the stream ended before (a `WireError`), with what did arrive.
+            EndOfStream: the stream ended before (a `WireError`); it holds what did arrive.
         """
         if length <= 0:
             return b""
@@ -281,7 +281,7 @@ class RecvStream:
         return b"".join(parts)
 
     async def read_to_end(self, limit: int) -> bytes:
-        """Return all that follows, at most `limit` bytes.
+        """Return everything that follows, at most `limit` bytes.
 
         Raises:
             LimitExceeded: there is more; the stream is stopped with code 0.

@@ -51,12 +51,12 @@ class ImportMode(enum.Enum):
     path, size and time of modification: no space is used, but the file must not change. Small files
     are copied in any case.
 
-    `DEFERRED` is a reference that is there as soon as the file's hash is known, at gigabytes per
-    second. What serving it takes besides, its outboard, is made by `Store.make_outboards`, or when
-    somebody asks for the blob, who then waits for it; only then does the blob outlive the process, and
-    only then is a small file copied. A
-    file that was changed by then is noticed, and the request fails. For files above 2 GiB it is the
-    same as `REFERENCE`, since whoever asked would wait too long. A store in memory copies.
+    `DEFERRED` is a reference that exists as soon as the file is hashed, at gigabytes per second. The
+    outboard, which is needed to serve it, is made by `Store.make_outboards`, or when somebody asks for
+    the blob, who then has to wait; only then does the blob outlive the process, and only then is a
+    small file copied. If the file has changed by then, that is noticed and the request fails. For files
+    above 2 GiB it is the same as `REFERENCE`, because requests would wait too long. A store in memory
+    copies.
     """
 
     COPY = "copy"
