@@ -138,15 +138,15 @@ class Host:
             "}\n"
         )
 
-    async def start(self, *arguments: str) -> Program:
-        """Start the lab's agent inside the host."""
+    async def start(self, *arguments: str, agent: Path = AGENT) -> Program:
+        """Start the lab's agent, or another script, inside the host."""
         process = await asyncio.create_subprocess_exec(
             "ip",
             "netns",
             "exec",
             self.space,
             sys.executable,
-            str(AGENT),
+            str(agent),
             *arguments,
             stdout=asyncio.subprocess.PIPE,
             limit=1 << 20,

@@ -90,13 +90,17 @@ class RelayConfig:
     Attributes:
         url: where it is.
         token: for its access rules.
-        discovery_port: where it tells us our own address (UDP); None if it does not. Only asked of
-            relays with TLS.
+        discovery_port: where it tells us our own address (UDP), with a certificate for the host of the
+            URL; None if it does not. By default 7842 for a relay with TLS.
     """
 
     url: RelayUrl = attrs.field(converter=_url)
     token: Token = attrs.field(default=None, repr=False)
-    discovery_port: int | None = QAD_PORT
+    discovery_port: int | None = attrs.field()
+
+    @discovery_port.default
+    def _standard_port(self) -> int | None:
+        return QAD_PORT if self.url.scheme in ("https", "wss") else None
 
 
 @attrs.frozen
@@ -347,7 +351,7 @@ class RelayTransport:
     def _discovery_places(self) -> Iterator[Place]:
         """Go through the relays that may tell us our address, the home first."""
         for config in sorted(self._configs.values(), key=lambda each: each.url != self._home):
-            if config.discovery_port is not None and config.url.scheme in ("https", "wss"):
+            if config.discovery_port is not None:
                 yield Place(Target.of(config.url).host, config.discovery_port)
 
     def _on_discovered(self) -> None:
