@@ -118,6 +118,10 @@ MAX_HANDSHAKE_CRYPTO_BYTES: Final = 16_384
 """TLS bytes of one encryption level during the handshake, in order or with gaps; RFC 9000 section 7.5
 asks for room for 4,096, and both sides together send 2,000."""
 
+MAX_HANDSHAKE_CRYPTO_PIECES: Final = 64
+"""Pieces with gaps between them, at some 120 bytes each beside what they hold; a flight has two or three
+packets, and browsers that deal a ClientHello out at random make twenty."""
+
 MAX_INCOMING_HANDSHAKE_WORK: Final = 384
 """Frames of one handshake that somebody begins with us, where a packet counts as eight: about 40
 packets or 3 ms. A client that is answered at its seventh try, each over four ways, needs 28."""

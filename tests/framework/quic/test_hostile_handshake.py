@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import struct
 import tracemalloc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from aioquic._buffer import Buffer
 from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import QuicPacketType, pull_quic_header
 from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.tls import Epoch
 from quic_pair import Pair, frame
 
 from dialkey import limits
 from dialkey.quic import codes
 from dialkey.quic.connection import Connection, State
-from dialkey.quic.handshake.machine import MAX_COALESCED_PACKETS, split_datagram
+from dialkey.quic.handshake.machine import MAX_COALESCED_PACKETS, Machine, split_datagram
 
 DCID, SCID = b"original", b"stranger"
 
@@ -42,6 +45,10 @@ def hello_of_a_client() -> bytes:
 
 
 HELLO = hello_of_a_client()
+MOST_BYTES = 85_000
+"""Some room below the 100 KiB of `limits.MAX_HALF_OPEN_HANDSHAKES`: what interpreters need for the same
+differs by some kilobytes."""
+
 BEGIN = b"\x01\x00\x0f\xf0"
 """The head of a ClientHello that just keeps within the limit and never ends."""
 
@@ -121,8 +128,8 @@ def test_a_piece_beyond_the_limit_is_refused_before_it_is_kept(offset: int) -> N
     assert peak < 100_000
 
 
-def one_byte_apart() -> bytes:
-    return b"".join(crypto(b"x", at) for at in range(16_000, 15_000, -5))
+def one_byte_apart(pieces: int) -> bytes:
+    return b"".join(crypto(b"x", 16_000 - 5 * number) for number in range(pieces))
 
 
 def every_second_packet() -> bytes:
@@ -134,7 +141,8 @@ WORK = {
     "a packet of pings": bytes((codes.PING,)) * 1000,
     "pings and padding in turn": bytes((codes.PING, codes.PADDING)) * 500,
     "the same bytes": crypto(BEGIN + bytes(500)),
-    "single bytes with gaps": one_byte_apart(),
+    "single bytes with gaps": one_byte_apart(200),
+    "as many of them as are kept": one_byte_apart(limits.MAX_HANDSHAKE_CRYPTO_PIECES - 1),
     "acknowledgements": every_second_packet(),
 }
 
@@ -147,7 +155,22 @@ def test_the_work_for_one_handshake_has_an_end(what: str) -> None:
     while not stranger.is_over:
         stranger.send(WORK[what])
         assert stranger.number <= limits.MAX_INCOMING_HANDSHAKE_WORK // 8
-    assert stranger.why()[0] == codes.PROTOCOL_VIOLATION
+    assert stranger.why()[0] in {codes.PROTOCOL_VIOLATION, codes.CRYPTO_BUFFER_EXCEEDED}
+
+
+def test_a_message_in_a_reasonable_number_of_pieces_is_put_together() -> None:
+    pieces = [(at, HELLO[at : at + 8]) for at in range(0, len(HELLO), 8)]
+    assert len(pieces) < limits.MAX_HANDSHAKE_CRYPTO_PIECES
+    stranger = Stranger()
+    for at, piece in [*pieces[1::2], *pieces[2::2]]:
+        stranger.send(crypto(piece, at))
+        assert not stranger.is_over
+    stranger.send(crypto(pieces[0][1]))
+    # It was read to its end: the client in it is another one than the sender.
+    assert stranger.why() == (
+        codes.TRANSPORT_PARAMETER_ERROR,
+        b"initial_source_connection_id does not match",
+    )
 
 
 @pytest.mark.parametrize("what", WORK)
@@ -161,10 +184,10 @@ def test_the_memory_for_one_handshake_has_an_end(what: str) -> None:
         for _ in range(30):
             stranger.send(WORK[what])
             after, _ = tracemalloc.get_traced_memory()
-            if after - before >= 100_000:
+            if after - before >= MOST_BYTES:
                 gc.collect()  # what is held counts, not what an interpreter has yet to collect
                 after, _ = tracemalloc.get_traced_memory()
-            assert after - before < 100_000
+            assert after - before < MOST_BYTES
     finally:
         tracemalloc.stop()
 
@@ -229,6 +252,40 @@ def test_a_hostile_server_cannot_make_a_client_work_for_ever() -> None:
         pair.deliver(pair.client, "server", [packet])
     assert pair.client.close_reason is not None
     assert pair.client.close_reason.error_code == codes.PROTOCOL_VIOLATION
+
+
+@pytest.mark.parametrize(
+    ("cheat_is_client", "epoch", "number"),
+    # A server is done with Handshake packets when it could acknowledge the client's.
+    [
+        # One counter is for both spaces: this is the number of the server's first Handshake packet.
+        (True, Epoch.INITIAL, 1),
+        (True, Epoch.INITIAL, 1 << 61),
+        (True, Epoch.HANDSHAKE, 20),
+        (True, Epoch.HANDSHAKE, 1 << 61),
+        (False, Epoch.INITIAL, 20),
+        (False, Epoch.INITIAL, 1 << 61),
+    ],
+)
+def test_who_acknowledges_what_was_not_sent_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, cheat_is_client: bool, epoch: Epoch, number: int
+) -> None:
+    """aioquic would take everything below for lost, and what is on its way for delivered."""
+    receive = Machine._payload_received
+
+    def cheat(self: Machine, context: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._is_client == cheat_is_client and context.epoch == epoch:
+            self._spaces[epoch].ack_queue.add(number)
+        return receive(self, context, *args, **kwargs)
+
+    monkeypatch.setattr(Machine, "_payload_received", cheat)
+    pair = Pair()
+    with contextlib.suppress(AssertionError):
+        pair.connect(seconds=2)
+    honest = pair.server.c if cheat_is_client else pair.client.c
+    assert honest.close_reason is not None
+    assert honest.close_reason.error_code == codes.PROTOCOL_VIOLATION
+    assert honest.close_reason.reason == b"an unsent packet was acknowledged"
 
 
 def test_tickets_without_end_after_the_handshake() -> None:

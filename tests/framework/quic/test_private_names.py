@@ -23,6 +23,7 @@ METHODS = {
     connection.QuicConnection: {
         "_alpn_handler": ["self", "alpn_protocol"],
         "_confirm_handshake": ["self"],
+        "_handle_ack_frame": ["self", "context", "frame_type", "buf"],
         "_handle_crypto_frame": ["self", "context", "frame_type", "buf"],
         "_initialize": ["self", "peer_cid"],
         "_parse_transport_parameters": ["self", "data", "from_session_ticket"],
@@ -55,6 +56,7 @@ ATTRIBUTES = {
         "_close_at",
         "_close_event",
         "_crypto_buffers",
+        "_crypto_streams",
         "_configuration",
         "_cryptos",
         "_handshake_complete",
@@ -69,11 +71,13 @@ ATTRIBUTES = {
         "_peer_cid",
         "_quic_logger",
         "_retry_source_connection_id",
+        "_spaces",
         "_state",
         "host_cid",
         "original_destination_connection_id",
         "tls",
     ],
+    "its CRYPTO streams": ["_ranges"],
     "its loss detection": ["_pto_count", "_rtt_initialized", "_rtt_smoothed"],
     "its TLS engine": [
         "_is_client",
@@ -95,6 +99,7 @@ PLAIN = {
         "QuicPacketType",
         "encode_quic_retry",
         "encode_quic_version_negotiation",
+        "pull_ack_frame",
         "pull_quic_header",
     ],
     packet_builder: ["QuicPacketBuilder"],
@@ -129,6 +134,7 @@ def test_attributes(owner: str) -> None:
     machine = handshake._machine
     holder = {
         "the connection": machine,
+        "its CRYPTO streams": machine._crypto_streams[tls.Epoch.INITIAL].receiver,
         "its loss detection": machine._loss,
         "its TLS engine": machine.tls,
     }[owner]

@@ -17,7 +17,7 @@ from aioquic._buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionError, QuicReceiveContext
 from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.packet import pull_quic_header
+from aioquic.quic.packet import pull_ack_frame, pull_quic_header
 
 from dialkey import limits
 from dialkey.identity import EndpointId
@@ -31,7 +31,7 @@ from dialkey.quic.handshake.tls import (
     certificate_type_extensions,
     check_certificate_types,
 )
-from dialkey.quic.handshake.work import HandshakeWork, check_crypto
+from dialkey.quic.handshake.work import HandshakeWork, check_crypto, check_gaps
 
 # aioquic warns on its own logger, which prints to stderr in a program that configures no logging.
 logging.getLogger("quic").addHandler(logging.NullHandler())
@@ -57,6 +57,14 @@ class _MachineLog(logging.LoggerAdapter[logging.Logger]):
         super().log(logging.DEBUG, msg, *args, **kwargs)
 
 
+class _Buffers(dict[tls.Epoch, Buffer]):
+    """What TLS has to say, by level; aioquic sets 48 KiB aside, also for those who get no answer."""
+
+    def __missing__(self, epoch: tls.Epoch) -> Buffer:
+        buffer = self[epoch] = Buffer(capacity=limits.MAX_TLS_MESSAGE_BYTES)
+        return buffer
+
+
 class Machine(QuicConnection):
     """aioquic's connection, reduced to the handshake and taught raw public keys."""
 
@@ -70,13 +78,12 @@ class Machine(QuicConnection):
         self.authenticated_packets = 0
         self.authenticated_handshake_packets = 0
         self._work = HandshakeWork(is_client=self._is_client)
+        self._sent: dict[tls.Epoch, set[int]] = {epoch: set() for epoch in tls.Epoch}
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
         self.tls = RawPublicKeyContext.adopt(self.tls, self.expected_id)
-        # What we send is short; aioquic sets 48 KiB aside for it.
-        for epoch in self._crypto_buffers:
-            self._crypto_buffers[epoch] = Buffer(capacity=limits.MAX_TLS_MESSAGE_BYTES)
+        self._crypto_buffers = _Buffers()
         self.tls.handshake_extensions = [
             *certificate_type_extensions(self._is_client),
             *self.tls.handshake_extensions,
@@ -156,6 +163,31 @@ class Machine(QuicConnection):
             self.authenticated_handshake_packets += 1
         return result
 
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        datagrams = super().datagrams_to_send(now)
+        for epoch, space in self._spaces.items():
+            self._sent[epoch].update(space.sent_packets)
+        return datagrams
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """Refuse acknowledgements of what was never sent; aioquic takes all that lies below for lost.
+
+        Both spaces count with one counter, so each has gaps that show who claims everything.
+        """
+        at = buf.tell()
+        sent = self._sent[context.epoch]
+        try:
+            ranges = list(pull_ack_frame(buf)[0])
+        except ValueError:
+            ranges = []  # aioquic says what is wrong with it
+        for each in ranges:
+            if len(each) > len(sent) or not sent.issuperset(each):
+                raise QuicConnectionError(
+                    codes.PROTOCOL_VIOLATION, frame_type, "an unsent packet was acknowledged"
+                )
+        buf.seek(at)
+        super()._handle_ack_frame(context, frame_type, buf)
+
     def _handle_crypto_frame(
         self, context: QuicReceiveContext, frame_type: int, buf: Buffer
     ) -> None:
@@ -163,6 +195,7 @@ class Machine(QuicConnection):
         check_crypto(buf.pull_uint_var(), buf.pull_uint_var())
         buf.seek(at)
         super()._handle_crypto_frame(context, frame_type, buf)
+        check_gaps(len(self._crypto_streams[context.epoch].receiver._ranges))
 
 
 def split_datagram(datagram: bytes) -> tuple[bytes, bytes]:

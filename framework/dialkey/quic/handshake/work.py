@@ -56,6 +56,18 @@ def check_crypto(offset: int, length: int) -> None:
         )
 
 
+def check_gaps(pieces: int) -> None:
+    """Check in how many pieces TLS bytes wait for what lies before them.
+
+    Raises:
+        QuicConnectionError: nobody sends them in so many.
+    """
+    if pieces > limits.MAX_HANDSHAKE_CRYPTO_PIECES:
+        raise QuicConnectionError(
+            codes.CRYPTO_BUFFER_EXCEEDED, codes.CRYPTO, "too many pieces of TLS"
+        )
+
+
 def check_message(announced_bytes: int) -> None:
     """Check the length in the head of a TLS message.
 
