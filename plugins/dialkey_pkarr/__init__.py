@@ -1,8 +1,8 @@
 """Endpoints found by their keys over the internet: signed packets, HTTP and DNS.
 
-An endpoint signs where it can be reached and puts that on a server over HTTP; others ask the same server
-over HTTP, or any DNS resolver. Nobody but the holder of the key can change the record, the server
-included. Names are imported when they are first used.
+An endpoint signs where it can be reached and publishes that on a server over HTTP; others ask the same
+server over HTTP, or any DNS resolver. Only the holder of the key can change the record; not even the
+server can. Names are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Asks DNS servers for TXT records; the machine is `dns_query.DnsQuery`."""
+"""Asks DNS servers for TXT records; the state machine is `dns_query.DnsQuery`."""
 
 from __future__ import annotations
 

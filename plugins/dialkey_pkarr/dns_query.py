@@ -1,9 +1,9 @@
 """One DNS question to a few servers, over UDP and TCP: what to send when, and which answer to believe.
 
 Sans-IO: `DnsQuery` is told the time, what came from which server, and what failed. It asks the first
-server by a few datagrams at growing intervals, over TCP as well when that takes long or an answer is
-cut off, and the next server when one fails or is slow. The first good answer wins; a server that fails
-in its own way (SERVFAIL, REFUSED) is left for the next.
+server with a few datagrams at growing intervals, over TCP as well if that takes long or an answer is
+truncated, and the next server if one fails or is slow. The first good answer wins; a server that reports
+a failure (SERVFAIL, REFUSED) is abandoned for the next.
 
 Source: RFC 1035, 5452, 6891 and 7766; docs/wire/discovery.md 7.
 """
@@ -165,9 +165,9 @@ class DnsQuery:
     # --- what happened --------------------------------------------------------------------------
 
     def on_message(self, server: str, data: bytes, now: float, *, by_tcp: bool = False) -> None:
-        """Take what came from the very address of a server to a port that asked it.
+        """Process what came from the address of a server to a port from which it was asked.
 
-        What is no answer to this question is counted in `ignored`, and waiting goes on.
+        What does not answer this question is counted in `ignored`, and waiting continues.
         """
         asked = next((each for each in self._servers if each.name == server), None)
         if self.is_over or asked is None or asked.started_at is None:
@@ -183,7 +183,7 @@ class DnsQuery:
             return
         rcode = message.rcode()
         if rcode == dns.rcode.FORMERR and self._query.edns >= 0:
-            # It does not know EDNS; so it is asked in the old way, and the others with it.
+            # It does not know EDNS, so ask without it, the other servers as well.
             self._query.use_edns(False)
             self._wire = self._query.to_wire()
             asked.sent, asked.udp_done, asked.asks_tcp, asked.tcp_failed = 0, False, False, False

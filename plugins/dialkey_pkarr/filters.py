@@ -1,4 +1,4 @@
-"""What of an endpoint's addresses leaves the house.
+"""Which of an endpoint's addresses are published.
 
 Source: docs/wire/discovery.md 10.2.
 """
@@ -17,7 +17,7 @@ from dialkey_pkarr.records import message_of_info
 __all__ = ["AddrFilter", "everything", "fitting", "public_and_relay", "relay_only"]
 
 AddrFilter = Callable[[TransportAddr], bool]
-"""Says of an address whether it is published."""
+"""Decides whether an address is published."""
 
 
 def relay_only(addr: TransportAddr) -> bool:
@@ -26,17 +26,17 @@ def relay_only(addr: TransportAddr) -> bool:
 
 
 def public_and_relay(addr: TransportAddr) -> bool:
-    """Publish addresses that mean something on the internet, too; none of the LAN."""
+    """Also publish addresses that are valid on the internet, but none of the LAN."""
     return relay_only(addr) or (isinstance(addr, IpAddr) and addr.ip.is_global)
 
 
 def everything(addr: TransportAddr) -> bool:
-    """Publish all, those of the LAN included."""
+    """Publish all addresses, including those of the LAN."""
     return True
 
 
 def filtered(info: EndpointInfo, keep: AddrFilter) -> EndpointInfo:
-    """Return what is left of an endpoint's addresses; user data always is."""
+    """Return an endpoint's addresses as far as a filter lets them through; user data always stays."""
     addrs = [each for each in info.addr.addrs if keep(each)]
     return attrs.evolve(info, addr=EndpointAddr(info.id, addrs))
 

@@ -94,7 +94,7 @@ class HttpServer:
         """Send one request and read the whole answer.
 
         Args:
-            path: appended to that of the URL; without a slash at its begin.
+            path: appended to that of the URL; without a leading slash.
 
         Raises:
             ServerFailed: no answer within `limits.HTTP_TIMEOUT_S`, or none that is HTTP.
@@ -137,7 +137,7 @@ class HttpServer:
         finally:
             writer.close()
             with contextlib.suppress(OSError):
-                # TLS would wait for the other side to say goodbye.
+                # TLS would wait for the other side to close as well.
                 writer.transport.abort()
                 await writer.wait_closed()
 

@@ -49,7 +49,7 @@ class PkarrLookup:
 
     Args:
         url: of the server, such as ``https://dns.iroh.link/pkarr``; the key is appended.
-        key: what signs; without one nothing is published, and others are found all the same.
+        key: what signs; without one nothing is published, but others can still be found.
         publish: which addresses are published.
         tls: for ``https``, also of the proxy; the system's roots if None.
         proxy: the URL of a proxy, "" for none, None for what the environment says.
@@ -84,22 +84,22 @@ class PkarrLookup:
         yield LookupAnswer(packet.info(), packet.timestamp_us / 1e6, self._server.name)
 
     async def publish(self, info: EndpointInfo) -> None:
-        """Hand the newest to a task that puts it there, again and again; returns at once."""
+        """Pass the newest to the task that publishes it, repeatedly; returns at once."""
         if self._publisher is not None and not self._closed:
             self._publisher.update(filtered(info, self._filter))
 
     @property
     def publish_trouble(self) -> str:
-        """Why the last attempt to publish failed; empty where it did not."""
+        """Why the last attempt to publish failed; empty if it did not."""
         return self._publisher.trouble if self._publisher is not None else ""
 
     @property
     def is_published(self) -> bool:
-        """Whether the server has what was published last, and that says where we are."""
+        """Whether the server has what was last published, and that says where we are."""
         return self._publisher is not None and self._publisher.is_published
 
     async def published(self) -> None:
-        """Wait until the server has what was published last. For ever, if it never takes it."""
+        """Wait until the server has what was last published; forever, if it never accepts it."""
         if self._publisher is not None:
             await self._publisher.published()
 
@@ -110,9 +110,10 @@ class PkarrLookup:
 
 
 class _Publisher:
-    """Puts the newest there at once, again after a failure, and anew from time to time.
+    """Publishes the newest at once, again after a failure, and repeatedly from time to time.
 
-    Strictly one request at a time, each signed anew. What changes meanwhile is put right after it.
+    Strictly one request at a time, each with a fresh signature. Changes in the meantime are published
+    right after it.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class _Publisher:
         if info == self._info:
             return
         if self._info is None and not info.addr.addrs and info.user_data is None:
-            # As at the start, before there is a home relay: the first record is worth having.
+            # As at the start, before there is a home relay: wait for a record that is worth publishing.
             return
         self._info = info
         self._done.clear()
@@ -169,7 +170,7 @@ class _Publisher:
             try:
                 pause_s = await self._put(info)
             except DialkeyError as error:
-                # One way less to be found; it goes on trying.
+                # Others cannot find us here for now; keep trying.
                 if not self.trouble:
                     logger.warning("publishing failed: %s", error.message)
                 self.trouble = error.message
@@ -238,7 +239,7 @@ class DnsLookup:
             yield LookupAnswer(parse_attributes(id, strings), source=str(self._origin))
 
     async def publish(self, info: EndpointInfo) -> None:
-        """Others write into DNS for us."""
+        """DNS is written by others."""
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""

@@ -140,7 +140,7 @@ def _check_size(size: int, most: int, least: int) -> None:
 
 
 class Timestamps:
-    """A signer's clock, which never gives one time twice, and never goes back."""
+    """A signer's clock, which never returns the same time twice and never goes back."""
 
     def __init__(self) -> None:
         self._last = 0

@@ -1,6 +1,6 @@
 """The entry point: lookups for presets that name a discovery server. Imports nothing heavy.
 
-It gives no endpoint a lookup unasked: a preset says which server, and what is published there.
+It does not add a lookup by itself: a preset says which server, and what is published there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def dialkey_discovery(endpoint: Endpoint, service: object) -> list[AddressLookup] | None:
-    """Publish on a discovery server and look up there, over HTTP and DNS, side by side.
+    """Publish on a discovery server and look up there, over HTTP and DNS concurrently.
 
     Raises:
         InvalidInput: its URL or its domain is not one.

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 LABEL: Final = "_iroh"
-"""What stands before an endpoint's id in the name of its records."""
+"""The label before an endpoint's id in the name of its records."""
 
 _CLASSES: Final = frozenset({1, 2, 3, 4, 254})
 """Those that iroh takes for classes; one more makes it refuse the whole packet."""
@@ -190,7 +190,7 @@ def info_of_message(id: EndpointId, message: dns.message.Message) -> EndpointInf
         (
             b"".join(rdata.strings)
             for each in message.answer
-            # Letters in the other case make another name here.
+            # Names are case-sensitive here.
             if each.rdtype == dns.rdatatype.TXT and each.name.labels == owner
             for rdata in each
         ),

@@ -1,4 +1,4 @@
-"""Relays: for endpoints that cannot reach each other directly, and the server that they meet at.
+"""Relays, for endpoints that cannot reach each other directly: client and server.
 
 `Relay` is the plugin for endpoints; `dialkey_relay.server` and the command ``dialkey relay`` are the
 server; `Grant` is what an application's own server signs for its users. Names are imported when they

@@ -1,8 +1,8 @@
-"""Who may use a relay: rules, each of which can say no.
+"""Who may use a relay: rules, each of which can deny.
 
-All rules of a relay must agree. Evaluated once for each connection, when its key is proven; rules
-that can change (`GrantRule`, `SharedTokens`, lists) are asked again about connected clients whenever
-they have changed, through `recheck`.
+All rules of a relay must agree. They are evaluated once for each connection, when its key is proven;
+rules that can change (`GrantRule`, `SharedTokens`, lists) are asked again about connected clients,
+through `recheck`, whenever they have changed.
 
 Source: docs/wire/relay.md 4.7.
 """
@@ -64,13 +64,13 @@ class AdmitRequest:
 
 @attrs.frozen
 class Admission:
-    """Leave to use the relay.
+    """Permission to use the relay.
 
     Attributes:
-        rate: bytes that the client may send; None for what the relay gives everyone.
+        rate: bytes that the client may send; None for the relay's default.
         expires_in_s: seconds until it is disconnected; None for never.
-        grant: the grant that it showed.
-        token_digest: of the shared token that it showed.
+        grant: the grant that it presented.
+        token_digest: of the shared token that it presented.
     """
 
     rate: Rate | None = None
@@ -81,7 +81,7 @@ class Admission:
 
 @attrs.frozen
 class Denial:
-    """No; the client is told the reason."""
+    """A refusal; the client is told the reason."""
 
     reason: str = DEFAULT_DENIAL
 
@@ -90,26 +90,26 @@ class AccessRule(Protocol):
     """One rule."""
 
     async def check(self, request: AdmitRequest) -> Admission | Denial:
-        """Judge a client. An exception counts as no."""
+        """Judge a client. An exception counts as a refusal."""
 
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
         """Return why a client that is connected may not stay; None if it may. Immediate."""
 
 
 class Everyone:
-    """Whoever comes."""
+    """Admits everybody."""
 
     async def check(self, request: AdmitRequest) -> Admission | Denial:
-        """Say yes."""
+        """Admit the client."""
         return Admission()
 
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
-        """Say nothing against it."""
+        """Always let it stay."""
         return None
 
 
 class AllowList:
-    """Only these endpoint ids.
+    """Admits only these endpoint ids.
 
     Attributes:
         endpoint_ids: assign to it to change the list.
@@ -128,7 +128,7 @@ class AllowList:
 
 
 class DenyList:
-    """All but these endpoint ids.
+    """Admits all but these endpoint ids.
 
     Attributes:
         endpoint_ids: assign to it to change the list.
@@ -151,9 +151,9 @@ def _digest(token: str) -> bytes:
 
 
 class SharedTokens:
-    """Whoever shows one of these tokens. Anybody who has one can pass it on.
+    """Admits whoever presents one of these tokens. Anybody who has one can pass it on.
 
-    Only digests are kept: looking one up betrays nothing about the tokens in its timing.
+    Only digests are kept, so that the timing of a look-up reveals nothing about the tokens.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -172,18 +172,18 @@ class SharedTokens:
         return Admission(token_digest=digest) if digest in self._digests else Denial()
 
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
-        """Compare the token that it showed."""
+        """Compare the token that it presented."""
         if admission.token_digest in self._digests:
             return None
         return "its token is no longer valid"
 
 
 class GrantRule:
-    """Whoever shows a signed grant; see `dialkey_relay.grants`.
+    """Admits whoever presents a signed grant; see `dialkey_relay.grants`.
 
     Args:
         verifier: knows issuers and revocations.
-        clock: gives Unix seconds.
+        clock: returns Unix seconds.
     """
 
     def __init__(self, verifier: GrantVerifier, clock: Callable[[], float]) -> None:
@@ -202,14 +202,14 @@ class GrantRule:
         return Admission(rate=grant.rate, expires_in_s=grant.expires_at - now, grant=grant)
 
     def recheck(self, endpoint_id: EndpointId, admission: Admission) -> str | None:
-        """Judge the grant that it showed, by what is known now."""
+        """Judge the grant that it presented, by what is known now."""
         if admission.grant is None:
             return "this relay now requires a grant"
         return self.verifier.problem(admission.grant, self._clock())
 
 
 def _merge(first: Admission, second: Admission) -> Admission:
-    """Combine two rules' leave: the narrower of each limit."""
+    """Combine two rules' permissions: the narrower of each limit."""
     rates = [each.rate for each in (first, second) if each.rate is not None]
     ends = [each.expires_in_s for each in (first, second) if each.expires_in_s is not None]
     return Admission(
@@ -223,7 +223,7 @@ def _merge(first: Admission, second: Admission) -> Admission:
 async def check_all(rules: Sequence[AccessRule], request: AdmitRequest) -> Admission | Denial:
     """Ask rules in order until one denies; what all admit is combined.
 
-    No rules at all deny: an open door has to be written down (`Everyone`).
+    Without any rules, everybody is denied: an open relay has to be explicit (`Everyone`).
     """
     if not rules:
         return Denial()

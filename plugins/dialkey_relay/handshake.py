@@ -208,7 +208,7 @@ class ClientHandshake:
             What to send in answer, if anything.
 
         Raises:
-            RelayDenied: the relay does not let us in.
+            RelayDenied: the relay refuses us.
             RelayWireError: the message is malformed.
             RelayViolation: the relay may not send it now.
         """

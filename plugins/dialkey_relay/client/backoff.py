@@ -1,9 +1,9 @@
 """How long to wait before the next attempt. No I/O.
 
-Source: docs/wire/relay.md 5.4, with two changes. A connection counts as good only when it has
-lasted, so that a relay that lets us in and drops us is not dialled in a tight loop. And after the
-loss of a good one the first attempt is spread a little: a relay that restarts loses all its clients
-in the same instant.
+Source: docs/wire/relay.md 5.4, with two changes. A connection counts as good only when it has lasted,
+so that a relay that accepts and drops us is not dialled in a tight loop. And after the loss of a good
+one the first attempt is spread a little, because a relay that restarts loses all its clients in the
+same instant.
 """
 
 from __future__ import annotations
@@ -44,5 +44,5 @@ class Backoff:
         return self._random.uniform(0, SPREAD_S)
 
     def reset(self) -> None:
-        """Begin anew: what made attempts fail may have gone."""
+        """Start over: the cause of the failures may be gone."""
         self._next = FIRST_S

@@ -2,10 +2,10 @@
 
 What is promised:
 
-- Every attempt ends within `DIAL_TIMEOUT_S`; attempts repeat for ever, with back-off.
+- Every attempt ends within `DIAL_TIMEOUT_S`; attempts repeat forever, with back-off.
 - An established connection is pinged; it is given up when a pong is late.
-- A watchdog looks at all of that from outside. It ends a connection that is neither connected nor
-  making progress, whatever the reason may be, and restarts the work if it died.
+- A watchdog monitors all of that from outside. It ends a connection that is neither connected nor making
+  progress, whatever the reason, and restarts the work if it died.
 - A new token is used by a *second* connection. The relay makes that one the active one, and only
   then the first is closed, so that nothing is interrupted.
 
@@ -48,10 +48,10 @@ __all__ = ["RelayClient"]
 logger = logging.getLogger("dialkey.relay.client")
 
 DIAL_TIMEOUT_S: Final = 10.0
-"""For names, TCP, TLS, upgrade and handshake together; iroh's own number."""
+"""For names, TCP, TLS, upgrade and handshake together; the same as in iroh."""
 
 WATCHDOG_S: Final = 5.0
-"""How often the watchdog looks."""
+"""How often the watchdog checks."""
 
 STUCK_S: Final = 30.0
 """No frame on a connection that is pinged after 15 s and given up 5 s later: something is broken."""
@@ -62,11 +62,11 @@ DRAIN_S: Final = 1.0
 MIN_REFRESH_S: Final = 1.0
 MAX_KEPT: Final = 32
 KEEP_S: Final = 3.0
-"""What is sent while a connection is being made waits this long for it: first packets of handshakes,
-whose loss would cost a second. Iroh empties its queues at this interval."""
+"""What is sent while a connection is being made waits this long for it: these are the first packets of
+handshakes, whose loss would cost a second. Iroh empties its queues at this interval."""
 
 MAX_QUEUED: Final = 512
-"""Received batches that wait for `receive`; iroh's own number."""
+"""Received batches that wait for `receive`; the same as in iroh."""
 
 
 NOTICES: Final[dict[int, str]] = {
@@ -76,7 +76,7 @@ NOTICES: Final[dict[int, str]] = {
 
 
 class RelayClient:
-    """A connection to one relay that is kept up.
+    """A connection to one relay that is kept alive.
 
     Args:
         url: the relay.
@@ -84,8 +84,7 @@ class RelayClient:
         token: for the relay's access rules; a callable is asked before each attempt, and again in
             time before a grant expires.
         dialer: TLS roots and proxy.
-        on_datagrams: called with what arrives together, in the event loop; `receive` is for those
-            who pass none.
+        on_datagrams: called with what arrives together, in the event loop; without it, use `receive`.
         on_status: called after each change of `status`.
         random: for everything that must not be predicted, and for jitter.
         clock: gives Unix seconds, to see when a grant expires.
@@ -140,7 +139,7 @@ class RelayClient:
             )
 
     async def close(self) -> None:
-        """Say goodbye to the relay and stop. Idempotent."""
+        """Close the connection to the relay and stop. Idempotent."""
         self._closed = True
         tasks = [task for task in (self._watchdog, self._main) if task is not None]
         for task in tasks:
@@ -188,7 +187,7 @@ class RelayClient:
         return self._attempt_since
 
     def watch_closely(self, is_close: bool) -> None:
-        """Notice within some 4 s when the relay falls silent; of use where there is another one."""
+        """Notice within about 4 s when the relay falls silent; useful if there is another one."""
         if is_close == self._is_close:
             return
         self._is_close = is_close
@@ -196,7 +195,7 @@ class RelayClient:
             self._link.watch_closely(is_close)
 
     def retry(self) -> None:
-        """Try at once rather than after the rest of the back-off, if there is no connection."""
+        """If there is no connection, try at once instead of after the back-off."""
         self._poke.set()
 
     async def connected(self) -> None:
@@ -211,7 +210,7 @@ class RelayClient:
             await self._next_change()
 
     async def watch(self) -> AsyncIterator[ClientStatus]:
-        """Go through its states, the current one first; a slow reader sees the latest only."""
+        """Yield its states, the current one first; a slow reader sees only the latest."""
         seen: ClientStatus | None = None
         while not self._closed:
             if self._status != seen:
@@ -241,11 +240,11 @@ class RelayClient:
         While there is no connection some are kept and sent when there is one, if that is soon.
 
         Args:
-            data: one or more datagrams behind each other; copied.
+            data: one or more datagrams in a row; copied.
             segment_bytes: the size of each but the last; one datagram if None.
 
         Returns:
-            Whether they are on their way to the relay or kept. If not they are dropped and counted.
+            Whether they are being sent or kept. If not, they are dropped and counted.
         """
         peer, segment = bytes(to), segment_bytes or len(data)
         if self.is_connected:
@@ -310,7 +309,7 @@ class RelayClient:
             self._on_datagrams(batches)
 
     def _note(self, remark: Status | Health) -> None:
-        """Keep what the relay thinks of this connection, and log what somebody should know."""
+        """Keep what the relay says about this connection, and log what somebody should know."""
         notice: str | None
         if isinstance(remark, Health):
             healthy = remark.text in ("", HEALTH_TEXTS[StatusCode.HEALTHY])
@@ -342,7 +341,7 @@ class RelayClient:
 
     async def _run(self) -> None:
         while True:
-            # From here on, so that what changes during an attempt is not slept over after it.
+            # Cleared here, so that a change during an attempt is not slept over after it.
             self._poke.clear()
             self._set(
                 attrs.evolve(
@@ -405,7 +404,7 @@ class RelayClient:
             current = asyncio.current_task()
             if current is not None and current.cancelling():
                 self._attempt.cancel()
-                # Whoever closes us may end the loop next; the socket has to be closed by then.
+                # Whoever closes us may end the loop next, so the socket has to be closed by then.
                 (link,) = await asyncio.gather(self._attempt, return_exceptions=True)
                 if isinstance(link, Link):
                     link.abort("the attempt was given up")
@@ -455,7 +454,7 @@ class RelayClient:
         return link
 
     def _plan_refresh(self, token: str | None) -> None:
-        """Find out from a grant when its successor is needed."""
+        """Find out from a grant when the next one is needed."""
         left = refresh_in(token, self._clock()) if callable(self._token) else None
         now = asyncio.get_running_loop().time()
         self._refresh_at = None if left is None else now + max(left, MIN_REFRESH_S)
@@ -488,7 +487,7 @@ class RelayClient:
         link.close()
 
     async def _serve(self) -> DialkeyError:
-        """Stay with the connection, and with those that replace it, until it is lost."""
+        """Watch the connection, and those that replace it, until it is lost."""
         loop = asyncio.get_running_loop()
         while True:
             link = self._link
@@ -508,7 +507,7 @@ class RelayClient:
                 await self._replace()
 
     async def _replace(self) -> None:
-        """Connect a second time with a new token; if that fails keep the first and try again."""
+        """Connect a second time with a new token; if that fails, keep the first and try again."""
         try:
             self._adopt(await self._dial())
         except DialkeyError as error:

@@ -37,10 +37,10 @@ HAPPY_EYEBALLS_DELAY_S: Final = 0.25
 PROXY_TIMEOUT_S: Final = 10.0
 
 MAX_GUARDED_ADDRESSES: Final = 4
-"""Addresses tried of a host that strangers named, one after another; relays have one of each family."""
+"""How many addresses of a host named by strangers are tried in turn; relays have one of each family."""
 
 GUARDED_ADDRESS_S: Final = 3.0
-"""How long each of them may take: within the ten seconds of an attempt the third has its turn, too."""
+"""How long each of them may take: the third still gets its turn within the ten seconds of an attempt."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -90,7 +90,7 @@ class Target:
 
     @classmethod
     def of(cls, url: RelayUrl) -> Target:
-        """Take a relay URL apart.
+        """Parse a relay URL.
 
         Raises:
             InvalidAddress: it has no host, or a scheme that no relay speaks.
@@ -170,7 +170,7 @@ class _Tunnel(asyncio.Protocol):
             return
         if 200 <= response.status < 300:
             if self._http.has_more:
-                # Neither a relay nor TLS speaks first: whose bytes would these be?
+                # Neither a relay nor TLS speaks first, so these bytes belong to nobody.
                 self.opened.set_exception(RelayUnreachable("the proxy sent more than its answer"))
             else:
                 self.opened.set_result(None)
@@ -212,7 +212,7 @@ def _anywhere() -> MayReach | None:
 
 
 async def _resolve(target: Target, may_reach: MayReach) -> list[str]:
-    """Resolve a host that strangers named; all that it leads to has to do, or somebody plays with us.
+    """Resolve a host that strangers named; every address it leads to has to be allowed.
 
     Raises:
         RelayUnreachable: it leads elsewhere, or nowhere.
@@ -270,7 +270,7 @@ class Dialer:
         may_reach = self.guard()
         try:
             if may_reach is not None:
-                # Resolved here and once: whoever owns a name answers differently the next time.
+                # Resolved here, once: the owner of a name can answer differently the next time.
                 hosts = await _resolve(target, may_reach)
                 await self._open_any(hosts, target, context, proxy, protocol)
             else:
@@ -319,7 +319,7 @@ class Dialer:
         proxy: HttpProxy | None,
         protocol: Callable[[], asyncio.BaseProtocol],
     ) -> None:
-        """Try addresses one after another; those of strangers are not worth a race."""
+        """Try addresses one after another, since those of strangers are not worth a race."""
         failure: OSError | RelayUnreachable | None = None
         for host in hosts:
             try:

@@ -17,7 +17,7 @@ __all__ = ["HomeSelector", "Report"]
 
 MAX_AGE_S: Final = 300.0
 KEEP_ABOVE: Final = 2 / 3
-"""A rival has to take at most so much of the present home's time."""
+"""How much of the present home's latency a rival may have at most."""
 
 
 @attrs.frozen
@@ -34,7 +34,7 @@ class Report:
     ipv6: Mapping[RelayUrl, float] = attrs.field(factory=dict)
 
     def latencies(self) -> Iterator[tuple[RelayUrl, float]]:
-        """Go through all of them in the order that decides between equals."""
+        """Yield all of them in the order that decides between equals."""
         for kind in (self.https, self.ipv4, self.ipv6):
             yield from sorted(kind.items())
 
@@ -60,7 +60,7 @@ class HomeSelector:
 
         Args:
             now: monotonic seconds.
-            full: forget what was preferred: the network has changed, so loyalty means nothing.
+            full: forget what was preferred, because the network has changed.
         """
         while self._reports and now - self._reports[0][0] > MAX_AGE_S:
             self._reports.popleft()
@@ -94,7 +94,7 @@ class HomeSelector:
         return best
 
     def stay(self, url: RelayUrl | None) -> None:
-        """Note that this relay is home whatever was chosen: the choice did not let us in."""
+        """Note that this relay is home, whatever was chosen, because the chosen one did not accept us."""
         self.preferred = url
 
     def forget(self, url: RelayUrl) -> None:

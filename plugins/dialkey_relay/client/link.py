@@ -15,14 +15,14 @@ __all__ = ["Link"]
 
 RECEIVE_BYTES: Final = 131_072
 HIGH_WATER_BYTES: Final = 262_144
-"""What may wait for a slow network; more is dropped, because old datagrams are worse than none."""
+"""How much may wait for a slow network; more is dropped, as old datagrams are worse than none."""
 
 UNSENT_BYTES: Final = 65_536
-"""What may wait in the kernel beside that, which by itself would take megabytes: half a minute on a
-slow uplink, in which handshakes and answers to pings would be stuck behind old datagrams."""
+"""How much may wait in the kernel as well, which by default would take megabytes: half a minute on a slow
+uplink, during which handshakes and answers to pings would be stuck behind old datagrams."""
 
 STALLED_S: Final = 15.0
-"""If no byte leaves for this long while some wait, the connection is lost; iroh's own number."""
+"""If no byte leaves for this long while some wait, the connection is lost; the same as in iroh."""
 
 
 class Link(asyncio.BufferedProtocol):
@@ -33,9 +33,9 @@ class Link(asyncio.BufferedProtocol):
         on_events: gets what the machine reports.
 
     Attributes:
-        confirmed: done when the relay has let us in; fails if it does not.
+        confirmed: done when the relay has accepted us; fails if it does not.
         ended: done, with the reason, when the connection is over.
-        dropped: datagram batches that found no room.
+        dropped: datagram batches dropped for lack of room.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Link(asyncio.BufferedProtocol):
         return True
 
     def flush(self) -> None:
-        """Hand to the socket what waits."""
+        """Write what waits to the socket."""
         self._flush_scheduled = False
         if self._transport is None or self.machine is None or self._transport.is_closing():
             return
@@ -200,7 +200,7 @@ class Link(asyncio.BufferedProtocol):
     # --- end ------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Say goodbye and hang up. Idempotent."""
+        """Send a close frame and hang up. Idempotent."""
         if self.machine is not None and not self.ended.done():
             self.machine.close()
             self.flush()

@@ -75,7 +75,7 @@ class MachineState(Enum):
 
 @attrs.frozen
 class Confirmed:
-    """The relay has let us in: datagrams can be sent.
+    """The relay has accepted us: datagrams can be sent.
 
     Attributes:
         version: of the relay protocol.
@@ -153,7 +153,7 @@ class ClientMachine:
 
     @property
     def last_frame_at(self) -> float | None:
-        """When the last frame came; None before the relay has let us in."""
+        """When the last frame arrived; None before the relay has accepted us."""
         return self._keepalive.last_frame_at if self._keepalive is not None else None
 
     # --- input ----------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class ClientMachine:
 
         Raises:
             RelayUpgradeError: the server is not a relay.
-            RelayDenied: the relay does not let us in.
+            RelayDenied: the relay refuses us.
             RelayWireError, RelayViolation: its bytes are wrong.
             RelayLost: it said goodbye.
         """
@@ -302,8 +302,8 @@ class ClientMachine:
         """Do what is due. Calling too early does no harm.
 
         Raises:
-            RelayUnreachable: the relay did not let us in in time.
-            RelaySilent: it does not answer any more.
+            RelayUnreachable: the relay did not accept us in time.
+            RelaySilent: it no longer answers.
         """
         if self._keepalive is None:
             if now >= self._deadline:

@@ -45,18 +45,17 @@ class Relay:
             await endpoint.online()
             print(endpoint.ticket())
 
-    Where the defaults do, ``Endpoint.bind(relays=["https://relay.example"])`` is the same. Without
-    any URL it still dials those whose addresses name a relay. One object can serve several
-    endpoints.
+    If the defaults suffice, ``Endpoint.bind(relays=["https://relay.example"])`` does the same. Without
+    any URL it still dials peers whose addresses name a relay. One object can serve several endpoints.
 
     Args:
         relays: URLs, or configurations with a token for each; the nearest becomes home.
-        token: for those relays that come without one.
+        token: for those relays that are given without one.
         tls: a context with other roots than the system's; see `default_tls`.
         proxy: the URL of an HTTP proxy, "" for none, None for what the environment says.
 
     Raises:
-        InvalidAddress: a URL is no URL.
+        InvalidAddress: a URL is not valid.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Relay:
 
     @classmethod
     def of_values(cls, relays: Iterable[object]) -> Self:
-        """Make one of what ``Endpoint.bind(relays=…)`` was given.
+        """Make one from what ``Endpoint.bind(relays=…)`` was given.
 
         Raises:
             InvalidAddress: a text is not a URL.
