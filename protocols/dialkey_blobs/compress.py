@@ -17,7 +17,9 @@ __all__ = [
     "BLOCK_BYTES",
     "CHUNK_END",
     "CHUNK_START",
+    "CHUNK_WORDS",
     "INITIAL_WORDS",
+    "MAX_LANES",
     "PARENT",
     "ROOT",
     "SCHEDULE",
@@ -26,6 +28,12 @@ __all__ = [
 ]
 
 BLOCK_BYTES: Final = 64
+
+CHUNK_WORDS: Final = 256
+
+MAX_LANES: Final = 4096
+"""Lanes of one batch in `lanes`: 4 MiB of chunks, whose state (650 KiB) still fits in a core's cache."""
+
 
 CHUNK_START: Final = 1
 CHUNK_END: Final = 2

@@ -14,17 +14,23 @@ Source: docs/wire/blobs.md 4.3, 4.4.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
 from dialkey import native
 from dialkey.native import NativePart
 from dialkey_blobs import compress
-from dialkey_blobs.lanes import CHUNK_WORDS, MAX_LANES, Words, workspace
+from dialkey_blobs.compress import CHUNK_WORDS, MAX_LANES
 from dialkey_blobs.tree import CHUNK_BYTES, GROUP_BYTES, GROUP_CHUNKS, PAIR_BYTES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from dialkey_blobs.lanes import Words, Workspace
+else:
+    from dialkey_blobs.arrays import np
 
 __all__ = [
     "BATCH_BYTES",
@@ -49,6 +55,13 @@ _FEW: Final = 3
 
 # The native part counts bytes in 64 bits.
 _MAX_CHUNKS: Final = (1 << 64) // CHUNK_BYTES - 2
+
+
+def _workspace() -> Workspace:
+    # Whoever hashes nothing in lanes does not wait for them to be imported.
+    from dialkey_blobs.lanes import workspace
+
+    return workspace()
 
 
 def parent_cv(left: bytes, right: bytes, is_root: bool = False) -> bytes:
@@ -88,7 +101,7 @@ def parent_cvs(pairs: Sequence[Buffer], is_root: Sequence[bool]) -> list[bytes]:
         rows = np.frombuffer(b"".join(pairs[start:stop]), "<u4").reshape(-1, 16)
         words = np.ascontiguousarray(rows.T, np.uint32)
         roots = np.array(is_root[start:stop], np.bool_)
-        values += _split(workspace().parents(words, roots))
+        values += _split(_workspace().parents(words, roots))
     return values
 
 
@@ -294,7 +307,7 @@ def _chunk_words(pieces: Sequence[tuple[memoryview, int]]) -> tuple[Words, npt.N
 
 
 def _whole_chunks(pieces: Sequence[tuple[memoryview, int]], counts: Sequence[int]) -> Words:
-    space = workspace()
+    space = _workspace()
     words = space.message(sum(counts))
     lane = 0
     for (data, _), count in zip(pieces, counts, strict=True):
@@ -318,7 +331,7 @@ def _short_chunks(pieces: Sequence[tuple[memoryview, int]]) -> Words:
     ]
     if len(tails) <= _FEW:
         return _from_bytes([compress.chunk_cv(tail, counter) for tail, counter in tails])
-    space = workspace()
+    space = _workspace()
     words = space.message(len(tails))
     padded = b"".join(bytes(tail).ljust(CHUNK_BYTES, b"\0") for tail, _ in tails)
     space.transpose(np.frombuffer(padded, "<u4").reshape(len(tails), -1), words)
@@ -368,7 +381,7 @@ def _levels(
 
 def _parents(message: Words) -> Words:
     if message.shape[1] > _FEW:
-        return workspace().parents(message)
+        return _workspace().parents(message)
     rows = np.ascontiguousarray(message.T, "<u4").tobytes()
     pairs = [rows[i : i + PAIR_BYTES] for i in range(0, len(rows), PAIR_BYTES)]
     return _from_bytes([compress.parent_cv(pair) for pair in pairs])

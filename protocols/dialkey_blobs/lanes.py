@@ -27,21 +27,18 @@ from dialkey_blobs.compress import (
     BLOCK_BYTES,
     CHUNK_END,
     CHUNK_START,
+    CHUNK_WORDS,
     INITIAL_WORDS,
     PARENT,
     ROOT,
     SCHEDULE,
 )
 
-__all__ = ["CHUNK_WORDS", "MAX_LANES", "Words", "Workspace", "workspace"]
+__all__ = ["Words", "Workspace", "workspace"]
 
 Words = npt.NDArray[np.uint32]
 _Step = tuple[Callable[[Words, Words, Words], Words], Words, Words, Words]
 
-MAX_LANES: Final = 4096
-"""Lanes of one batch: 4 MiB of chunks, whose state (650 KiB) still fits in a core's cache."""
-
-CHUNK_WORDS: Final = 256
 _TRANSPOSE_TILE: Final = 256
 
 _INITIAL: Final = np.array(INITIAL_WORDS, np.uint32)[:, np.newaxis]

@@ -14,11 +14,9 @@ Source: docs/wire/blobs.md 5.1.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 from blake3 import blake3
 
 from dialkey.errors import InvalidInput
@@ -39,6 +37,12 @@ from dialkey_blobs.tree import (
     left_length,
     outboard_size,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    from dialkey_blobs.arrays import np
 
 __all__ = ["Outboard", "OutboardBuilder", "outboard", "outboard_offset", "outboards"]
 
@@ -254,6 +258,8 @@ def outboards(blobs: Sequence[Buffer]) -> list[Outboard]:
     Groups of all blobs share NumPy batches, so for blobs below a megabyte this is several times as
     fast as `outboard` for each.
     """
+    if all(len(blob) <= GROUP_BYTES for blob in blobs):
+        return [Outboard(Hash.of(blob), len(blob), b"") for blob in blobs]
     pieces = [
         (memoryview(blob)[offset : offset + GROUP_BYTES], offset // CHUNK_BYTES)
         for blob in blobs

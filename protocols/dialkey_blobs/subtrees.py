@@ -11,14 +11,18 @@ Source: docs/wire/blobs.md 3.3.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from functools import cache
+from typing import TYPE_CHECKING, Final
 
 from dialkey_blobs.events import VerifiedLeaf, VerifiedParent, VerifiedSubtree
 from dialkey_blobs.hashing import Buffer, parent_rows
 from dialkey_blobs.tree import GROUP_BYTES, PAIR_BYTES, SUBTREE_BYTES, Parent, Subtree
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+else:
+    from dialkey_blobs.arrays import np
 
 __all__ = ["STREAM_BYTES", "cut", "items", "pairs_match", "slots"]
 
@@ -52,8 +56,16 @@ def _layout() -> tuple[list[slice], list[slice], list[int], list[int]]:
 
 
 _PAIR_SLICES, _GROUP_SLICES, _PAIR_PLACES, _GROUP_PLACES = _layout()
-_EXPECTED_OF_PAIRS: Final = np.array(_PAIR_PLACES[1:], np.intp)
-_EXPECTED_OF_GROUPS: Final = np.array(_GROUP_PLACES, np.intp)
+
+
+@cache
+def _expected_of_pairs() -> npt.NDArray[np.intp]:
+    return np.array(_PAIR_PLACES[1:], np.intp)
+
+
+@cache
+def _expected_of_groups() -> npt.NDArray[np.intp]:
+    return np.array(_GROUP_PLACES, np.intp)
 
 
 def cut(stream: Buffer, node: Subtree) -> VerifiedSubtree:
@@ -90,7 +102,7 @@ def items(subtree: VerifiedSubtree) -> list[tuple[VerifiedParent | VerifiedLeaf,
 def slots(subtree: VerifiedSubtree) -> npt.NDArray[np.uint8]:
     """Return the values that its groups must have, shape (64, 32)."""
     halves = np.frombuffer(subtree.pairs, np.uint8).reshape(-1, 32)
-    return halves[_EXPECTED_OF_GROUPS]
+    return halves[_expected_of_groups()]
 
 
 def pairs_match(subtrees: Sequence[VerifiedSubtree], expected: Sequence[bytes]) -> bool:
@@ -106,5 +118,5 @@ def pairs_match(subtrees: Sequence[VerifiedSubtree], expected: Sequence[bytes]) 
     halves = np.frombuffer(joined, np.uint8).reshape(-1, 2 * _PAIRS, 32)
     return bool(
         np.array_equal(values[:, 0], tops)
-        and np.array_equal(values[:, 1:], halves[:, _EXPECTED_OF_PAIRS])
+        and np.array_equal(values[:, 1:], halves[:, _expected_of_pairs()])
     )

@@ -37,3 +37,45 @@ def test_importing_is_light(module: str) -> None:
     ).stdout
     loaded = {name.split(".")[0] for name in out.split()}
     assert not loaded & {"numpy", "aioquic", "blake3", "sqlite3", "cryptography"}
+
+
+SMALL_TRANSFER = """
+import asyncio, sys
+from dialkey import Endpoint, Router
+from dialkey.testing import MemoryNetwork
+from dialkey_blobs import Blobs
+from dialkey_blobs.protocol import ALPN
+
+async def main():
+    network = MemoryNetwork()
+    async with (
+        await Endpoint.bind(transports=[network.transport("a")], entry_points=False) as a,
+        await Endpoint.bind(transports=[network.transport("b")], entry_points=False) as b,
+    ):
+        theirs, ours = Blobs.memory(), Blobs.memory()
+        router = Router(a)
+        router.add(theirs)
+        async with router, ours:
+            ours.attach(b)
+            tag = await theirs.add_bytes(b"x" * 10_000)
+            connection = await b.connect(a.ticket(), ALPN)
+            await ours.download(theirs.ticket(tag), connection=connection)
+            assert await ours.read_bytes(tag.hash) == b"x" * 10_000
+
+asyncio.run(main())
+print(*sys.modules)
+"""
+
+
+def test_small_blobs_do_without_numpy() -> None:
+    """Its import takes longer than the transfer."""
+    out = subprocess.run(
+        [sys.executable, "-c", SMALL_TRANSFER],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    ).stdout
+    loaded = {name.split(".")[0] for name in out.split()}
+    assert "dialkey_blobs" in loaded
+    assert "numpy" not in loaded
