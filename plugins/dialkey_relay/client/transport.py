@@ -83,6 +83,10 @@ def _url(value: RelayUrl | str) -> RelayUrl:
     return value if isinstance(value, RelayUrl) else RelayUrl(value)
 
 
+def _standard_port(url: RelayUrl) -> int | None:
+    return QAD_PORT if url.scheme in ("https", "wss") else None
+
+
 @attrs.frozen
 class RelayConfig:
     """A relay that may become home.
@@ -96,11 +100,9 @@ class RelayConfig:
 
     url: RelayUrl = attrs.field(converter=_url)
     token: Token = attrs.field(default=None, repr=False)
-    discovery_port: int | None = attrs.field()
-
-    @discovery_port.default
-    def _standard_port(self) -> int | None:
-        return QAD_PORT if self.url.scheme in ("https", "wss") else None
+    discovery_port: int | None = attrs.field(
+        default=attrs.Factory(lambda config: _standard_port(config.url), takes_self=True)
+    )
 
 
 @attrs.frozen
