@@ -175,7 +175,8 @@ beside it, or a hundred of which nobody reads. Only with more than that can one 
 
 KEPT_FOR_WAITING_READERS_BYTES: Final = 16 * STREAM_RECEIVE_WINDOW_BYTES
 """Beyond that share, for connections of one endpoint id whose window is full of what nobody reads while
-the application waits for another stream: one window of a stream for each of sixteen connections."""
+the application waits for another stream: one window of a stream for each of sixteen connections, or for
+each of sixteen unread streams of one."""
 
 MAX_UNREAD_BYTES: Final = 512 << 20
 """Received bytes that nobody has read, of all connections of an endpoint; when half of it is used no

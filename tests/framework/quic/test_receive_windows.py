@@ -195,15 +195,28 @@ def test_a_reader_that_waits_is_served_beyond_the_share() -> None:
     assert memory.windows_of(ALICE) == 2 * first
 
 
-def test_what_is_kept_for_readers_is_for_once_and_limited() -> None:
+@pytest.mark.parametrize("stalled", [3, 15])
+def test_several_unread_streams_that_fill_what_was_added_hold_up_no_reader(stalled: int) -> None:
+    first = limits.STREAM_RECEIVE_WINDOW_BYTES
+    memory = ReceiveMemory(windows_per_id=first)
+    pair = connected(memory)
+    read_one_beside(pair, stalled)
+    assert memory.windows_of(ALICE) <= first + limits.KEPT_FOR_WAITING_READERS_BYTES
+
+
+def test_what_is_kept_for_readers_is_limited_and_everybody_has_a_part() -> None:
     memory = ReceiveMemory(windows_per_id=1000, kept_per_id=1000)
     first, second = (memory.open(ALICE, "192.0.2.1", 500, lambda: None) for _ in range(2))
     assert not first.grow(1000)
     assert first.insist(600)
     assert memory.windows_of(ALICE) == 500 + 1100
-    assert not first.insist(1)
-    assert not second.insist(401)
-    assert second.insist(400)
+    # Again, but not out of what the other one may need.
+    assert not first.insist(201)
+    assert first.insist(200)
+    assert not second.insist(201)
+    assert second.insist(200)
+    third = memory.open(ALICE, "192.0.2.1", 0, lambda: None)
+    third.release()
     first.release()
     second.release()
     assert memory.windows_of(ALICE) == 0

@@ -5,9 +5,10 @@ Two things are counted, and the difference matters:
 - *Windows* are promises of ours. Those of one endpoint id share a budget, however many connections it
   has. A promise cannot be taken back, so beyond the budget, or while memory is short, windows no longer
   grow; what is consumed is renewed in any case. An honest peer is thus slowed down by credit and loses
-  nothing. There is one exception per connection: when the application waits for a stream while unread
-  data of others fills the window, one stream's window is added beyond the share; otherwise the
-  application might wait forever.
+  nothing. There is one exception: when the application waits for a stream while unread data of others
+  fills the window, one stream's window is added beyond the share; otherwise the application might wait
+  forever. Several unread streams fill that, too, so it is done again, as long as enough is kept for
+  every other connection of the id to do it once.
 - *Held bytes* are what was delivered: unread, or waiting for a gap before them. What is only announced
   by an offset costs nothing. Each address has its share of the total. When the total is used up, the
   fullest connection of the fullest id gives way. This is the last resort: a thousand ids together can
@@ -52,6 +53,8 @@ class ReceiveMemory:
         # No total: who gives way is decided by id.
         self._by_source: FairShares[Hashable] = FairShares(sys.maxsize, per_source)
         self._windows: Counter[EndpointId] = Counter()
+        # Connections by id that have not yet taken anything beyond the share.
+        self._modest: Counter[EndpointId] = Counter()
         self._windows_per_id = windows_per_id
 
     @property
@@ -114,6 +117,7 @@ class MemoryClaim:
         self._by_id = memory._by_id.claim(id, give_way)
         self._by_source = memory._by_source.claim(source, lambda: None)
         memory._windows[id] += window
+        memory._modest[id] += 1
 
     def grow(self, window: int) -> bool:
         """Ask for a larger window; False when the peer has its share, or memory is short."""
@@ -126,14 +130,27 @@ class MemoryClaim:
         return True
 
     def insist(self, more: int) -> bool:
-        """Take a larger window out of what is kept for stuck readers; once per connection."""
+        """Take a larger window out of what is kept for stuck readers.
+
+        Each connection may do it once while there is any; again only if that leaves as much for all
+        those of the same id that have not done it yet.
+        """
         memory = self._memory
-        if self._has_insisted or memory._windows[self._id] + more > memory._most_per_id:
+        others = memory._modest[self._id] if self._has_insisted else 0
+        if memory._windows[self._id] + more * (1 + others) > memory._most_per_id:
             return False
-        self._has_insisted = True
+        self._insisted()
         memory._windows[self._id] += more
         self._window += more
         return True
+
+    def _insisted(self) -> None:
+        if not self._has_insisted:
+            self._has_insisted = True
+            modest = self._memory._modest
+            modest[self._id] -= 1
+            if not modest[self._id]:
+                del modest[self._id]
 
     def holds(self, held: int) -> bool:
         """Report how many bytes are held; False if there is no room for them."""
@@ -162,6 +179,7 @@ class MemoryClaim:
             self._is_open = False
             self._by_id.release()
             self._by_source.release()
+            self._insisted()
             windows = self._memory._windows
             windows[self._id] -= self._window
             if not windows[self._id]:
