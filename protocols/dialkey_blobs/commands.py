@@ -79,8 +79,7 @@ async def send(
                     router.add_installed("ping")
                     await options.until_online(endpoint, output)
                     _announce(output, blobs, offer, await options.own_addr(endpoint))
-                    largest = max((entry.size for entry in offer.entries), default=0)
-                    taken = Taken(output, endpoint, largest_bytes=largest)
+                    taken = Taken(output, endpoint, [entry.size for entry in offer.entries])
                     async with asyncio.TaskGroup() as tasks:
                         following = tasks.create_task(taken.follow(blobs.provider_events()))
                         serving = tasks.create_task(router.serve())

@@ -309,6 +309,13 @@ class Download:
         """
         self._is_spoilt = True
 
+    def settle(self) -> None:
+        """Say that all content is in its place by another way, so that the rest is not needed.
+
+        To be called while an event is handled; leave the iteration then.
+        """
+        self._is_complete = True
+
     def _leave(self) -> None:
         connection, self._open = self._open, None
         if connection is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -30,7 +31,8 @@ from dialkey_blobs.listing import (
     show_renamed,
 )
 from dialkey_blobs.names import show_name
-from dialkey_blobs.protocol import GetRequest
+from dialkey_blobs.printing import Printer
+from dialkey_blobs.protocol import ALPN, COMPLETE_REASON, CloseCode, GetRequest
 from dialkey_blobs.ranges import ChunkRanges
 from dialkey_blobs.safe_paths import TargetExists
 from dialkey_blobs.stdin import can_ask, confirm
@@ -45,6 +47,11 @@ Ask = Callable[[str], Awaitable[bool]]
 
 EXISTS_HINT: Final = "--overwrite replaces it, -o puts the new one elsewhere"
 HASH_BYTES: Final = 32
+
+TELL_TIMEOUT_S: Final = 3.0
+"""For telling a sender that does not matter any more that it may end."""
+
+logger = logging.getLogger("dialkey.blobs")
 
 MISTYPED_HINT: Final = "a ticket does not check itself: copy it again from where it was printed"
 
@@ -64,9 +71,10 @@ class Summary:
         names: what the sender calls them.
         sizes: their bytes.
         total_bytes: all content.
-        received_bytes: how much of it arrived in this run.
+        received_bytes: how much of it arrived in this run; if the output was cut off, how much was written.
         elapsed_s: how long the download took.
         path: the path in use at the end, such as ``direct 192.0.2.1:4433``; None if nothing was fetched.
+        was_cut_off: whether the reader of standard output left before the end, as ``head`` does.
     """
 
     paths: tuple[Path, ...]
@@ -76,8 +84,14 @@ class Summary:
     received_bytes: int
     elapsed_s: float
     path: str | None
+    was_cut_off: bool = False
 
     def __str__(self) -> str:
+        if self.was_cut_off:
+            return (
+                f"{format_bytes(self.received_bytes)} of {format_bytes(self.total_bytes)};"
+                " then the reader of standard output left"
+            )
         if self.path is None or not self.received_bytes:
             return f"{format_bytes(self.total_bytes)}, all of it was there"
         rate = self.received_bytes / self.elapsed_s if self.elapsed_s > 0 else 0.0
@@ -171,6 +185,7 @@ async def fetch(
             await open_endpoint() as endpoint,
         ):
             blobs.attach(endpoint)
+            is_again = kept.is_worth_keeping
             receiving = _Receiving(output, blobs, ticket, target, overwrite=overwrite, ask=ask)
             try:
                 async with aclosing(receiving.run()) as held:
@@ -184,6 +199,8 @@ async def fetch(
                 kept.is_worth_keeping |= receiving.has_received
                 kept.is_done |= receiving.is_junk
             summary = receiving.summary
+            if is_again and summary.path is None:
+                await receiving.tell_sender()
         kept.is_done = True
     return summary
 
@@ -251,6 +268,7 @@ class _Receiving:
         self._path: str | None = None
         self._shown = ExitStack()
         self._progress: Progress
+        self._printer = Printer(output, blobs.store)
         self._summary: Summary | None = None
         self.has_received = False
         self.is_junk = False
@@ -290,15 +308,25 @@ class _Receiving:
                                 continue
                             self.has_received |= event.held_bytes > 0
                             if self._is_all_present:
+                                download.settle()
                                 break
                             self._progress.update(
                                 event.held_bytes, total_bytes=event.total_bytes, note=self._path
                             )
+                            if self._prints_early(event.total_bytes):
+                                await self._printer.advance(self._entries[0].hash)
+                                if self._output.has_lost_reader:
+                                    break
                             yield event.held_bytes
                         elif isinstance(event, Downloaded):
                             self._shown.close()
                             await self._finish(download, event)
-            except RemoteError:
+            except DialkeyError as error:
+                if self._printer.written_bytes:
+                    written = format_bytes(self._printer.written_bytes)
+                    self._output.remark(f"Standard output has only the first {written} of it.")
+                if not isinstance(error, RemoteError):
+                    raise
                 if self._entries is None and self._content.format is BlobFormat.HASH_SEQ:
                     self._output.remark(f"The ticket may be mistyped: {MISTYPED_HINT}.")
                 raise
@@ -312,6 +340,34 @@ class _Receiving:
     def _show_progress(self) -> Progress:
         self._progress = self._shown.enter_context(self._output.progress("receiving"))
         return self._progress
+
+    def _prints_early(self, total_bytes: int | None) -> bool:
+        """Say whether content may be written while the rest is still to come.
+
+        Not to a terminal, where progress is shown; and not before `_check_format` has had its say.
+        """
+        return (
+            self._target.kind == "stdout"
+            and total_bytes is not None
+            and not self._output.stdout.isatty()
+            and not (self._content.format is BlobFormat.RAW and _may_be_list(total_bytes))
+        )
+
+    async def tell_sender(self) -> None:
+        """Tell the sender that all is in place, after a run that did not need it.
+
+        The run before was cut off after the last byte had come: ``send --once`` still waits to hear how
+        it ended. Nothing depends on it here.
+        """
+        try:
+            async with asyncio.timeout(TELL_TIMEOUT_S):
+                async with self._blobs.endpoint.connect(self._ticket.addr, ALPN) as connection:
+                    await self._blobs.get(
+                        connection, GetRequest.blob(self._content.hash, ChunkRanges.last_chunk())
+                    )
+                    connection.close(CloseCode.COMPLETE, COMPLETE_REASON)
+        except (TimeoutError, DialkeyError) as error:
+            logger.info("the sender was not told that all is in place: %s", error)
 
     # --- before the content ---------------------------------------------------------------------
 
@@ -413,7 +469,7 @@ class _Receiving:
         assert self._entries is not None
         target = self._target
         if target.kind == "stdout":
-            await self._print(self._entries[0].hash)
+            await self._printer.advance(self._entries[0].hash)
             return
         content, path = self._content, target.path
         if self._content.format is BlobFormat.RAW or self._is_for_one:
@@ -421,17 +477,10 @@ class _Receiving:
             [path] = self._paths
         await self._blobs.export(content, path, overwrite=self._overwrite, move=True)
 
-    async def _print(self, hash: Hash) -> None:
-        stdout = self._output.stdout.buffer
-        async for piece in self._blobs.store.stream(hash):
-            await asyncio.to_thread(stdout.write, piece)
-            if self._output.has_lost_reader:
-                return
-        await asyncio.to_thread(stdout.flush)
-
     def _summarize(self, downloaded: Downloaded | None) -> None:
         assert self._entries is not None
         sizes = tuple(entry.size for entry in self._entries)
+        was_cut_off = downloaded is None and not self._is_all_present
         if downloaded is not None and len(sizes) == 1:
             # Known for certain only now.
             sizes = (sizes[0] or downloaded.total_bytes,)
@@ -440,9 +489,14 @@ class _Receiving:
             tuple(entry.name for entry in self._entries),
             sizes,
             downloaded.total_bytes if downloaded is not None else sum(sizes),
-            downloaded.payload_bytes if downloaded is not None else 0,
+            downloaded.payload_bytes
+            if downloaded is not None
+            else self._printer.written_bytes
+            if was_cut_off
+            else 0,
             downloaded.elapsed_s if downloaded is not None else 0.0,
-            self._path if downloaded is not None and downloaded.remote_id is not None else None,
+            self._path if was_cut_off or (downloaded and downloaded.remote_id) else None,
+            was_cut_off,
         )
 
     async def _check_format(self, downloaded: Downloaded) -> None:
@@ -454,7 +508,7 @@ class _Receiving:
             InvalidTicket: the content is a list.
         """
         size = downloaded.total_bytes
-        if size % HASH_BYTES or not 0 < size <= MAX_HASH_SEQ_BYTES:
+        if not _may_be_list(size):
             return
         first = Hash(await self._blobs.store.read(self._content.hash, 0, HASH_BYTES))
         request = GetRequest.blob(first, ChunkRanges.between(0, 1))
@@ -469,6 +523,10 @@ class _Receiving:
             "this ticket names a list of files as if it were a single file: it was mistyped",
             hint=MISTYPED_HINT,
         )
+
+
+def _may_be_list(size: int) -> bool:
+    return size % HASH_BYTES == 0 and 0 < size <= MAX_HASH_SEQ_BYTES
 
 
 def _existing(paths: Sequence[Path]) -> set[int]:

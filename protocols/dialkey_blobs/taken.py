@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from dialkey import Connection, Endpoint
@@ -29,9 +30,14 @@ MAX_CANDIDATES: Final = 64
 SHOW_INTERVAL_S: Final = 0.25
 """How often progress is reported to programs; people do not need more either."""
 
-LEAVING_S: Final = 60.0
-"""A getter that has everything writes its files and leaves. One that stays for this long has another use
-for the connection."""
+LEAVING_S: Final = 10.0
+"""A getter that has everything writes its files and leaves. One that stays for this long, and one more
+second for each 100 MB, has another use for the connection."""
+WRITING_BYTES_PER_S: Final = 100_000_000
+MAX_LEAVING_S: Final = 60.0
+"""Even if its disk is slower than that: a getter can write what it has without the sender."""
+TELL_AFTER_S: Final = 1.0
+"""After this long, the user is told what the command is waiting for."""
 
 
 class Taken:
@@ -46,13 +52,15 @@ class Taken:
     Args:
         output: where to report.
         endpoint: the one that serves.
-        largest_bytes: the size of the largest file.
+        sizes: of the files, in bytes.
     """
 
-    def __init__(self, output: Output, endpoint: Endpoint, *, largest_bytes: int) -> None:
+    def __init__(self, output: Output, endpoint: Endpoint, sizes: Collection[int]) -> None:
         self._output = output
         self._endpoint = endpoint
-        self._largest_bytes = largest_bytes
+        self._largest_bytes = max(sizes, default=0)
+        self._leaving_s = min(MAX_LEAVING_S, LEAVING_S + sum(sizes) / WRITING_BYTES_PER_S)
+        self._is_awaited = False
         self._running: dict[int, tuple[Request, list[Connection]]] = {}
         self._is_busy = asyncio.Event()
         self._latest: dict[EndpointId, int] = {}
@@ -90,6 +98,7 @@ class Taken:
 
     async def once(self) -> None:
         """Wait for the end of the first complete transfer."""
+        self._is_awaited = True
         await self._is_done.wait()
 
     def _begin(self, event: RequestStarted) -> None:
@@ -115,7 +124,7 @@ class Taken:
             self._report(event)
         if self._latest.get(event.remote_id) != event.request_id:
             return
-        if event.error is not None or len(self._judging) >= MAX_CANDIDATES:
+        if len(self._judging) >= MAX_CANDIDATES:
             del self._latest[event.remote_id]
             return
         task = asyncio.create_task(self._judge(event, request, connections))
@@ -140,7 +149,7 @@ class Taken:
     ) -> None:
         ends = [asyncio.ensure_future(connection.closed()) for connection in connections]
         if ends:
-            await asyncio.wait(ends, timeout=LEAVING_S)
+            await self._wait_until_gone(event.remote_id, ends)
         for end in ends:
             end.cancel()
         if self._latest.get(event.remote_id) != event.request_id:
@@ -153,9 +162,24 @@ class Taken:
                 f"{event.remote_id.short()} could not use what it got; it can try again"
             )
         elif _is_complete(errors) or (
-            self._fetches_content(request) and all(map(_is_clean, errors))
+            # A getter that finds everything in place already breaks its request off, and says so.
+            event.error is None and self._fetches_content(request) and all(map(_is_clean, errors))
         ):
             self._is_done.set()
+
+    async def _wait_until_gone(
+        self, remote_id: EndpointId, ends: Sequence[asyncio.Future[DialkeyError]]
+    ) -> None:
+        until = asyncio.get_running_loop().time() + self._leaving_s
+        _, pending = await asyncio.wait(ends, timeout=TELL_AFTER_S)
+        if not pending:
+            return
+        if self._is_awaited and not self._running:
+            self._output.remark(
+                f"{remote_id.short()} has all that it asked for;"
+                f" waiting for up to {self._leaving_s:.0f} s until it has put it in place"
+            )
+        await asyncio.wait(pending, timeout=until - asyncio.get_running_loop().time())
 
     def _fetches_content(self, request: Request) -> bool:
         """Return whether a request is for more than the sizes of files, which their last chunks prove."""
