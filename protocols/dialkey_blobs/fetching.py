@@ -71,7 +71,7 @@ class Summary:
         names: what the sender calls them.
         sizes: their bytes.
         total_bytes: all content.
-        received_bytes: how much of it arrived in this run; if the output was cut off, how much was written.
+        received_bytes: how much of it arrived in this run; if it was cut off, how much was written.
         elapsed_s: how long the download took.
         path: the path in use at the end, such as ``direct 192.0.2.1:4433``; None if nothing was fetched.
         was_cut_off: whether the reader of standard output left before the end, as ``head`` does.
