@@ -196,12 +196,16 @@ SEND_QUEUE_SHARE_BYTES: Final = 256 * 1024
 """Of that, what a stream may have queued in any case: a peer that does not read some streams must not
 stop the writers of others. As much as a writer leaves in the queue when it goes on."""
 
-DELIVERY_TIMEOUT_S: Final = 10.0
-"""Leaving `async with` waits at most this long until the peer has what was written: a megabyte, which is
-what a stream may hold when `write` returns, at 0.8 Mbit/s."""
+DELIVERY_TIMEOUT_S: Final = 30.0
+"""Leaving `async with` waits at most this long until the peer has what was written, while it keeps taking
+bytes: a megabyte, which is what a stream may hold when `write` returns, at 270 kbit/s."""
 
 DELIVERY_SILENCE_S: Final = 3.0
-"""Of that, from a peer of which nothing is heard: five to ten probes went unanswered."""
+"""An exit ends when the peer has taken nothing for this long, because it is gone or because it does not
+read: five to ten probes went unanswered."""
+
+DELIVERY_LOOK_S: Final = 0.5
+"""How often an exit looks whether the peer has taken anything."""
 
 MAX_DATAGRAM_QUEUE_BYTES: Final = 1_250_000
 """Received datagrams not yet read, or ours not yet sent; beyond it the oldest is dropped and counted."""

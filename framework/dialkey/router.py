@@ -76,7 +76,8 @@ _GONE: Final = (
 _VIOLATIONS: Final = (LimitExceeded, ProtocolViolation, WireError)
 
 CANCEL_DELIVERY_S: Final = 0.5
-"""Of that, for what the handler wrote to reach the peer: a round trip and a repetition."""
+"""Of that, for what the handler wrote to reach the peer, when a shutdown is in a hurry because it was
+cancelled: a round trip and a repetition."""
 
 logger = logging.getLogger("dialkey.router")
 
@@ -142,6 +143,9 @@ class Router(AsyncOnly):
         self._counts: Counter[str] = Counter()
         # Whether handlers that are cancelled at the end leave time for what they wrote.
         self._delivers = True
+        self._is_in_a_hurry = False
+        # Handlers that were cancelled, and whose peers are still taking what they wrote.
+        self._delivering: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         plugins = self._endpoint.plugins
@@ -404,7 +408,7 @@ class Router(AsyncOnly):
         except asyncio.CancelledError:
             try:
                 if self._delivers:
-                    await connection.delivered(CANCEL_DELIVERY_S)
+                    await self._deliver(connection)
             finally:
                 connection.close(CLOSE_SHUTDOWN, b"shutting down")
             raise
@@ -430,11 +434,24 @@ class Router(AsyncOnly):
                 )
                 connection.close(CLOSE_INTERNAL_ERROR, b"internal error")
 
+    async def _deliver(self, connection: Connection) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._delivering.add(task)
+        try:
+            if self._is_in_a_hurry:
+                await connection.delivered(CANCEL_DELIVERY_S)
+            else:
+                await connection.delivered()
+        finally:
+            self._delivering.discard(task)
+
     # --- shutting down --------------------------------------------------------------------------
 
     async def shutdown(self) -> None:
         """Stop accepting, let handlers finish within the grace period, cancel the rest.
 
+        What cancelled handlers have written is delivered, as `Connection.delivered` does it.
         Idempotent; several callers wait for the same shutdown. Cancelling it skips what is left of
         the grace period: every handler is cancelled at once. Never raises what a handler raised.
         """
@@ -444,6 +461,7 @@ class Router(AsyncOnly):
         try:
             await asyncio.wait({shutting_down})
         except asyncio.CancelledError:
+            self._is_in_a_hurry = True
             shutting_down.cancel()
             await asyncio.wait({shutting_down})
             raise
@@ -470,9 +488,21 @@ class Router(AsyncOnly):
         except TimeoutError:
             logger.info("%d handlers did not finish in time", len(self._handling))
         finally:
-            for task in await _end(self._handling):
+            for task in await self._end_handlers():
                 logger.warning("%s ignores its cancellation", task.get_name())
                 self._handling[task].close(CLOSE_SHUTDOWN, b"shutting down")
+
+    async def _end_handlers(self) -> set[asyncio.Task[None]]:
+        """Cancel all handlers; return those that ignore it."""
+        left = await _end(self._handling)
+        delivering = left & self._delivering
+        if delivering:
+            try:
+                await asyncio.wait(delivering)
+            except asyncio.CancelledError:
+                await _end(delivering)
+                raise
+        return {task for task in left - delivering if not task.done()}
 
     async def _end_arrivals(self) -> None:
         arrivals = dict(self._arrivals)

@@ -146,22 +146,22 @@ class ConnectionDriver:
 
     async def delivered(self, timeout_s: float) -> bool:
         """Wait until the peer's transport has everything; see `Connection.delivered`."""
-        begin = self._loop.time()
-        until = begin + timeout_s
+        until = self._loop.time() + timeout_s
+        progress = self.core.delivery_progress
+        ends_at = self._loop.time() + limits.DELIVERY_SILENCE_S
         while self._error is None and not self.core.is_delivered:
             now = self._loop.time()
-            # The silence counts from here at most: before there may have been nothing to answer.
-            # A peer that only does not read answers all that it is sent; it is looked at again.
-            since = self.core.paths.unanswered_since
-            silent_at = max(begin, since if since is not None else now) + limits.DELIVERY_SILENCE_S
-            left = min(until, silent_at) - now
+            if self.core.delivery_progress != progress:
+                progress = self.core.delivery_progress
+                ends_at = now + limits.DELIVERY_SILENCE_S
+            left = min(until, ends_at) - now
             if left <= 0:
                 break
             if self._delivery is None:
                 self._delivery = self._loop.create_future()
             self.core.watch_delivery()
             self.flush_soon()
-            await asyncio.wait([self._delivery], timeout=left)
+            await asyncio.wait([self._delivery], timeout=min(left, limits.DELIVERY_LOOK_S))
         return self.core.is_delivered and self._error is None
 
     def close(self, code: int, reason: bytes) -> None:

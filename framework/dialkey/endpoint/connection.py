@@ -63,8 +63,8 @@ class Connection(AsyncOnly):
         """Wait until the peer's transport has everything that was written on all streams.
 
         This includes the ends of finished streams, but not streams that were reset; datagrams only have
-        to be sent. Gives up early when the connection ends, or the peer is silent for
-        `limits.DELIVERY_SILENCE_S`.
+        to be sent. Gives up early when the connection ends, or the peer takes nothing for
+        `limits.DELIVERY_SILENCE_S`, whether it is gone or does not read.
 
         Args:
             timeout: seconds in all.

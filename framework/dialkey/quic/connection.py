@@ -632,6 +632,11 @@ class Connection:
         """Whether the peer has all that was written, and no message waits to be sent."""
         return not self.datagrams and self.streams.are_delivered
 
+    @property
+    def delivery_progress(self) -> tuple[int, int]:
+        """What changes while the peer takes what was written: see `is_delivered`."""
+        return self.streams.acked_count, len(self.datagrams)
+
     def watch_delivery(self) -> None:
         """Ask for one Delivered event: at the next flush after which `is_delivered` holds."""
         self._watches_delivery = True

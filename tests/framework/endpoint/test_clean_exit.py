@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import warnings
+from contextlib import AsyncExitStack
 
 import pytest
 from endpoints import ALPN, connect, connected, in_memory, network, seconds, two, virtual
@@ -12,8 +13,10 @@ from endpoints import ALPN, connect, connected, in_memory, network, seconds, two
 from dialkey import Connection, Endpoint, Router
 from dialkey.errors import LocalError
 from dialkey.limits import DELIVERY_SILENCE_S, DELIVERY_TIMEOUT_S
+from dialkey.testing import Conditions
 
 MIB = 1 << 20
+SLOW = Conditions(delay_s=0.05, rate_bytes_s=65_000)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.02])
@@ -91,8 +94,63 @@ async def test_a_peer_that_is_gone_holds_an_exit_up_for_a_moment_only() -> None:
         assert seconds() - begin < 2 * DELIVERY_SILENCE_S < DELIVERY_TIMEOUT_S
 
 
+@pytest.mark.parametrize("leaves", ["connection", "endpoint", "router"])
+def test_a_slow_peer_is_waited_for_while_it_takes_bytes(leaves: str) -> None:
+    """For a megabyte over a link of half a megabit, ten seconds were not enough."""
+
+    class Answering:
+        async def accept(self, connection: Connection) -> None:
+            send, _ = await connection.accept_bi()
+            await send.write(bytes(900_000), finish=True)
+            written.set()
+            await connection.closed()
+
+    written = asyncio.Event()
+
+    @virtual
+    async def scenario() -> None:
+        net = network(delay_s=0.05)
+        async with AsyncExitStack() as stack, in_memory(net, "alice") as alice:
+            bob = await stack.enter_async_context(in_memory(net, "bob", alpns=[ALPN]))
+            if leaves == "router":
+                router = await stack.enter_async_context(Router(bob, grace_s=0))
+                router.accept(ALPN, Answering())
+                here = await alice.connect(bob.addr(), ALPN)
+                send, recv = await here.open_bi()
+                await send.write(b"?")
+                net.link("bob", "alice").set(SLOW)
+                await written.wait()
+            else:
+                here, there = await connect(alice, bob)
+                net.link("bob", "alice").set(SLOW)
+                writing, _ = await there.open_bi()
+                await writing.write(bytes(900_000), finish=True)
+                if leaves == "connection":
+                    await stack.enter_async_context(there)
+                _, recv = await here.accept_bi()
+            begin = seconds()
+            reading = asyncio.create_task(recv.read_to_end(MIB))
+            await stack.aclose()
+            assert 10 < seconds() - begin < DELIVERY_TIMEOUT_S
+            assert await reading == bytes(900_000)
+
+    scenario()
+
+
 @virtual
-async def test_a_peer_that_does_not_read_holds_an_exit_up_for_a_stated_time() -> None:
+async def test_a_peer_that_takes_bytes_slowly_holds_an_exit_up_for_a_stated_time() -> None:
+    net = network(delay_s=0.05)
+    async with connected(net) as (here, _there):
+        net.link("alice", "bob").set(Conditions(delay_s=0.05, rate_bytes_s=20_000))
+        async with here:
+            send = await here.open_uni()
+            await send.write(bytes(900_000), finish=True)
+            begin = seconds()
+        assert DELIVERY_TIMEOUT_S <= seconds() - begin < DELIVERY_TIMEOUT_S + 1
+
+
+@virtual
+async def test_a_peer_that_does_not_read_holds_an_exit_up_for_a_moment_only() -> None:
     async with connected(network()) as (here, there):
         begin = seconds()
         async with here:
@@ -100,7 +158,7 @@ async def test_a_peer_that_does_not_read_holds_an_exit_up_for_a_stated_time() ->
             await send.write(bytes(900_000))
             await send.write(bytes(500_000), finish=True)
         recv = await there.accept_uni()
-        assert DELIVERY_TIMEOUT_S <= seconds() - begin < DELIVERY_TIMEOUT_S + 1
+        assert DELIVERY_SILENCE_S <= seconds() - begin < DELIVERY_SILENCE_S + 1
         assert recv.buffered_bytes > 0
 
 

@@ -69,6 +69,7 @@ class Streams:
         self.scheduler = Scheduler()
         self.intake = Intake(config)
         self.credit_at: float | None = None
+        self.acked_count = 0
 
     def start(self, peer: TransportParameters) -> None:
         """Begin with the limits that the peer announced in its handshake."""
@@ -359,6 +360,7 @@ class Streams:
         self.wake(half)
 
     def _on_acked(self, half: SendHalf, length: int, fin: bool) -> None:
+        self.acked_count += length + fin
         half.on_acked(length, fin)
         if half.closed:
             self._closed(half)
