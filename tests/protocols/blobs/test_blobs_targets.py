@@ -125,7 +125,7 @@ LOST = ConnectionLost("lost")
 async def is_taken(
     requests: list[GetRequest], end: DialkeyError, size: int, error: str | None = None
 ) -> bool:
-    taken = Taken(Output(json=True), cast("Endpoint", FakeEndpoint(end)), largest_bytes=size)
+    taken = Taken(Output(json=True), cast("Endpoint", FakeEndpoint(end)), [size])
 
     async def events() -> AsyncIterator[object]:
         for number, request in enumerate(requests):
@@ -179,5 +179,8 @@ async def test_when_it_was_taken(
     assert ("not_received" in capsys.readouterr().out) == (end is FAILED)
 
 
-async def test_a_request_that_ends_early_is_not_the_end() -> None:
-    assert not await is_taken([NAMES, CONTENT], COMPLETE, 100_000, error="stopped")
+async def test_a_request_that_ends_early_is_not_the_end_unless_the_getter_says_so() -> None:
+    """A dialkey that finds everything in place already breaks off, and says that it is complete."""
+    for end in (FOREIGN, FAILED, LOST):
+        assert not await is_taken([NAMES, CONTENT], end, 100_000, error="stopped")
+    assert await is_taken([NAMES, CONTENT], COMPLETE, 100_000, error="stopped")
