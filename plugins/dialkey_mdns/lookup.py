@@ -48,6 +48,7 @@ class MdnsLookup:
         id: of the endpoint that it is for.
         announce: whether others find that endpoint.
         quiet: save battery: ask only for whom somebody looks, and answer questions for all less often.
+        on_change: called when interfaces have come or gone: addresses of the endpoint may have, too.
         list_links: returns the links to use.
         open_link: opens a socket on one.
     """
@@ -60,12 +61,14 @@ class MdnsLookup:
         *,
         announce: bool = True,
         quiet: bool = False,
+        on_change: Callable[[], None] = lambda: None,
         list_links: Callable[[], list[Link]] = links_here,
         open_link: Callable[[Link], OpenLink] = LinkSocket,
     ) -> None:
         self._id = id
         self._announce = announce
         self._quiet = quiet
+        self._on_change = on_change
         self._list_links = list_links
         self._open_link = open_link
         self._machine: Machine | None = None
@@ -73,6 +76,7 @@ class MdnsLookup:
         self._troubles: dict[Link, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
+        self._epoch: float  # what the loop's clock lacks to Unix time
         self._wake = asyncio.Event()
         self._watchers: dict[EndpointId, set[asyncio.Event]] = {}
         self._rescan_at = -math.inf
@@ -82,6 +86,7 @@ class MdnsLookup:
         """Open sockets and listen. Idempotent."""
         if self._task is None and not self._closed:
             self._loop = asyncio.get_running_loop()
+            self._epoch = time.time() - self._loop.time()
             self._machine = Machine(
                 self._id,
                 self._loop.time(),
@@ -145,8 +150,7 @@ class MdnsLookup:
                 del self._watchers[id]
 
     def _answer(self, entry: Entry) -> LookupAnswer:
-        age_s = self._loop.time() - entry.heard_at
-        return LookupAnswer(entry.info, time.time() - age_s, f"mdns, {entry.source}")
+        return LookupAnswer(entry.info, self._epoch + entry.heard_at, f"mdns, {entry.source}")
 
     async def publish(self, info: EndpointInfo) -> None:
         """Announce it from now on; returns at once."""
@@ -193,8 +197,8 @@ class MdnsLookup:
         assert machine is not None
         while True:
             now = self._loop.time()
-            if now >= self._rescan_at + RESCAN_S:
-                self._rescan()
+            if now >= self._rescan_at + RESCAN_S and self._rescan():
+                self._on_change()
             machine.on_timer(now)
             self._flush()
             until = min(machine.timer(), self._rescan_at + RESCAN_S)
@@ -213,24 +217,26 @@ class MdnsLookup:
             for event in self._watchers.get(id, ()):
                 event.set()
 
-    def _rescan(self) -> None:
-        """Open sockets on links that are new, and close those of links that are gone."""
+    def _rescan(self) -> bool:
+        """Open sockets on new links, close those of links that are gone; return whether there are any."""
         assert self._machine is not None
         self._rescan_at = self._loop.time()
         try:
             links = self._list_links()
         except OSError as error:
             logger.debug("interfaces cannot be listed: %s", error.strerror)
-            return
+            return False
         for link in self._sockets.keys() - set(links):
             self._close_link(link)
         self._troubles = {link: text for link, text in self._troubles.items() if link in links}
         for link in links:
             if link not in self._sockets:
                 self._open(link)
-        if set(self._machine.links) != set(self._sockets):
-            self._machine.set_links(self._sockets, self._loop.time())
-            self._wake.set()
+        if set(self._machine.links) == set(self._sockets):
+            return False
+        self._machine.set_links(self._sockets, self._loop.time())
+        self._wake.set()
+        return True
 
     def _open(self, link: Link) -> None:
         try:

@@ -18,6 +18,11 @@ def dialkey_discovery(endpoint: Endpoint, service: object) -> AddressLookup | No
         return None
     from dialkey_mdns.lookup import MdnsLookup
 
-    lookup = MdnsLookup(endpoint.id, announce=service.announce, quiet=service.quiet)
+    lookup = MdnsLookup(
+        endpoint.id,
+        announce=service.announce,
+        quiet=service.quiet,
+        on_change=endpoint.network_changed,
+    )
     lookup.start()
     return lookup

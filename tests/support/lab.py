@@ -140,18 +140,24 @@ class Host:
 
     async def start(self, *arguments: str, agent: Path = AGENT) -> Program:
         """Start the lab's agent, or another script, inside the host."""
+        return await self.run(sys.executable, str(agent), *arguments, name=arguments[0])
+
+    async def dialkey(self, *arguments: str) -> Program:
+        """Start a command inside the host; ``--json`` is added."""
+        return await self.run(
+            sys.executable, "-m", "dialkey", *arguments, "--json", name=arguments[0]
+        )
+
+    async def run(self, *arguments: str, name: str, stderr: int | None = None) -> Program:
+        """Start any program inside the host; what mounts it has are its own."""
         process = await asyncio.create_subprocess_exec(
-            "ip",
-            "netns",
-            "exec",
-            self.space,
-            sys.executable,
-            str(agent),
-            *arguments,
+            *("ip", "netns", "exec", self.space, *arguments),
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
+            stderr=stderr,
             limit=1 << 20,
         )
-        program = Program(process, f"{arguments[0]} in {self.name}")
+        program = Program(process, f"{name} in {self.name}")
         self.lab.programs.append(program)
         return program
 
@@ -194,7 +200,7 @@ class Lab:
         """Connect two hosts; return the names of the interfaces.
 
         Args:
-            one_address, other_address: with prefix length, such as "10.1.0.1/24".
+            one_address, other_address: with prefix length, such as "10.1.0.1/24"; "" for none.
         """
         number = next(_NUMBERS)
         a, b = f"dk{os.getpid() % 10000}a{number}", f"dk{os.getpid() % 10000}b{number}"
@@ -213,9 +219,30 @@ class Lab:
             other.space,
         )
         for host, interface, address in ((one, a, one_address), (other, b, other_address)):
-            host.ip("addr", "add", address, "dev", interface)
+            if address:
+                host.ip("addr", "add", address, "dev", interface)
             host.ip("link", "set", interface, "up")
         return a, b
+
+    def switch(self, name: str, *members: tuple[Host, str]) -> Host:
+        """Connect hosts by a bridge in a host of its own; return that.
+
+        Args:
+            members: each with its address and prefix length.
+        """
+        switch = self.host(name)
+        # Without a router that asks for members, a bridge that listens to IGMP keeps groups back.
+        switch.ip("link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
+        switch.ip("link", "set", "br0", "up")
+        for host, address in members:
+            self.plug_in(switch, host, address)
+        return switch
+
+    def plug_in(self, switch: Host, host: Host, address: str) -> str:
+        """Connect a host to a bridge; return the name of its interface."""
+        here, there = self.link(host, address, switch, "")
+        switch.ip("link", "set", there, "master", "br0")
+        return here
 
     def shape(self, host: Host, interface: str, *arguments: str) -> None:
         """Give an interface delay, loss or a rate (arguments of `tc netem`)."""

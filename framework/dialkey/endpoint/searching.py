@@ -159,8 +159,10 @@ class Search:
                     continue
                 if not answer.source:
                     answer = attrs.evolve(answer, source=asked.lookup.name)
-                if answer in asked.answers:
-                    asked.answers.remove(answer)
+                said_again = (answer.source, answer.info)
+                asked.answers = [
+                    each for each in asked.answers if (each.source, each.info) != said_again
+                ]
                 asked.answers.append(answer)
                 # The newest say most; a chatty lookup must not fill memory.
                 del asked.answers[: -limits.MAX_LOOKUP_ANSWERS]
