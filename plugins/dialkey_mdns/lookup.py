@@ -16,6 +16,7 @@ from typing import Protocol
 
 from dialkey.endpoint import EndpointInfo, LookupAnswer
 from dialkey.identity import EndpointId
+from dialkey.network import is_public
 from dialkey_mdns.book import Entry
 from dialkey_mdns.errors import NoMulticast
 from dialkey_mdns.limits import RESCAN_S, SEARCH_ANSWERED_ALONE_S, SEARCH_ANSWERED_S
@@ -150,7 +151,13 @@ class MdnsLookup:
                 del self._watchers[id]
 
     def _answer(self, entry: Entry) -> LookupAnswer:
-        return LookupAnswer(entry.info, self._epoch + entry.heard_at, f"mdns, {entry.source}")
+        # Nothing is signed: whoever names a relay must not make us send requests into this network.
+        return LookupAnswer(
+            entry.info,
+            self._epoch + entry.heard_at,
+            f"mdns, {entry.source}",
+            may_reach=is_public,
+        )
 
     async def publish(self, info: EndpointInfo) -> None:
         """Announce it from now on; returns at once."""

@@ -13,6 +13,7 @@ import pytest
 from dialkey import Endpoint, EndpointAddr, EndpointInfo, SecretKey, hookimpl
 from dialkey.errors import ResolveError
 from dialkey.identity import EndpointId, IpAddr
+from dialkey.network import is_public
 from dialkey_mdns import MdnsLookup, NoMulticast
 from dialkey_mdns.machine import Link
 from dialkey_mdns.sockets import LinkSocket, links_here
@@ -77,6 +78,8 @@ async def test_found_followed_and_gone(port: int) -> None:
         assert answer.info == info(2)
         assert answer.source == "mdns, 127.0.0.1"
         assert answer.updated_at is not None
+        # A relay that somebody here has named leads to no address of this network.
+        assert answer.may_reach is is_public
         async with contextlib.aclosing(here.watch(key(2))) as changes:
             assert (await anext(changes)).info == info(2)
             await there.publish(info(2, "127.0.0.1:10"))
