@@ -62,11 +62,22 @@ _FIELDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     codes.MAX_PATH_ID: ("max_path_id", ("maximum",)),
     codes.PATHS_BLOCKED: ("paths_blocked", ("maximum",)),
     codes.PATH_CIDS_BLOCKED: ("path_cids_blocked", ("path_id", "sequence_number")),
+    codes.ADD_ADDRESS_V4: ("add_address", ("sequence_number",)),
+    codes.ADD_ADDRESS_V6: ("add_address", ("sequence_number",)),
+    codes.REACH_OUT_V4: ("reach_out", ("round",)),
+    codes.REACH_OUT_V6: ("reach_out", ("round",)),
+    codes.REMOVE_ADDRESS: ("remove_address", ("sequence_number",)),
 }
 """Name and leading numbers of each frame; what follows them is left out of the trace."""
 
 _NEW_CIDS: Final = frozenset({codes.NEW_CONNECTION_ID, codes.PATH_NEW_CONNECTION_ID})
 _CHALLENGES: Final = frozenset({codes.PATH_CHALLENGE, codes.PATH_RESPONSE})
+_ADDRESS_BYTES: Final = {
+    codes.ADD_ADDRESS_V4: 6,
+    codes.ADD_ADDRESS_V6: 18,
+    codes.REACH_OUT_V4: 6,
+    codes.REACH_OUT_V6: 18,
+}
 _ACKS: Final = frozenset({codes.ACK, codes.ACK_ECN, codes.PATH_ACK, codes.PATH_ACK_ECN})
 
 FrameRecord = dict[str, Any]
@@ -108,6 +119,8 @@ def _describe_one(data: bytes, pos: int, frames: list[FrameRecord]) -> int:
     rest = record.get("length", 0)
     if kind in _CHALLENGES:
         rest = 8
+    elif kind in _ADDRESS_BYTES:
+        rest = _ADDRESS_BYTES[kind]
     elif kind in _NEW_CIDS:
         length, pos = read_bytes(data, pos, 1)
         rest = length[0] + codes.RESET_TOKEN_LENGTH

@@ -20,7 +20,7 @@ EXAMPLES = 60
 TYPES = [
     value
     for name, value in vars(codes).items()
-    if name.isupper() and isinstance(value, int) and value < 1 << 16
+    if name.isupper() and isinstance(value, int) and value < 1 << 24
 ]
 fuzz = settings(max_examples=EXAMPLES, deadline=None)
 

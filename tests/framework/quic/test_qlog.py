@@ -156,7 +156,7 @@ def test_without_one_nothing_is_written() -> None:
             frame(codes.DATAGRAM_WITH_LENGTH, 3, b"abc") + frame(codes.DATAGRAM, b"rest"),
             [{"frame_type": "datagram", "length": 3}, {"frame_type": "datagram", "length": 4}],
         ),
-        (frame(0x3D7F90, b"?"), [{"frame_type": "unknown", "raw_frame_type": 0x3D7F90}]),
+        (frame(0x3D7FA0, b"?"), [{"frame_type": "unknown", "raw_frame_type": 0x3D7FA0}]),
     ],
 )
 def test_frames_are_described(payload: bytes, expected: list[dict[str, object]]) -> None:

@@ -7,12 +7,14 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from quic_nats import NattedPair
 from quic_pair import Datagram, Pair, frame
 
 from dialkey import limits
 from dialkey.identity import IpAddr
-from dialkey.quic import codes, events
+from dialkey.quic import codes, events, qlog
 from dialkey.quic.codes import TransportError
 from dialkey.quic.handshake import parameters
 from dialkey.quic.handshake.parameters import TransportParameters
@@ -381,3 +383,58 @@ def test_somebody_else_s_network_is_not_scanned() -> None:
     sent = Counter(each.destination for each in probes(pair, "client"))
     assert len(sent) <= limits.MAX_FOREIGN_PRIVATE_ADDRESSES * pair.client.c.paths.traversal.round
     assert sum(sent.values()) <= 30
+
+
+numbers = st.sampled_from([0, 1, 2, 3, 31, 32, 33, 1 << 40, (1 << 62) - 1])
+payloads = st.lists(
+    st.one_of(
+        st.builds(
+            lambda kind, number, ip, port: frame(kind, number, ip + port.to_bytes(2, "big")),
+            st.sampled_from([codes.ADD_ADDRESS_V4, codes.REACH_OUT_V4]),
+            numbers,
+            st.binary(min_size=4, max_size=4),
+            st.integers(0, 65_535),
+        ),
+        st.builds(
+            lambda kind, number, ip, port: frame(kind, number, ip + port.to_bytes(2, "big")),
+            st.sampled_from([codes.ADD_ADDRESS_V6, codes.REACH_OUT_V6]),
+            numbers,
+            st.binary(min_size=16, max_size=16),
+            st.integers(0, 65_535),
+        ),
+        st.builds(lambda number: frame(codes.REMOVE_ADDRESS, number), numbers),
+        st.builds(frame, st.sampled_from([codes.ADD_ADDRESS_V6, codes.REACH_OUT_V4]), numbers),
+    ),
+    min_size=1,
+    max_size=40,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.booleans(), payloads)
+def test_whatever_a_peer_says_of_addresses(is_client: bool, said: list[bytes]) -> None:
+    """It goes on, or it closes with a code; and what is kept of it is bounded."""
+    pair = NattedPair("moderate", "none")
+    pair.connect()
+    pair.announce()
+    hostile = pair.client if is_client else pair.server
+    other = pair.other(hostile)
+    for payload in said:
+        hostile.inject(payload)
+        pair.settle(0.02)
+        machine = other.c.paths.traversal
+        assert len(machine._remote) <= limits.MAX_TRAVERSAL_ADDRESSES
+        assert len(machine._attempts) <= limits.MAX_TRAVERSAL_ADDRESSES + 1
+        assert len(machine._tokens) <= traversal.MAX_TOKENS
+    reason = other.close_reason
+    assert reason is None or reason.error_code in (
+        codes.PROTOCOL_VIOLATION,
+        codes.FRAME_ENCODING_ERROR,
+    )
+
+
+def test_a_trace_names_the_frames() -> None:
+    payload = add_address(3, at("192.0.2.2")) + reach_out(2, at("2001:db8::7"))
+    payload += frame(codes.REMOVE_ADDRESS, 3) + frame(codes.PING)
+    names = [each["frame_type"] for each in qlog.describe(payload)]
+    assert names == ["add_address", "reach_out", "remove_address", "ping"]
