@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import attrs
@@ -47,6 +48,7 @@ class Book:
         self._entries: dict[tuple[EndpointId, str], Entry] = {}
         self._by_id: dict[EndpointId, dict[str, Entry]] = {}
         self._by_source: dict[str, dict[EndpointId, Entry]] = {}
+        self._ends_at = math.inf  # nothing ends before that
 
     def __len__(self) -> int:
         """How many endpoints are known."""
@@ -72,6 +74,7 @@ class Book:
         if not self._make_room(info.id, source, wanted):
             return False
         entry = Entry(info, source, now, now + PEER_LIFETIME_S)
+        self._ends_at = min(self._ends_at, entry.ends_at)
         self._entries[key] = entry
         self._by_id.setdefault(info.id, {})[source] = entry
         self._by_source.setdefault(source, {})[info.id] = entry
@@ -97,17 +100,21 @@ class Book:
         entry = self._entries.get((id, source))
         if entry is not None:
             entry.ends_at = min(entry.ends_at, now + GOODBYE_S)
+            self._ends_at = min(self._ends_at, entry.ends_at)
 
     def expire(self, now: float) -> list[EndpointId]:
         """Forget what was not heard for too long; return of whom."""
+        if now < self._ends_at:
+            return []
         gone = [each for each in self._entries.values() if each.ends_at <= now]
         for entry in gone:
             self._drop(entry)
+        self._ends_at = min((each.ends_at for each in self._entries.values()), default=math.inf)
         return [each.info.id for each in gone]
 
-    def timer(self) -> float | None:
-        """Return when something ends."""
-        return min((each.ends_at for each in self._entries.values()), default=None)
+    def timer(self) -> float:
+        """Return when something may end; infinity for never."""
+        return self._ends_at
 
     def _drop(self, entry: Entry) -> None:
         id, source = entry.info.id, entry.source

@@ -34,6 +34,8 @@ from dialkey_mdns.limits import (
     ANSWER_WITHIN_S,
     DATAGRAMS_BURST,
     DATAGRAMS_PER_S,
+    DEFENCES_BURST,
+    DEFENCES_PER_S,
     FRESH_S,
     MAX_KNOWN_SOURCES,
     QUIET_ANSWER_AGAIN_S,
@@ -151,7 +153,10 @@ class Machine:
         self._announces = announces
         self._is_quiet = is_quiet
         self._links: dict[Link, _OnLink] = {}
+        self._label = messages.label_of(id)
         self._response: bytes | None = None
+        self._said: tuple[messages.Claim, ...] = ()  # what others read in that
+        self._defences = Allowance(DEFENCES_BURST, DEFENCES_PER_S, now)
         self._book = Book()
         self._searches: dict[EndpointId, _Search] = {}
         self._sources: dict[str, Allowance] = {}
@@ -187,6 +192,7 @@ class Machine:
         if response is None:
             self._say_goodbye()
         self._response = response
+        self._said = messages.read(response).claims if response is not None else ()
         for each in self._links.values():
             self._announce(each, now)
 
@@ -247,6 +253,8 @@ class Machine:
 
     def on_datagram(self, link: Link, source: str, data: bytes, now: float) -> None:
         """Read a datagram that arrived on a link."""
+        if not messages.concerns(data, self._label):
+            return
         on_link = self._links.get(link)
         if on_link is None or not self._may_read(on_link, source, now):
             self.dropped += 1
@@ -276,8 +284,9 @@ class Machine:
     def _on_claim(self, claim: messages.Claim, on_link: _OnLink, source: str, now: float) -> None:
         id = claim.info.id
         if id == self._id:
-            # Nobody else can say that we go.
-            if claim.said_goodbye and self._response is not None:
+            # Nobody else can say that we go, and who says something else of us is contradicted.
+            is_wrong = claim not in self._said and self._defences.take(now)
+            if self._response is not None and (claim.said_goodbye or is_wrong):
                 self._answer(on_link, now)
             return
         if claim.said_goodbye:
@@ -307,7 +316,7 @@ class Machine:
             return
         if asks_us:
             self._answer(on_link, now)
-        elif asks_all and self._id not in message.known:
+        elif asks_all and self._label not in message.known:
             again_s = QUIET_ANSWER_AGAIN_S if self._is_quiet else ANSWER_AGAIN_S
             again_s = max(again_s, ANSWER_AGAIN_PER_PEER_S * (self.known + 1))
             if now - on_link.answered_at >= again_s * self._chance(0.8, 1.2):
@@ -339,7 +348,7 @@ class Machine:
             return math.inf
         times = [each.timer() for each in self._links.values()]
         times += [each.times[0] for each in self._searches.values()] if self._links else []
-        return min(*times, self._book.timer() or math.inf, math.inf, math.inf)
+        return min([*times, self._book.timer()])
 
     def on_timer(self, now: float) -> None:
         """Do what is due. May be called at any time."""

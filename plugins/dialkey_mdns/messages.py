@@ -8,6 +8,7 @@ Source: docs/wire/discovery.md 9.1; RFC 6762 sections 10.2 and 18.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ from dialkey.identity import EndpointAddr, EndpointId, IpAddr, RelayAddr, RelayU
 from dialkey_mdns.errors import InvalidMessage
 from dialkey_mdns.limits import (
     MAX_ADDRESSES,
+    MAX_ENDPOINTS,
+    MAX_KNOWN_LABELS,
     MAX_READ_BYTES,
     MAX_RECORDS,
     MAX_SENT_BYTES,
@@ -37,9 +40,11 @@ __all__ = [
     "Claim",
     "Message",
     "Question",
+    "concerns",
     "goodbye",
     "instance_name",
     "is_host_of",
+    "label_of",
     "query",
     "read",
     "response",
@@ -104,28 +109,39 @@ class Message:
     Attributes:
         is_response: whether it answers.
         questions: of a query about our service, or names under ``local.``.
-        known: ids that whoever asks knows already, and wants no answer from.
+        known: labels of those whom the asker knows already, and wants no answer from, in lower case.
         claims: of a response.
     """
 
     is_response: bool
     questions: tuple[Question, ...] = ()
-    known: frozenset[EndpointId] = frozenset()
+    known: frozenset[bytes] = frozenset()
     claims: tuple[Claim, ...] = ()
+
+
+def label_of(id: EndpointId) -> bytes:
+    """Return what an endpoint is called in names."""
+    return id.to_base32().lower().encode()
+
+
+def concerns(data: bytes, own_label: bytes) -> bool:
+    """Say whether a message may be about endpoints, without reading it: most of what comes is not."""
+    lower = data.lower()
+    return SERVICE.labels[0] in lower or own_label in lower
 
 
 def instance_name(id: EndpointId) -> dns.name.Name:
     """Return the name of an endpoint's service records."""
-    return dns.name.Name((id.to_base32().lower().encode(), *SERVICE.labels))
+    return dns.name.Name((label_of(id), *SERVICE.labels))
 
 
 def _host_name(id: EndpointId, port: int) -> dns.name.Name:
-    return dns.name.Name((f"{id.to_base32().lower()}-{port}".encode(), *_LOCAL.labels))
+    return dns.name.Name((label_of(id) + b"-%d" % port, *_LOCAL.labels))
 
 
 def is_host_of(id: EndpointId, name: dns.name.Name) -> bool:
     """Return whether addresses of an endpoint have this name; there is one for each port."""
-    start = f"{id.to_base32().lower()}-".encode()
+    start = label_of(id) + b"-"
     return (
         len(name.labels) == len(_LOCAL.labels) + 1
         and name.labels[0].lower().startswith(start)
@@ -273,7 +289,9 @@ def _read(parser: dns.wire.Parser) -> Message:
     said = list(_records(parser, answers))
     if not flags & _RESPONSE:
         known = frozenset(
-            id for id, type, ttl, _ in _ours(said) if type == PTR and 2 * ttl >= RECORD_TTL_S
+            label.lower()
+            for label, type, ttl, _ in _ours(said)
+            if type == PTR and 2 * ttl >= RECORD_TTL_S
         )
         return Message(is_response=False, questions=tuple(asked), known=known)
     for _ in _records(parser, authorities):
@@ -301,25 +319,19 @@ def _records(parser: dns.wire.Parser, count: int) -> Iterator[Record]:
             yield owner, type, ttl, raw
 
 
-def _ours(records: Iterable[Record]) -> Iterator[tuple[EndpointId, int, int, bytes]]:
-    """Yield the records of endpoints: pointers to them and what they own."""
-    ids: dict[bytes, EndpointId | None] = {}  # a key is checked once, which takes longest
+def _ours(records: Iterable[Record]) -> Iterator[tuple[bytes, int, int, bytes]]:
+    """Yield pointers to endpoints and what these own, each with the endpoint's label."""
     for owner, type, ttl, raw in records:
-        name, depth = owner, len(SERVICE.labels)
+        name = owner
         if type == PTR:
             if owner != SERVICE:
                 continue
             name, _ = dns.name.from_wire(raw, 0)
-        if len(name.labels) != depth + 1 or not name.is_subdomain(SERVICE):
-            continue
-        label = name.labels[0]
-        if label not in ids:
-            ids[label] = _parse_id(label)
-        id = ids[label]
-        if id is not None:
-            yield id, type, ttl, raw
+        if len(name.labels) == len(SERVICE.labels) + 1 and name.is_subdomain(SERVICE):
+            yield name.labels[0], type, ttl, raw
 
 
+@functools.lru_cache(MAX_KNOWN_LABELS)
 def _parse_id(label: bytes) -> EndpointId | None:
     try:
         return EndpointId.parse(label.decode("ascii"))
@@ -339,16 +351,22 @@ class _Said:
 def _claims(
     records: Iterable[Record], hosts: dict[dns.name.Name, list[IpAddress]]
 ) -> Iterator[Claim]:
-    everyone: dict[EndpointId, _Said] = {}
-    for id, type, ttl, raw in _ours(records):
-        said = everyone.setdefault(id, _Said())
+    by_label: dict[bytes, _Said] = {}
+    for label, type, ttl, raw in _ours(records):
+        label = label.lower()
+        if label not in by_label and len(by_label) >= MAX_ENDPOINTS:
+            continue
+        said = by_label.setdefault(label, _Said())
         if type == PTR:
             said.goes = ttl == 0
         elif type == SRV:
             _add_addresses(said, raw, hosts)
         elif type == TXT:
             said.strings += _strings(raw)
-    for id, said in everyone.items():
+    for label, said in by_label.items():
+        id = _parse_id(label)
+        if id is None:
+            continue
         if said.addrs:
             relay, user_data = _parse_attributes(said.strings)
             yield Claim(EndpointInfo(EndpointAddr(id, [*relay, *said.addrs]), user_data))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dialkey import EndpointAddr, EndpointInfo, SecretKey
 from dialkey.identity import CustomAddr, IpAddr, RelayAddr, RelayUrl
-from dialkey_mdns import InvalidMessage, messages
+from dialkey_mdns import InvalidMessage, limits, messages
 
 KEY = SecretKey(b"\1" * 32).id
 LABEL = "rkeohxlubhyzl7ks3mwtzos5olfgocn7dwkbeg7toseadnapn5oa"
@@ -194,7 +194,7 @@ def test_names_that_unfold_take_linear_time() -> None:
         for n in range(2)
     )
     body = chain + b"".join(b"\xc0\x0c\0\x0c\0\1\0\0\0\0\0\2\xc0\x0c" for _ in range(250))
-    data = bytes.fromhex("0000840000000000") + b"\0\xfa\0\0" + body
+    data = bytes.fromhex("000084000000") + b"\0\xfa\0\0\0\0" + body
     began = time.process_time()
     for _ in range(10):
         try:
@@ -202,6 +202,20 @@ def test_names_that_unfold_take_linear_time() -> None:
         except InvalidMessage:
             pass
     assert time.process_time() - began < 2
+
+
+def test_a_message_full_of_keys_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To check a key takes longer than to read all the rest."""
+    checked = []
+    monkeypatch.setattr(messages, "_parse_id", lambda label: checked.append(label))
+    head = bytes.fromhex("000084000000") + b"\0\x50\0\0\0\0"
+    records = b"".join(
+        b"\xc0\x0c\0\x0c\0\1\0\0\0\0" + b"\0\x37" + b"\x34" + f"{n:052}".encode() + b"\xc0\x0c"
+        for n in range(79)
+    )
+    first = messages.goodbye(KEY)[12:]
+    assert messages.read(head + first + records).claims == ()
+    assert len(checked) == limits.MAX_ENDPOINTS
 
 
 @given(st.binary(max_size=600))
