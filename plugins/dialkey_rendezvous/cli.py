@@ -1,18 +1,23 @@
-"""``dialkey rendezvous serve``."""
+"""``dialkey rendezvous serve``, and codes for all commands."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from dialkey.cli import CommandLine, Options, Output, endpoint_options, run
+from dialkey.cli import Ask, CommandLine, Options, Output, endpoint_options, run
+
+if TYPE_CHECKING:
+    from dialkey import Endpoint
 
 VARIABLE: Final = "DIALKEY_RENDEZVOUS"
 
 
 def add_commands(cli: CommandLine) -> None:
-    """Add the group ``rendezvous``."""
+    """Add the group ``rendezvous``, and codes."""
+    cli.add_codes(Codes())
     group = typer.Typer(
         name="rendezvous",
         help="Where codes such as 7-amber-violin meet.",
@@ -21,6 +26,53 @@ def add_commands(cli: CommandLine) -> None:
     )
     group.command()(serve)
     cli.add_typer(group, name="rendezvous")
+
+
+class Codes:
+    """Hands over tickets by codes; see `dialkey.cli.TicketCodes`. Imports when it is used."""
+
+    def looks_like_code(self, text: str) -> bool:
+        from dialkey_rendezvous.codes import looks_like_code
+
+        return looks_like_code(text)
+
+    def complete(self, before: Sequence[str], text: str) -> list[str]:
+        from dialkey_rendezvous.codes import complete, complete_word
+
+        return complete(text) or complete_word(text, before)
+
+    def draw(self, output: Output, ticket: str) -> None:
+        from dialkey_rendezvous.commands import draw
+
+        draw(output, ticket)
+
+    async def offer(
+        self,
+        output: Output,
+        options: Options,
+        endpoint: Endpoint,
+        server: str | None,
+        ticket: str,
+        command: str,
+        *,
+        ask: Ask | None,
+    ) -> None:
+        from dialkey_rendezvous.commands import offer
+
+        await offer(output, endpoint, server, ticket, command, ask=ask)
+
+    async def take(
+        self,
+        output: Output,
+        options: Options,
+        server: str | None,
+        code: str,
+        *,
+        ask: Ask | None,
+    ) -> str:
+        from dialkey_rendezvous.commands import take
+
+        return await take(output, options, server, code, ask=ask)
 
 
 @endpoint_options

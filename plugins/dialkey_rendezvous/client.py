@@ -129,9 +129,8 @@ async def take(
                         wait_s = limits.EXCHANGE_S + ANSWER_S
                     case TicketCame(ticket):
                         side.confirm()
-                        await send.write(side.bytes_to_send(), finish=True)
-                        # The other side ends when it knows, and may not be told by a lost packet.
-                        await _settle(send)
+                        # Without it the other side would not know, but the ticket is here.
+                        await _last_word(side, send)
                         return ticket
 
 
@@ -154,19 +153,33 @@ async def _step(
 ) -> list[Event]:
     """Send what is to be sent, and wait for what comes next."""
     try:
+        if data := side.bytes_to_send():
+            await _send(send, data)
         async with asyncio.timeout(wait_s):
-            if data := side.bytes_to_send():
-                await send.write(data)
             received = await recv.read(READ_BYTES)
     except TimeoutError:
         raise PartnerLeft("the rendezvous server did not answer in time") from None
     except (StreamReset, StreamStopped, ConnectionLost, ConnectionClosedByPeer) as error:
         raise PartnerLeft(f"the rendezvous server went away: {error}") from error
     try:
-        return await asyncio.to_thread(side.receive, received)
+        events = await asyncio.to_thread(side.receive, received)
     except DialkeyError:
         await _last_word(side, send)
         raise
+    # Before somebody is asked: the other side cannot show its words without it.
+    if data := side.bytes_to_send():
+        await _send(send, data)
+    return events
+
+
+async def _send(send: SendStream, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(limits.WRITE_S):
+            await send.write(data)
+    except TimeoutError:
+        raise PartnerLeft("the rendezvous server did not answer in time") from None
+    except (StreamReset, StreamStopped, ConnectionLost, ConnectionClosedByPeer) as error:
+        raise PartnerLeft(f"the rendezvous server went away: {error}") from error
 
 
 async def _declined(side: Offering | Taking, send: SendStream) -> DialkeyError:

@@ -16,10 +16,15 @@ from dialkey.cli import (
     JsonOption,
     Options,
     Output,
+    RendezvousOption,
     endpoint_options,
-    read_ticket,
     run,
 )
+
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", help="Compare words with the other side before the ticket passes."),
+]
 
 if TYPE_CHECKING:
     from dialkey.identity import HasAddr
@@ -50,7 +55,17 @@ def send(
     once: Annotated[
         bool, typer.Option("--once", help="End after the first complete transfer.")
     ] = False,
+    code: Annotated[
+        bool,
+        typer.Option("--code", help="Print a code to say aloud, too, such as 7-amber-violin."),
+    ] = False,
+    rendezvous: RendezvousOption = None,
+    verify: VerifyOption = False,
+    qr: Annotated[
+        bool, typer.Option("--qr/--no-qr", help="Show the ticket as a QR code on a terminal.")
+    ] = True,
     *,
+    context: typer.Context,
     options: Options,
 ) -> None:
     """Offer files and folders, and print a ticket to fetch them.
@@ -62,10 +77,26 @@ def send(
 
     async def work() -> None:
         from dialkey_blobs import commands
+        from dialkey_blobs.telling import Telling
 
-        await commands.send(output, options, paths or [], once=once, text=text, name=name)
+        telling = Telling(
+            CommandLine.of(context).codes,
+            by_code=code,
+            server=rendezvous,
+            verify=verify,
+            draws=qr,
+        )
+        await commands.send(
+            output, options, paths or [], once=once, text=text, name=name, telling=telling
+        )
 
     run(output, work)
+
+
+def _complete_code(context: typer.Context, args: list[str], incomplete: str) -> list[str]:
+    codes = CommandLine.of(context).codes
+    before = context.params.get("ticket") or []
+    return codes.complete(before, incomplete) if codes is not None else []
 
 
 @endpoint_options
@@ -73,7 +104,9 @@ def receive(
     ticket: Annotated[
         list[str],
         typer.Argument(
-            metavar="TICKET", help="What 'dialkey send' printed; - reads it from standard input."
+            metavar="TICKET|CODE",
+            help="What 'dialkey send' printed; - reads it from standard input.",
+            autocompletion=_complete_code,
         ),
     ],
     target: Annotated[
@@ -92,10 +125,13 @@ def receive(
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Do not ask at a terminal before receiving.")
     ] = False,
+    rendezvous: RendezvousOption = None,
+    verify: VerifyOption = False,
     *,
+    context: typer.Context,
     options: Options,
 ) -> None:
-    """Fetch what a ticket names, verified against its hash.
+    """Fetch what a ticket names, or a code leads to, verified against its hash.
 
     Nothing is overwritten unless you ask for it. After an interruption, run the same command again to
     continue.
@@ -108,16 +144,19 @@ def receive(
     async def work() -> None:
         from dialkey_blobs import fetching
         from dialkey_blobs.targets import Target
-        from dialkey_blobs.ticket import BlobTicket
+        from dialkey_blobs.telling import Heard
 
-        await fetching.receive(
-            output,
-            options,
-            read_ticket(ticket, BlobTicket.parse),
-            Target.parse(target),
-            overwrite=overwrite,
-            ask=not yes and ticket != ["-"],
-        )
+        where = Target.parse(target)
+        heard = Heard(CommandLine.of(context).codes, server=rendezvous, verify=verify)
+        async with heard.ticket(output, options, ticket, where.state_folder) as found:
+            await fetching.receive(
+                output,
+                options,
+                found,
+                where,
+                overwrite=overwrite,
+                ask=not yes and ticket != ["-"],
+            )
 
     run(output, work)
 

@@ -21,6 +21,7 @@ from dialkey_blobs.names import ANYWHERE, Renamed, check_own_names, place, show_
 from dialkey_blobs.stdin import read_stdin
 from dialkey_blobs.store import ImportMode, TempTag
 from dialkey_blobs.taken import Taken
+from dialkey_blobs.telling import Telling
 
 __all__ = ["send"]
 
@@ -47,6 +48,7 @@ async def send(
     once: bool,
     text: str | None = None,
     name: str | None = None,
+    telling: Telling | None = None,
 ) -> None:
     """Offer files until cancelled, or with `once` until somebody has fetched them.
 
@@ -57,12 +59,15 @@ async def send(
         once: end after the first complete transfer.
         text: offer this text instead of files.
         name: what standard input or the text is called.
+        telling: how the ticket is told, beside printing it.
 
     Raises:
         FileNotFoundError: a path does not exist.
         DialkeyError: the endpoint cannot be opened, or a file cannot be read.
     """
     _check(paths, text, name)
+    telling = telling or Telling(None)
+    telling.check(output)
     if options.secret_key is not None:
         # Reading may take long; report a key that cannot be used before that.
         SecretKey.load(options.secret_key)
@@ -78,16 +83,20 @@ async def send(
                     router.add(blobs)
                     router.add_installed("ping")
                     await options.until_online(endpoint, output)
-                    _announce(output, blobs, offer, await options.own_addr(endpoint))
+                    ticket = _announce(output, blobs, offer, await options.own_addr(endpoint))
+                    telling.show(output, options, ticket)
                     taken = Taken(output, endpoint, [entry.size for entry in offer.entries])
                     async with asyncio.TaskGroup() as tasks:
                         following = tasks.create_task(taken.follow(blobs.provider_events()))
                         serving = tasks.create_task(router.serve())
                         preparing = tasks.create_task(blobs.store.make_outboards())
                         showing = tasks.create_task(taken.show())
+                        offering = tasks.create_task(
+                            telling.offer_code(output, options, endpoint, ticket)
+                        )
                         if once:
                             await taken.once()
-                            for task in (serving, following, preparing, showing):
+                            for task in (serving, following, preparing, showing, offering):
                                 task.cancel()
 
 
@@ -156,7 +165,7 @@ async def _add_stdin(output: Output, blobs: Blobs) -> TempTag:
         return await blobs.store.add_stream(pieces())
 
 
-def _announce(output: Output, blobs: Blobs, offer: _Offer, addr: EndpointAddr) -> None:
+def _announce(output: Output, blobs: Blobs, offer: _Offer, addr: EndpointAddr) -> str:
     ticket = str(blobs.ticket(offer.tag, addr))
     show_entries(output, "Offering", offer.entries)
     show_some(
@@ -164,7 +173,7 @@ def _announce(output: Output, blobs: Blobs, offer: _Offer, addr: EndpointAddr) -
         [f"left out ({each.kind}): {show_name(str(each.path))}" for each in offer.left_out],
     )
     show_renamed(output, "may be received as", offer.renamed)
-    output.remark("Ctrl-C ends it. On the other machine: dialkey receive with this ticket:")
+    output.remark("Ctrl-C ends it. This is the ticket:")
     output.result(
         "ready",
         ticket,
@@ -176,3 +185,4 @@ def _announce(output: Output, blobs: Blobs, offer: _Offer, addr: EndpointAddr) -
         left_out=[{"path": str(each.path), "kind": each.kind} for each in offer.left_out],
         not_portable=renamed_fields(offer.renamed),
     )
+    return ticket

@@ -8,8 +8,10 @@ A comment in the line before a fence says how: ``<!-- example: HOW -->``, with H
 - ``file NAME``: no fence follows; a file of that name is put into the page's folder.
 
 Python examples get the last ticket as their argument. In console examples, lines that begin with
-``$ dialkey`` run, with the last ticket in the place of a word that ends in an ellipsis; other
-commands (make, git, pip) do not. A fence of Python without such a comment fails the test.
+``$ dialkey`` run, with the last ticket in the place of a word that ends in an ellipsis (the last of
+the same kind where there are several), and in the place of a code such as ``7-amber-violin`` the one
+that the last ``--code`` printed; other commands (make, git, pip) do not. A fence of Python without such
+a comment fails the test.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ import pytest
 from doc_pages import PAGES, ROOT, Example, examples_of
 
 CUT_TICKET: Final = re.compile(r"[a-z0-9]+…")
+CODE: Final = re.compile(r"\d-[a-z]+-[a-z]+")
+KIND_LETTERS: Final = 4
 TIMEOUT_S: Final = 60.0
 
 
@@ -43,6 +47,8 @@ class Page:
         self.elsewhere.mkdir()
         self.stack = stack
         self.ticket = ""
+        self.code = ""
+        self.tickets: dict[str, str] = {}
 
     def run(self, example: Example) -> None:
         if example.how == "file":
@@ -57,9 +63,16 @@ class Page:
                 if line.startswith("$ dialkey "):
                     assert example.how, f"line {example.line}: say how to run it"
                     words = shlex.split(line.removeprefix("$ dialkey "))
-                    words = [self.ticket if CUT_TICKET.fullmatch(word) else word for word in words]
+                    words = [self.filled_in(word) for word in words]
                     folder = self.elsewhere if words[0] == "receive" else self.folder
                     self.process(example.how, ["-m", "dialkey", *words], folder)
+
+    def filled_in(self, word: str) -> str:
+        if CODE.fullmatch(word):
+            return self.code
+        if CUT_TICKET.fullmatch(word):
+            return self.tickets.get(word[:KIND_LETTERS], self.ticket)
+        return word
 
     def python(self, example: Example) -> None:
         if example.how == "module":
@@ -96,6 +109,10 @@ class Page:
             assert process.stdout is not None
             self.ticket = process.stdout.readline().strip()
             assert self.ticket, f"{arguments} printed no ticket"
+            self.tickets[self.ticket[:KIND_LETTERS]] = self.ticket
+            if "--code" in arguments:
+                self.code = process.stdout.readline().strip()
+                assert CODE.fullmatch(self.code), f"{arguments} printed no code"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

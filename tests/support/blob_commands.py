@@ -25,8 +25,10 @@ import sys
 from dialkey.cli import app
 from dialkey.hooks import Plugins
 import dialkey_blobs.plugin
+import dialkey_rendezvous.plugin
 plugins = Plugins()
 plugins.register(dialkey_blobs.plugin)
+plugins.register(dialkey_rendezvous.plugin)
 build = app.build
 app.build = lambda: build(plugins)
 app.main(sys.argv[1:])

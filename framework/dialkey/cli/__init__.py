@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dialkey.cli.app import CommandLine, build, main
 from dialkey.cli.children import child
+from dialkey.cli.codes import Ask, RendezvousOption, TicketCodes
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.options import (
     BindOption,
@@ -30,6 +31,7 @@ from dialkey.cli.scratch import scratch_folder
 from dialkey.cli.units import format_bytes, format_rate
 
 __all__ = [
+    "Ask",
     "BindOption",
     "CommandLine",
     "ExitCode",
@@ -39,7 +41,9 @@ __all__ = [
     "PresetOption",
     "Progress",
     "RelayOption",
+    "RendezvousOption",
     "SecretKeyOption",
+    "TicketCodes",
     "build",
     "child",
     "endpoint_options",

@@ -21,6 +21,7 @@ from dialkey.errors import InvalidInput, InvalidTicket, PluginError
 from dialkey.hooks import Plugins
 
 if TYPE_CHECKING:
+    from dialkey.cli.codes import TicketCodes
     from dialkey.identity import HasAddr
 
 __all__ = ["CommandLine", "build", "main"]
@@ -35,7 +36,8 @@ go to standard output, everything else to standard error.
 class CommandLine(typer.Typer):
     """The program `dialkey`, as plugins see it in the hook `dialkey_commands`.
 
-    A `typer.Typer` with two more methods; ``@cli.command()`` and ``cli.add_typer`` add subcommands.
+    A `typer.Typer` with a few more methods; ``@cli.command()`` and ``cli.add_typer`` add subcommands. A
+    command that has a parameter of type `typer.Context` gets at it with `CommandLine.of`.
     """
 
     def __init__(self) -> None:
@@ -45,13 +47,36 @@ class CommandLine(typer.Typer):
             no_args_is_help=True,
             invoke_without_command=True,
             # Subcommands and groups inherit this.
-            context_settings={"help_option_names": ["-h", "--help"]},
+            context_settings={"help_option_names": ["-h", "--help"], "obj": self},
             # Without markup nothing imports rich for a page of help.
             rich_markup_mode=None,
             pretty_exceptions_enable=False,
         )
         self._ticket_kinds: dict[str, tuple[_Parse, _Describe | None]] = {}
+        self._codes: TicketCodes | None = None
         self.callback(help=HELP)(_top)
+
+    @classmethod
+    def of(cls, context: typer.Context) -> CommandLine:
+        """Return the command line that a command belongs to."""
+        found = context.find_root().obj
+        assert isinstance(found, cls)
+        return found
+
+    @property
+    def codes(self) -> TicketCodes | None:
+        """What hands over tickets by codes, if a plugin brought it."""
+        return self._codes
+
+    def add_codes(self, codes: TicketCodes) -> None:
+        """Let commands that take and give tickets do so by codes.
+
+        Raises:
+            InvalidInput: another plugin does so already.
+        """
+        if self._codes is not None:
+            raise InvalidInput("codes are handled by another plugin already")
+        self._codes = codes
 
     def add_ticket_kind(
         self,

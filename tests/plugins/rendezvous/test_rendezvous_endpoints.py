@@ -74,6 +74,40 @@ async def test_a_ticket_by_a_code() -> None:
 
 
 @in_virtual_time
+async def test_both_sides_are_asked_at_the_same_time() -> None:
+    network = MemoryNetwork(seed=1)
+    async with (
+        bind(network, "server") as server,
+        Router(server) as router,
+        bind(network, "alice") as alice,
+        bind(network, "bob") as bob,
+    ):
+        router.add(Rendezvous())
+        codes: asyncio.Queue[Code] = asyncio.Queue()
+        both = asyncio.Barrier(2)
+        seen: list[tuple[str, ...]] = []
+
+        async def compare(words: tuple[str, ...], other_compares: bool) -> bool:
+            seen.append(words)
+            await both.wait()
+            return True
+
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                offer(
+                    alice,
+                    server.addr(),
+                    TICKET,
+                    on_code=lambda code, _: codes.put_nowait(code),
+                    compare=compare,
+                )
+            )
+            assert await take(bob, server.addr(), await codes.get(), compare=compare) == TICKET
+        assert len(seen) == 2
+        assert seen[0] == seen[1]
+
+
+@in_virtual_time
 async def test_what_goes_wrong_reaches_both_sides() -> None:
     network = MemoryNetwork(seed=1)
     async with (
