@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
 from collections.abc import Coroutine, Generator
 from types import TracebackType
@@ -28,6 +29,21 @@ class Closing(Protocol):
 
 
 T = TypeVar("T", bound=Closing)
+
+
+def check_loop() -> None:
+    """Make sure that asyncio runs here; other kinds of event loops say nothing that helps.
+
+    Raises:
+        RuntimeError: it does not; the message says what to do.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "dialkey needs a running asyncio loop: start your program with asyncio.run(main()); from"
+            " trio or curio, run it in a thread of its own"
+        ) from None
 
 
 class AsyncOnly:
@@ -70,6 +86,11 @@ class Opening(AsyncOnly, Coroutine[Any, Any, T], Generic[T]):
         if self._is_used:
             raise LocalError(self._again)
         self._is_used = True
+        try:
+            check_loop()
+        except RuntimeError:
+            self._coroutine.close()
+            raise
         return self._coroutine.__await__()
 
     async def __aenter__(self) -> T:

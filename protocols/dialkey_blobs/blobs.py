@@ -14,6 +14,7 @@ import attrs
 from dialkey import Connection, Endpoint, hookimpl
 from dialkey.errors import InvalidInput, LocalError
 from dialkey.identity import EndpointAddr, Remote, parse_remote
+from dialkey.opening import AsyncOnly, check_loop
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.collecting import LeftOut, collect
 from dialkey_blobs.collection import Collection
@@ -59,7 +60,7 @@ class Entry:
     size: int
 
 
-class Blobs:
+class Blobs(AsyncOnly):
     """The blobs protocol as a plugin: ``blobs = router.add(Blobs.persistent("share"))``.
 
     Everything in the store is offered to anybody who connects and knows a hash, unless `authorize` says
@@ -168,6 +169,7 @@ class Blobs:
             await self.store.close()
 
     async def __aenter__(self) -> Blobs:
+        check_loop()
         try:
             await self.store.ready()
         except BaseException:

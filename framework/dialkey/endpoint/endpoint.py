@@ -38,7 +38,7 @@ from dialkey.identity import (
 )
 from dialkey.network.transport import RendezvousTransport, Transport
 from dialkey.network.udp import UdpTransport
-from dialkey.opening import AsyncOnly, Opening
+from dialkey.opening import AsyncOnly, Opening, check_loop
 from dialkey.presets import LocalDiscovery, Preset, minimal
 from dialkey.printable import printable_bytes, printable_traceback
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
@@ -214,7 +214,7 @@ class Endpoint(AsyncOnly):
     async def _start(self) -> Endpoint:
         if self._state != "new":
             raise LocalError("this endpoint was bound already; call Endpoint.bind() again")
-        _check_loop()
+        check_loop()
         options = self._options
         plugins = self._plugins
         driver = self._driver = Driver(
@@ -647,16 +647,6 @@ def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:
             f"plugin {answer.plugin!r} returned {type(answer.value).__name__}, which is not {what}:"
             f" it has no method {missing[0]!r}"
         )
-
-
-def _check_loop() -> None:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        raise RuntimeError(
-            "dialkey needs a running asyncio loop: start your program with asyncio.run(main()); from"
-            " trio or curio, run it in a thread of its own"
-        ) from None
 
 
 def _alpn_text(alpn: str | bytes) -> str:

@@ -17,6 +17,7 @@ from dialkey.errors import BindError
 from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED, RELAY_WRITE_TIMEOUT_S
+from dialkey.opening import AsyncOnly, check_loop
 from dialkey.printable import printable, printable_traceback
 from dialkey.shares import Claim, FairShares
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
@@ -140,7 +141,7 @@ class Listener:
         return [sock.getsockname()[:2] for sock in self.server.sockets]
 
 
-class RelayServer:
+class RelayServer(AsyncOnly):
     """A relay, embeddable in any asyncio program.
 
     ::
@@ -236,6 +237,7 @@ class RelayServer:
             logger.info("relay listens on %s port %d%s", host, port, " (TLS)" if tls else "")
 
     async def __aenter__(self) -> RelayServer:
+        check_loop()
         await self.start()
         return self
 

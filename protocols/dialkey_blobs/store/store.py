@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from dialkey import Opening
 from dialkey.errors import DialkeyError, InvalidInput, StorageError
+from dialkey.opening import AsyncOnly, check_loop
 from dialkey_blobs.events import VerifiedContent, VerifiedParent
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
 from dialkey_blobs.hashing import Buffer
@@ -46,7 +47,7 @@ _READ_BYTES: Final = 1 << 20
 _MAX_READ_BYTES: Final = 64 << 20
 
 
-class Store:
+class Store(AsyncOnly):
     """A place for blobs; make an `FsStore` or a `MemoryStore`.
 
     Use it as an async context manager, or `close` it at the end. What an awaited operation has
@@ -92,6 +93,7 @@ class Store:
         self._observers.close()
 
     async def __aenter__(self) -> Store:
+        check_loop()
         try:
             await self.ready()
         except BaseException:
