@@ -60,6 +60,7 @@ PUBLIC: Final = frozenset(
         "dialkey.limits",
         "dialkey.native",
         "dialkey.network",
+        "dialkey.opening",
         "dialkey.places",
         "dialkey.presets",
         "dialkey.printable",

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
 
 from dialkey.errors import LocalError
 
+__all__ = ["AsyncOnly", "Closing", "Opening", "check_loop"]
+
 
 class Closing(Protocol):
     """What `Opening` opens: an asynchronous context manager that enters as itself."""

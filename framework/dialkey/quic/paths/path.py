@@ -328,7 +328,11 @@ class Path:
         at = self.recovery.timer()
         has_fired = at is not None and now >= at
         if has_fired:
-            self.probes_pending = max(self.probes_pending, self.recovery.on_timeout(now))
+            probes = self.recovery.on_timeout(now)
+            # Where nobody has answered yet, the challenge is repeated in its own time; that is enough.
+            is_asking = self.challenge is not None and self.previous_remote is None
+            if self.validated or not is_asking:
+                self.probes_pending = max(self.probes_pending, probes)
         if not self.abandoned and now >= self.ping_at(keep_alive_s):
             asks = now >= self.last_activity + keep_alive_s or expects_data()
             self.is_receiving = False
