@@ -91,7 +91,8 @@ async def ping(
         ConnectionLost, ConnectionClosedByPeer: the connection ended.
     """
     now = asyncio.get_running_loop().time
-    send, recv = await connection.open_bi()
+    async with asyncio.timeout(timeout_s):
+        send, recv = await connection.open_bi()
     sequence = 0
     try:
         while count is None or sequence < count:
@@ -109,7 +110,14 @@ async def ping(
                 )
             yield Pong(sequence, elapsed_s, path_in_use(connection))
         await send.finish()
-        if await recv.read():
+        try:
+            async with asyncio.timeout(timeout_s):
+                surplus = await recv.read()
+        except TimeoutError:
+            # Every ping was answered; that the peer keeps the stream open is its own affair.
+            surplus = b""
+            recv.stop()
+        if surplus:
             raise WireError("more was echoed than had been sent", endpoint_id=connection.remote_id)
     except BaseException:
         send.reset()

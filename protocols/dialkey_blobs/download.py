@@ -165,7 +165,7 @@ class _Candidate:
     was_connected: bool = False
     has_delivered: bool = False
     fruitless: int = 0
-    progressed_at: float = 0.0
+    progressed_at: float | None = None
 
 
 class _Rate:
@@ -251,6 +251,9 @@ class Download:
                 while not local.is_complete:
                     candidate = self._candidates[0]
                     held = local.held_bytes
+                    if candidate.progressed_at is None:
+                        # Patience begins with the first try: silence takes its time to be noticed.
+                        candidate.progressed_at = loop.time()
                     try:
                         async with aclosing(self._fetch_from(candidate, local)) as events:
                             async for event in events:
@@ -287,7 +290,7 @@ class Download:
     ) -> float | None:
         """Decide about a failed provider: seconds until it is tried again, None if never."""
         now = asyncio.get_running_loop().time()
-        if progressed or not candidate.progressed_at:
+        if progressed or candidate.progressed_at is None:
             candidate.progressed_at = now
         candidate.fruitless = 0 if progressed else candidate.fruitless + 1
         may_recover = _may_recover(error, candidate)

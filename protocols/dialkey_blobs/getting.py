@@ -5,12 +5,13 @@ Source: docs/wire/blobs.md 1.3 to 1.7.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-from dialkey import Connection
-from dialkey.errors import RemoteError, StreamReset, StreamStopped
+from dialkey import Connection, RecvStream
+from dialkey.errors import ConnectionLost, RemoteError, StreamReset, StreamStopped
 from dialkey.identity import EndpointId
 from dialkey_blobs.bitfield import Bitfield, ObserveReader
 from dialkey_blobs.hash import BlobFormat, Hash, HashAndFormat
@@ -59,9 +60,9 @@ async def get(
         ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
         StorageError: the store failed.
     """
-    send, recv = await connection.open_bi()
+    recv: RecvStream | None = None
     try:
-        await send.write(encode_request(request), finish=True)
+        recv = await _ask(connection, encode_request(request), stall_timeout_s)
         async with aclosing(
             receive(
                 store,
@@ -80,7 +81,27 @@ async def get(
             error.endpoint_id = connection.remote_id
         raise
     finally:
-        recv.stop(StreamCode.NONE)
+        if recv is not None:
+            recv.stop(StreamCode.NONE)
+
+
+async def _ask(connection: Connection, request: bytes, timeout_s: float) -> RecvStream:
+    try:
+        async with asyncio.timeout(timeout_s):
+            send, recv = await connection.open_bi()
+            try:
+                await send.write(request, finish=True)
+            except BaseException:
+                send.reset(StreamCode.NONE)
+                recv.stop(StreamCode.NONE)
+                raise
+            return recv
+    except TimeoutError as error:
+        raise ConnectionLost(
+            f"the provider did not take our request for {timeout_s:g} s",
+            endpoint_id=connection.remote_id,
+            hint="try again to continue",
+        ) from error
 
 
 def _explain(error: StreamReset, remote_id: EndpointId) -> StreamReset:

@@ -50,6 +50,9 @@ FLUSH_AFTER_S: Final = 0.5
 that little is lost if this process dies."""
 STALL_TIMEOUT_S: Final = 30.0
 """A sender that sends nothing for this long is given up, even if the connection itself is alive."""
+TRICKLE_BYTES: Final = 1024
+"""A sender that sends less than this in twice `STALL_TIMEOUT_S` is given up as well: a byte now and then
+would otherwise hold the getter for ever. 17 bytes a second is slower than any network in use."""
 END_TIMEOUT_S: Final = 1.0
 """How long to wait for the end of a stream that has nothing more to bring."""
 
@@ -147,11 +150,16 @@ class _Inbox:
 
     async def _read(self) -> None:
         try:
+            now = asyncio.get_running_loop().time
+            trickled, until = 0, now() + 2 * self._stall_timeout_s
             while True:
-                async with asyncio.timeout(self._stall_timeout_s):
+                async with asyncio.timeout(min(self._stall_timeout_s, until - now())):
                     data = await self._recv.read(READ_BYTES)
                 if not data:
                     break
+                trickled += len(data)
+                if trickled >= TRICKLE_BYTES:
+                    trickled, until = 0, now() + 2 * self._stall_timeout_s
                 self._parts.append(data)
                 self._size += len(data)
                 self._some.set()
@@ -160,9 +168,12 @@ class _Inbox:
                 while self._size >= READ_AHEAD_BYTES:
                     self._room.clear()
                     await self._room.wait()
+                    until = now() + 2 * self._stall_timeout_s
         except TimeoutError:
+            sent = f"only {trickled} bytes" if now() >= until and trickled else "nothing"
+            waited_s = self._stall_timeout_s * (2 if trickled and now() >= until else 1)
             self._error = ConnectionLost(
-                f"the sender sent nothing for {self._stall_timeout_s:g} s",
+                f"the sender sent {sent} for {waited_s:g} s",
                 hint="what arrived is stored; try again to continue",
             )
         except DialkeyError as error:

@@ -12,7 +12,7 @@ import pytest
 COOKBOOK = Path(__file__).parents[2] / "cookbook"
 
 # Tests of the parts of an app import it from the tree.
-sys.path.append(str(COOKBOOK / "workshop"))
+sys.path += [str(COOKBOOK / "workshop"), str(COOKBOOK / "echo")]
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
+
+import pytest
+from dialkey_echo.plugin import _ask
+from dialkey_echo.protocol import ALPN
+
+from dialkey import Connection, Endpoint, Router
+from dialkey.cli import Options, Output
+from dialkey.testing import MemoryNetwork, in_virtual_time
 
 LARGE = """
 import asyncio, os
@@ -28,6 +37,38 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+class Silent:
+    """Accepts streams, and sends nothing back, or a byte now and then."""
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+
+    async def accept(self, connection: Connection) -> None:
+        send, _ = await connection.accept_bi()
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await send.write(b"d")
+
+
+@pytest.mark.parametrize("interval_s", [5.0, 1e6])
+@in_virtual_time
+async def test_a_peer_that_says_too_little_is_given_up(interval_s: float) -> None:
+    network = MemoryNetwork(seed=1)
+
+    class InMemory(Options):
+        async def _open_endpoint(self, plugins: tuple[object, ...]) -> Endpoint:
+            return await Endpoint.bind(transports=[network.transport("b")], entry_points=False)
+
+    async with (
+        Endpoint.bind(transports=[network.transport("a")], entry_points=False) as a,
+        Router(a, grace_s=0) as router,
+    ):
+        router.accept(ALPN, Silent(interval_s))
+        with pytest.raises(TimeoutError, match="no answer within 10 s"):
+            await _ask(Output(), InMemory(), str(a.ticket()), "dial keys")
+        assert 10 <= asyncio.get_running_loop().time() < 15
 
 
 def dialkey(*arguments: str) -> list[str]:

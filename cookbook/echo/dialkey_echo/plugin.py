@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -20,6 +21,9 @@ from dialkey.printable import printable
 if TYPE_CHECKING:
     from dialkey import Endpoint
     from dialkey_echo.protocol import Echo
+
+ANSWER_TIMEOUT_S: Final = 10.0
+"""A peer that accepts the connection and then says nothing, or too little, is given up."""
 
 
 @hookimpl
@@ -76,5 +80,9 @@ async def _ask(output: Output, options: Options, ticket: str, text: str) -> None
         options.open_endpoint() as endpoint,
         await endpoint.connect(ticket, ALPN) as connection,
     ):
-        answer = (await echo(connection, text.encode())).decode()
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                answer = (await echo(connection, text.encode())).decode()
+        except TimeoutError as error:
+            raise TimeoutError(f"no answer within {ANSWER_TIMEOUT_S:g} s") from error
         output.result("echo", printable(answer), text=answer, endpoint_id=str(connection.remote_id))

@@ -8,13 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from dialkey import Connection, Endpoint, Router, SecretKey
 from dialkey.errors import ConnectionClosedByPeer, ProtocolViolation, WireError
 from dialkey.identity import EndpointTicket, RelayUrl
+from dialkey.testing import MemoryNetwork, in_virtual_time
 from dialkey_ping import ALPN, Ping, PingHandler, Pong, ping
 from dialkey_relay import Everyone, RelayServer
 
@@ -59,6 +61,57 @@ class Liar:
 class Silent:
     async def accept(self, connection: Connection) -> None:
         await connection.closed()
+
+
+class Trickler:
+    """Sends a byte of the answer now and then."""
+
+    async def accept(self, connection: Connection) -> None:
+        send, _ = await connection.accept_bi()
+        while True:
+            await send.write(b"\0")
+            await asyncio.sleep(5)
+
+
+class Lingerer:
+    """Answers every ping, and does not end the stream."""
+
+    async def accept(self, connection: Connection) -> None:
+        send, recv = await connection.accept_bi()
+        async for data in recv:
+            await send.write(data)
+        await connection.closed()
+
+
+@pytest.mark.parametrize("handler", [Silent(), Trickler()])
+@in_virtual_time
+async def test_a_peer_that_says_too_little_is_given_up(handler: Silent | Trickler) -> None:
+    async with in_memory(handler) as connection:
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            await pongs(connection)
+        assert asyncio.get_running_loop().time() - began < 6
+
+
+@in_virtual_time
+async def test_a_peer_that_leaves_the_stream_open_does_not_hold_up_the_end() -> None:
+    async with in_memory(Lingerer()) as connection:
+        began = asyncio.get_running_loop().time()
+        assert len(await pongs(connection)) == 4
+        assert asyncio.get_running_loop().time() - began < 6
+
+
+@asynccontextmanager
+async def in_memory(handler: object) -> AsyncIterator[Connection]:
+    network = MemoryNetwork(seed=1)
+    async with (
+        Endpoint.bind(transports=[network.transport("a")], entry_points=False) as a,
+        Endpoint.bind(transports=[network.transport("b")], entry_points=False) as b,
+        Router(a, grace_s=0) as router,
+    ):
+        router.accept(ALPN, handler)
+        async with b.connect(a.addr(), ALPN) as connection:
+            yield connection
 
 
 class Closer:
