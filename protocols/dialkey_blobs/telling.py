@@ -172,9 +172,13 @@ def _question(output: Output, verify: bool) -> Ask | None:
 
 def _command(options: Options) -> str:
     """Return what is typed on the other machine before a ticket or code."""
-    services = f" --services {shlex.quote(options.services)}" if options.services else ""
-    preset = f" --preset {options.preset}" if options.preset else ""
-    return f"dialkey receive{services}{preset}"
+    if options.preset is not None:
+        return f"dialkey receive --preset {options.preset}"
+    # The environment of this machine says nothing on the other one.
+    services = options.services or os.environ.get("DIALKEY_SERVICES")
+    if services:
+        return f"dialkey receive --services {shlex.quote(services)}"
+    return "dialkey receive"
 
 
 def _name_of(code: str) -> str:

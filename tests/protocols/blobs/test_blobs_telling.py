@@ -138,6 +138,16 @@ async def test_verify_is_for_codes(tmp_path: Path) -> None:
             raise AssertionError("unreachable")
 
 
+def test_services_of_the_environment_are_part_of_the_command(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("DIALKEY_SERVICES", "https://own.example")
+    output = quiet()
+    Telling(None).show(output, Options(), str(TICKET))
+    assert isinstance(output.stderr, io.StringIO)
+    assert f"dialkey receive --services https://own.example {TICKET}" in output.stderr.getvalue()
+
+
 def test_the_command_to_paste_is_whole() -> None:
     codes = Codes()
     for options, expected in (
