@@ -153,6 +153,7 @@ class Machine:
         self._announces = announces
         self._is_quiet = is_quiet
         self._links: dict[Link, _OnLink] = {}
+        self._own: frozenset[str] = frozenset()
         self._label = messages.label_of(id)
         self._response: bytes | None = None
         self._said: tuple[messages.Claim, ...] = ()  # what others read in that
@@ -199,6 +200,7 @@ class Machine:
     def set_links(self, links: Iterable[Link], now: float) -> None:
         """Take these links and no others; new ones are announced to."""
         wanted = dict.fromkeys(links)
+        self._own = frozenset(each.address for each in wanted)
         self._links = {link: each for link, each in self._links.items() if link in wanted}
         for link in wanted:
             if link not in self._links and not self._closed:
@@ -292,7 +294,7 @@ class Machine:
         if claim.said_goodbye:
             self._book.goes(id, source, now)
             return
-        info = _believable(claim.info, source)
+        info = _believable(claim.info, from_here=source in self._own)
         if info is None:
             return
         if self._book.hear(info, source, now, self._searches):
@@ -401,9 +403,8 @@ class Machine:
         return news
 
 
-def _believable(info: EndpointInfo, source: str) -> EndpointInfo | None:
+def _believable(info: EndpointInfo, *, from_here: bool) -> EndpointInfo | None:
     """Leave out addresses that lead somewhere else from here: loopback, except said by this machine."""
-    from_here = ipaddress.ip_address(source.partition("%")[0]).is_loopback
 
     def leads_there(addr: TransportAddr) -> bool:
         if not isinstance(addr, IpAddr):

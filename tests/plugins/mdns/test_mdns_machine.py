@@ -380,11 +380,14 @@ def test_who_is_known_already_need_not_answer() -> None:
 
 
 def test_loopback_addresses_are_believed_from_this_machine_only() -> None:
-    here = Link("lo", 1, 4, (ip_network("127.0.0.0/8"),), is_loopback=True)
-    lan = Lan()
-    machine = lan.join(1, LAN, here)
-    data = messages.response(info(2, "127.0.0.1:9")) or b""
-    machine.on_datagram(LAN, "10.0.0.2", data, 0.0)
-    assert not lan.knows(1, 2)
-    machine.on_datagram(here, "127.0.0.1", data, 0.0)
-    assert lan.knows(1, 2)
+    """Whichever interface it is heard on: the loopback interface is used only where there is no other."""
+    link = Link("lan", 2, 4, (ip_network("10.0.0.0/16"),), address="10.0.0.1")
+    here = Link("lo", 1, 4, (ip_network("127.0.0.0/8"),), is_loopback=True, address="127.0.0.1")
+    for on, source in ((link, "10.0.0.1"), (here, "127.0.0.1")):
+        lan = Lan()
+        machine = lan.join(1, link, here)
+        data = messages.response(info(2, "127.0.0.1:9")) or b""
+        machine.on_datagram(link, "10.0.0.2", data, 0.0)
+        assert not lan.knows(1, 2)
+        machine.on_datagram(on, source, data, 0.0)
+        assert lan.knows(1, 2)
