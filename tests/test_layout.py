@@ -77,6 +77,7 @@ CHANCE: Final = frozenset({"random"})
 SANS_IO: Final = ("framework/dialkey/quic", "framework/dialkey/identity")
 CORES: Final = {
     "plugins/dialkey_mdns": "book machine messages",
+    "plugins/dialkey_pkarr": "dns_query packets records server/quotas server/web server/zone",
     "plugins/dialkey_relay": "frames grants handshake http1 hub keepalive rates session websocket",
     "plugins/dialkey_rendezvous": "allowances codes desk exchange frames words",
     "protocols/dialkey_blobs": (

@@ -2,14 +2,22 @@
 
 WireError     ─ InvalidPacket     bytes that are no signed packet, or records that are not an endpoint's
 InvalidInput  ─ RecordTooLarge    what is to be published does not fit
+              ├ ServerConfigError a server's configuration cannot be used
 ResolveError  ─ ServerFailed      a server cannot be reached, or answers with an error
+LocalError    ─ StoreFailed       a server's database cannot be read or written
 """
 
 from __future__ import annotations
 
-from dialkey.errors import InvalidInput, ResolveError, WireError
+from dialkey.errors import InvalidInput, LocalError, ResolveError, WireError
 
-__all__ = ["InvalidPacket", "RecordTooLarge", "ServerFailed"]
+__all__ = [
+    "InvalidPacket",
+    "RecordTooLarge",
+    "ServerConfigError",
+    "ServerFailed",
+    "StoreFailed",
+]
 
 
 class InvalidPacket(WireError):
@@ -22,3 +30,11 @@ class RecordTooLarge(InvalidInput):
 
 class ServerFailed(ResolveError):
     code = "network.resolve.server"
+
+
+class ServerConfigError(InvalidInput):
+    code = "local.input.dns_config"
+
+
+class StoreFailed(LocalError):
+    code = "local.store.records"

@@ -65,3 +65,68 @@ EDNS_PAYLOAD_BYTES: Final = 1232
 
 MAX_DNS_ANSWER_BYTES: Final = 65_535
 """TCP has two bytes for the length."""
+
+# --- the server -----------------------------------------------------------------------------------
+
+EVICT_AFTER_S: Final = 7 * 86_400.0
+"""A record that was signed longer ago is forgotten, as iroh's server does; publishers sign every five
+minutes."""
+
+EVICT_EVERY_S: Final = 60.0
+
+AHEAD_MOST_S: Final = 86_400.0
+"""How far a signer's clock may be ahead of ours. A record from the far future would stand in the way of
+all that its key signs later; a clock in the wrong time zone must do no harm."""
+
+NEGATIVE_TTL_S: Final = 30
+"""How long resolvers may remember that a key is not known: a new endpoint is found after that time."""
+
+APEX_TTL_S: Final = 3600
+"""Of the SOA, NS and address records of an origin, which hardly ever change."""
+
+MAX_CACHED_RECORDS: Final = 65_536
+"""Records kept in memory; at most 1.1 kB each."""
+
+MAX_PENDING_PUTS: Final = 4096
+"""Records that wait for one transaction; more are asked to come again."""
+
+MAX_PENDING_GETS: Final = 1024
+"""Questions that wait for the store; more are answered with SERVFAIL, and resolvers ask again."""
+
+PUTS_PER_NETWORK: Final = (60.0, 10.0)
+"""Burst and rate per second for one address (IPv6: one /64): an office of some hundred endpoints
+publishes once or twice a second. What fails counts as well."""
+
+PUTS_PER_KEY: Final = (6.0, 0.5)
+"""Burst and rate per second for one key: a fresh endpoint publishes twice within a second."""
+
+UDP_ANSWERS_PER_NETWORK: Final = (400.0, 200.0)
+"""Burst and rate per second of full answers over UDP for one address. What is above is told to come over
+TCP, so that forged questions bring their victim no more than they cost."""
+
+MAX_NETWORKS: Final = 65_536
+"""Addresses and keys that a limit remembers; the ones least recently seen are forgotten first."""
+
+REQUEST_TIMEOUT_S: Final = 10.0
+"""From when a connection is opened, or from the first byte of a later request, until all of it is here:
+a packet fits into one segment. Also for a TLS handshake, and for taking an answer."""
+
+IDLE_TIMEOUT_S: Final = 20.0
+"""How long a connection may wait for its next request."""
+
+MAX_SERVER_CONNECTIONS: Final = 2048
+"""HTTP and DNS connections together, so that some thousand files that a process may open suffice. When
+there are more, the network that has most loses its oldest."""
+
+MAX_REQUEST_HEAD_BYTES: Final = 16_384
+MAX_REQUEST_BODY_BYTES: Final = 65_535
+"""A DNS message has no more; a packet has 1,072."""
+
+MAX_REQUESTS_PER_CONNECTION: Final = 1000
+"""Then the connection is closed, and others have their turn."""
+
+LISTEN_BACKLOG: Final = 1024
+"""As iroh's server; the kernel may allow less."""
+
+STORE_RETRY_S: Final = 1.0
+"""How long a store that failed is left alone before it is tried again."""

@@ -1,6 +1,7 @@
-"""The entry point: lookups for presets that name a discovery server. Imports nothing heavy.
+"""The entry point: lookups for presets that name a discovery server, and the command that runs one.
 
-It does not add a lookup by itself: a preset says which server, and what is published there.
+Imports nothing heavy. It does not add a lookup by itself: a preset says which server, and what is
+published there.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dialkey.presets import DiscoveryServer
 
 if TYPE_CHECKING:
     from dialkey import AddressLookup, Endpoint
+    from dialkey.cli import CommandLine
 
 
 @hookimpl
@@ -35,3 +37,11 @@ def dialkey_discovery(endpoint: Endpoint, service: object) -> list[AddressLookup
     if service.dns_origin is not None:
         lookups.append(DnsLookup(service.dns_origin))
     return lookups
+
+
+@hookimpl
+def dialkey_commands(cli: CommandLine) -> None:
+    """Add the command that runs a discovery server."""
+    from dialkey_pkarr.commands import add_commands
+
+    add_commands(cli)
