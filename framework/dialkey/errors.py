@@ -38,7 +38,7 @@ phase* it happened, because that decides what was lost::
         ├── DialError                  no address answered; `attempts` says what happened at each
         │   └── DialTimeout
         ├── ConnectionLost             an established connection went silent
-        └── Offline                    no relay let us in, so that others could reach us
+        └── Offline                    no relay accepts us, so nobody can reach us through one
 
 Each class carries a stable `code` (for programs and logs; it never changes meaning), the endpoint id
 that it is about where there is one, and a hint that says what to do.
@@ -387,7 +387,7 @@ class DialTimeout(DialError):
 
 
 class Offline(NetworkError):
-    """No relay has let us in, so nobody can reach us through one; the message says why not."""
+    """No relay accepts us, so nobody can reach us through one; the message says why."""
 
     code = "network.offline"
 

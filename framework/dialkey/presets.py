@@ -103,7 +103,7 @@ public = Preset(
     relays=_RELAYS,
     discovery=(DiscoveryServer("https://dns.iroh.link/pkarr", "dns.iroh.link."),),
 )
-"""iroh's public relays and discovery, run by number 0. They see who looks for whom, and carry what
+"""iroh's public relays and discovery, run by n0. They see who looks for whom, and carry what
 does not go directly, encrypted."""
 
 relay_only = public.without_udp("relay_only")

@@ -52,7 +52,7 @@ def add_commands(cli: CommandLine) -> None:
     ) -> None:
         """See whether an endpoint answers, how fast, and by which path."""
         if (target is None) != listen:
-            raise typer.BadParameter("give a ticket or an endpoint id, or --listen")
+            raise typer.BadParameter("give a ticket or an endpoint id, or else --listen")
         output = Output(json=options.json)
         if target is None:
             run(output, lambda: _listen(output, options))

@@ -90,7 +90,7 @@ def collect(paths: Iterable[str | Path]) -> Collected:
                 )
             found[file_name] = file
     if not found:
-        raise InvalidInput("there is no regular file at these paths")
+        raise InvalidInput("there are no files at these paths", hint="empty folders are not sent")
     check_own_names(list(found))
     return Collected(
         tuple(sorted(found.items(), key=lambda item: item[0].encode())),

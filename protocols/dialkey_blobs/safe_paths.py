@@ -45,7 +45,7 @@ class TargetExists(StorageError):
 
     def __init__(self, path: Path, *, hint: str | None = None) -> None:
         super().__init__(
-            f"{path} exists already", hint=hint or "choose another folder, or allow overwriting"
+            f"{path} already exists", hint=hint or "choose another folder, or allow overwriting"
         )
         self.path = path
 

@@ -94,7 +94,7 @@ def test_three_chat_drop_a_file_and_one_is_killed(rooms: Rooms) -> None:
     taken.parent.mkdir()
     taken.write_bytes(b"another map")
     bob.type(f"/get {number_of(offer)} 'taken place'")
-    bob.expect("exists already; /get 1 FOLDER puts it elsewhere")
+    bob.expect("already exists; /get 1 FOLDER puts it elsewhere")
     assert taken.read_bytes() == b"another map"
     bob.type(f"/get {number_of(offer)} 'other place'")
     bob.expect("saved .*other place")

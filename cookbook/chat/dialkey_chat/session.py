@@ -454,7 +454,7 @@ class Chat:
             paths = await self._files.fetch(file, providers, folder, progress)
         except TargetExists as error:
             path = clean_text(str(error.path), 500)
-            self.remark(f"{path} exists already; /get {number} FOLDER puts it elsewhere")
+            self.remark(f"{path} already exists; /get {number} FOLDER puts it elsewhere")
             return
         for each in paths:
             self.remark(f"file {number}: saved {clean_text(str(each), 500)}")

@@ -186,7 +186,7 @@ def _ask(cli: CommandLine, plugins: Plugins, name: str) -> None:
         twice = sorted({command for command in added if added.count(command) > 1} & taken)
         if twice:
             raise PluginError(
-                f"plugin {name!r} adds the command {twice[0]!r}, which exists already",
+                f"plugin {name!r} adds the command {twice[0]!r}, which already exists",
                 hint="its commands are left out",
             )
     except PluginError as error:

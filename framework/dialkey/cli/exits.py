@@ -37,7 +37,7 @@ class ExitCode(enum.IntEnum):
     SUCCESS = 0, "everything was done"
     UNEXPECTED = 1, "an unexpected error; DIALKEY_DEBUG=1 shows where"
     USAGE = 2, "the command line is wrong, or a ticket, key or address in it"
-    LOCAL = 3, "this machine: a file is missing or exists already, a disk is full, no socket"
+    LOCAL = 3, "this machine: a file is missing or already exists, a disk is full, no socket"
     UNREACHABLE = 4, "the other endpoint could not be reached"
     LOST = 5, "the other endpoint went away or closed the connection before the end"
     REFUSED = 6, "the other endpoint refused: wrong key, unknown protocol, or a policy there"

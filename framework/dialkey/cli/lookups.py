@@ -34,7 +34,7 @@ def add_commands(cli: CommandLine) -> None:
         *,
         options: Options,
     ) -> None:
-        """Show what each source says of an endpoint, how old that is, and how long it took."""
+        """Show what each source says about an endpoint, how old it is, and how long it took."""
         output = Output(json=options.json)
         run(output, lambda: _lookup(output, options, _parse(cli, target), timeout))
 

@@ -55,7 +55,7 @@ Command = Callable[..., None]
 
 def _known_preset(name: str | None) -> str | None:
     if name is not None and name not in presets.BY_NAME:
-        raise typer.BadParameter(f"{name!r} is none of: {', '.join(presets.BY_NAME)}")
+        raise typer.BadParameter(f"{name!r} is not one of: {', '.join(presets.BY_NAME)}")
     return name
 
 
@@ -183,7 +183,7 @@ class Options:
             return presets.minimal if self.relays else presets.public
         if name not in presets.BY_NAME:
             known = ", ".join(presets.BY_NAME)
-            raise InvalidInput(f"{PRESET_VARIABLE} is {name!r}, which is none of: {known}")
+            raise InvalidInput(f"{PRESET_VARIABLE} is {name!r}, which is not one of: {known}")
         return presets.BY_NAME[name]
 
     def _say_whose_services(self) -> None:
@@ -193,7 +193,7 @@ class Options:
         preset = self.chosen_preset()
         if preset in (presets.public, presets.relay_only):
             text = (
-                "Using iroh's public relays and discovery, run by number 0;"
+                "Using iroh's public relays and discovery, run by n0;"
                 f" --preset, --services URL or {SERVICES_VARIABLE} choose others."
             )
         elif preset.discovery and preset.relays:

@@ -431,7 +431,7 @@ class Endpoint(AsyncOnly):
                 if not done:
                     reasons = [reason for way in ways for reason in way.offline_reasons()]
                     raise Offline(
-                        f"no relay let us in within {timeout:g} s: {'; '.join(reasons)}",
+                        f"no relay accepted us within {timeout:g} s: {'; '.join(reasons)}",
                         hint="the endpoint keeps trying",
                     )
                 if any(each.exception() is None for each in done):

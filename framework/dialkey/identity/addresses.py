@@ -198,11 +198,11 @@ def _socket_address_hint(text: str) -> str:
     if text != text.strip():
         return "remove the white space around it"
     if "%" in text:
-        return "the scope is the number of the interface, not its name: [fe80::1%3]:443"
+        return "the scope is the number of the interface, not its name, as in [fe80::1%3]:443"
     if text.count(":") > 1 and not text.startswith("["):
-        return "an IPv6 address stands in brackets: [2001:db8::1]:443"
+        return "put an IPv6 address in brackets, as in [2001:db8::1]:443"
     if ":" not in text:
-        return "the port is missing: 192.0.2.1:443"
+        return "the port is missing; write it as in 192.0.2.1:443"
     return "write it as 192.0.2.1:443 or [2001:db8::1]:443; host names are not resolved here"
 
 

@@ -76,7 +76,7 @@ def _decode(text: str, alphabet: _Alphabet) -> bytes:
         )
     if len(text) % 8 in _IMPOSSIBLE_REMAINDERS:
         raise Base32Error(
-            f"{len(text)} characters are not a possible length of {alphabet.name}",
+            f"{len(text)} characters is not a possible length for {alphabet.name}",
             hint="the text may be cut off, or a character is missing or doubled",
         )
     if not text:

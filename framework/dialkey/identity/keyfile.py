@@ -42,7 +42,7 @@ def read(path: str | Path) -> str:
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(path, flags)
     except FileNotFoundError:
-        raise KeyFileMissing(f"there is no key file {path}") from None
+        raise KeyFileMissing(f"no such key file: {path}") from None
     except (OSError, ValueError) as error:
         raise _failed("open", path, error) from error
     try:
@@ -110,7 +110,7 @@ def write(path: str | Path, text: str, *, overwrite: bool) -> None:
         _sync_folder(path.parent)
     except FileExistsError:
         raise KeyFileExists(
-            f"the key file {path} exists already", hint="it was left as it is"
+            f"the key file {path} already exists", hint="it was not changed"
         ) from None
     except (OSError, ValueError) as error:
         raise _failed("write", path, error) from error

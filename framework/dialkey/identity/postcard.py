@@ -72,9 +72,7 @@ class Reader:
         if count < 0:
             raise ValueError("count is negative")
         if count > self.remaining:
-            raise WireError(
-                f"the data ends early: {count} bytes were declared, {self.remaining} are left"
-            )
+            raise WireError(f"the data ends early: {count} bytes expected, {self.remaining} found")
         end = self._position + count
         value = self._data[self._position : end]
         self._position = end

@@ -72,5 +72,5 @@ def _parse_text(text: str) -> EndpointAddr:
         )
     raise InvalidTicket(
         "this text does not name an endpoint",
-        hint=f"give a ticket (it begins with {EndpointTicket.KIND!r}) or an endpoint id",
+        hint=f"give an endpoint id, or a ticket, which begins with {EndpointTicket.KIND!r}",
     )

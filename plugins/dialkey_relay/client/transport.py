@@ -96,6 +96,9 @@ class RelayConfig:
         token: for its access rules.
         discovery_port: where it tells us our own address (UDP), with a certificate for the host of the
             URL; None if it does not. By default 7842 for a relay with TLS.
+
+    Raises:
+        InvalidAddress: the URL is not one of a relay.
     """
 
     url: RelayUrl = attrs.field(converter=_url)
@@ -427,7 +430,7 @@ class RelayTransport:
                 raise LocalError("the endpoint is closed")
             if all(self._refuses(url, known.get(url, 0)) for url in self._configs):
                 raise Offline(
-                    f"no relay lets us in: {'; '.join(self.offline_reasons())}",
+                    f"no relay accepts us: {'; '.join(self.offline_reasons())}",
                     hint="the endpoint keeps trying",
                 )
             await self._changed.wait()
@@ -659,7 +662,7 @@ class RelayTransport:
             if self._home == home and choice in self._configs:
                 self._set_home(choice)
         else:
-            logger.info("relay %s is nearer, but does not let us in", choice.redacted)
+            logger.info("relay %s is nearer, but does not accept us", choice.redacted)
             self._selector.stay(self._home)
 
     async def _let_in(self, urls: set[RelayUrl]) -> set[RelayUrl]:

@@ -398,8 +398,8 @@ def _access(
     if "access" not in root:
         raise root.error(
             "access",
-            "is missing: who may use this relay has to be written down",
-            'an open relay says access = "everyone"; [access.grants] is for apps',
+            "missing, so nobody may use this relay",
+            'write access = "everyone" for an open relay, or [access.grants] for an app',
         )
     if isinstance(root.peek("access"), str):
         if root.take("access", str) != "everyone":

@@ -75,7 +75,7 @@ def test_key_new_and_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert call("key", "new", str(file)) == ExitCode.LOCAL
     failed = capsys.readouterr()
     assert failed.out == ""
-    assert "exists already" in failed.err
+    assert "already exists" in failed.err
     assert file.read_text().strip() == secret
 
 
@@ -100,7 +100,7 @@ def test_key_show_without_file_is_one_line(
     assert call("key", "show", str(tmp_path / "no.key")) == ExitCode.LOCAL
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"dialkey: there is no key file {tmp_path / 'no.key'}\n"
+    assert captured.err == f"dialkey: no such key file: {tmp_path / 'no.key'}\n"
 
 
 def example_ticket() -> EndpointTicket:

@@ -48,7 +48,7 @@ def test_what_chooses_and_in_which_order(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("DIALKEY_SERVICES")
     monkeypatch.setenv("DIALKEY_PRESET", "nonsense")
     with pytest.raises(
-        InvalidInput, match="DIALKEY_PRESET is 'nonsense', which is none of: public"
+        InvalidInput, match="DIALKEY_PRESET is 'nonsense', which is not one of: public"
     ):
         Options().chosen_preset()
 
@@ -74,7 +74,7 @@ async def _remarks(options: Options, capsys: pytest.CaptureFixture[str]) -> str:
 async def test_whose_services_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     err = await _remarks(Options(), capsys)
     assert err == (
-        "Using iroh's public relays and discovery, run by number 0;"
+        "Using iroh's public relays and discovery, run by n0;"
         " --preset, --services URL or DIALKEY_SERVICES choose others.\n"
     )
     assert await _remarks(Options(preset="relay_only"), capsys) == err

@@ -85,7 +85,7 @@ def test_a_file_without_a_key_is_refused_without_quoting_it(tmp_path, content):
 def test_save_leaves_an_existing_file_alone(tmp_path):
     path = tmp_path / "key"
     KEY.save(path)
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         SecretKey(bytes(32)).save(path)
     assert SecretKey.load(path) == KEY
     SecretKey(bytes(32)).save(path, overwrite=True)
@@ -103,7 +103,7 @@ def test_overwriting_a_lax_file_tightens_it(tmp_path):
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(StorageError, match="no key file"):
+    with pytest.raises(StorageError, match="no such key file"):
         SecretKey.load(tmp_path / "none")
     with pytest.raises(StorageError):
         KEY.save(tmp_path / "none" / "key")
@@ -169,7 +169,7 @@ def test_a_file_system_without_hard_links(tmp_path, monkeypatch):
     KEY.save(path)
     assert SecretKey.load(path) == KEY
     assert mode(path) == 0o600
-    with pytest.raises(StorageError, match="exists already"):
+    with pytest.raises(StorageError, match="already exists"):
         KEY.save(path)
     assert os.listdir(tmp_path) == ["key"]
 

@@ -225,7 +225,7 @@ def test_command_pings_and_ctrl_c_ends_the_listener(
         (["ping", "nonsense"], 2, "dialkey: this text does not name an endpoint"),
         (["ping", "endpointaaa"], 2, "dialkey: "),
         (["ping", UNKNOWN], 4, "dialkey: "),
-        (["ping", "--listen", "--secret-key", "missing.key"], 3, "there is no key file"),
+        (["ping", "--listen", "--secret-key", "missing.key"], 3, "no such key file"),
         (["ping", "--listen", "--bind", "nowhere"], 2, "dialkey: "),
     ],
 )

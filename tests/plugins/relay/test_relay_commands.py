@@ -46,7 +46,7 @@ def test_checking_a_configuration(tmp_path) -> None:
     path.write_text('acces = "everyone"\n')
     result = invoke("--config", str(path), "--check")
     assert result.exit_code != 0
-    assert "access: is missing" in result.stderr
+    assert "access: missing" in result.stderr
 
 
 def test_without_a_configuration_it_says_what_to_do() -> None:

@@ -169,14 +169,16 @@ async def test_without_relays() -> None:
             assert "relays=" in str(failed.value.hint)
 
 
-async def test_what_is_no_relay_is_refused() -> None:
+async def test_what_is_not_a_relay_is_refused() -> None:
     with pytest.raises(InvalidAddress):
         Endpoint.bind(relays=["no url"])
+    with pytest.raises(PluginError, match="cannot be dialled"):
+        await Endpoint.bind(relays=["ftp://relay.example"], bind="127.0.0.1:0")
     with pytest.raises(PluginError, match="int is not a relay"):
         await Endpoint.bind(relays=[7])
     with pytest.raises(LocalError, match="no plugin"):
         await Endpoint.bind(relays=["https://relay.example"], entry_points=False)
-    # Nothing was asked for, so nothing lacks.
+    # Nothing was asked for, so nothing is missing.
     async with Endpoint.bind(relays=(), entry_points=False, bind="127.0.0.1:0"):
         pass
 
@@ -228,7 +230,7 @@ async def test_an_authority_of_its_own(certificate) -> None:
                 raise AssertionError
 
 
-# --- a relay that does not let us in --------------------------------------------------------------
+# --- a relay that refuses us ----------------------------------------------------------------------
 
 
 async def dial_in_vain(client: Endpoint, addr: EndpointAddr) -> tuple[DialError, float]:

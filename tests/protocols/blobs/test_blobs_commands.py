@@ -167,7 +167,7 @@ def test_a_missing_file_and_an_empty_folder(start: Start, tmp_path: Path) -> Non
     done = start("send", tmp_path / "no.jpg").end()
     is_one_line(done, 3, f"no such file or folder: {tmp_path / 'no.jpg'}")
     assert done.out == ""
-    is_one_line(start("send", tmp_path).end(), 2, "no regular file")
+    is_one_line(start("send", tmp_path).end(), 2, "there are no files")
 
 
 def test_nothing_is_overwritten_unasked(start: Start, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_nothing_is_overwritten_unasked(start: Start, tmp_path: Path) -> None:
     mine = make(target / "album" / "b", 5)
 
     done = start("receive", ticket, "-o", folder(target)).end()
-    is_one_line(done, 3, "exists already")
+    is_one_line(done, 3, "already exists")
     assert files_below(target) == ["album/b"]
     assert mine.stat().st_size == 5
 

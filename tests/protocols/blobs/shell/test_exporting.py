@@ -334,7 +334,7 @@ def test_a_folder_that_cannot_be_read_is_an_error(
 def test_what_cannot_be_collected(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="there is no file or folder"):
         collect_files([tmp_path / "missing"])
-    with pytest.raises(InvalidInput, match="no regular file"):
+    with pytest.raises(InvalidInput, match="there are no files"):
         collect_files([tmp_path])
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
