@@ -62,6 +62,8 @@ class Rendezvous:
                 connection.close(CLOSE_DONE, b"nothing was asked")
                 return
             await self._serve(connection, send, recv)
+            if connection.is_closed:
+                return
 
     async def shutdown(self) -> None:
         """Stop looking at the clock."""
@@ -77,6 +79,9 @@ class Rendezvous:
         reading = asyncio.create_task(self._read(seat, recv))
         try:
             await self._write(send, outgoing, reading)
+        except TimeoutError:
+            connection.close(CLOSE_DONE, b"too slow")
+            return
         finally:
             del self._seats[seat]
             self._desk.leave(seat, _now())
@@ -85,6 +90,8 @@ class Rendezvous:
             recv.stop()
             reading.cancel()
             await asyncio.wait({reading})
+            if not reading.cancelled():
+                reading.exception()  # seen, even where something else is raised
         if not reading.cancelled():
             reading.result()
 

@@ -118,11 +118,12 @@ class Heard:
             InvalidInput: something is missing.
             DialkeyError: what `TicketCodes.take` raises.
         """
-        code = self._code_of(words)
+        code, ticket = self._read(words)
         if code is None:
             if self._verify:
                 raise InvalidInput("--verify compares words of a code, and this is a ticket")
-            yield read_ticket(words, BlobTicket.parse)
+            assert ticket is not None
+            yield ticket
             return
         codes = _need(self._codes)
         ask = _question(output, self._verify)
@@ -143,13 +144,18 @@ class Heard:
         if is_kept:
             kept.unlink(missing_ok=True)
 
-    def _code_of(self, words: Sequence[str]) -> str | None:
-        if self._codes is None:
-            return None
-        if list(words) == ["-"]:
-            return None
-        text = " ".join(words)
-        return text if self._codes.looks_like_code(text) else None
+    def _read(self, words: Sequence[str]) -> tuple[str | None, BlobTicket | None]:
+        """Return the code that was given, or else the ticket."""
+        # A ticket in pieces is joined without spaces, and the words of a code with them.
+        if self._is_code(text := " ".join(words)):
+            return text, None
+        return read_ticket(
+            words,
+            lambda text: (text, None) if self._is_code(text) else (None, BlobTicket.parse(text)),
+        )
+
+    def _is_code(self, text: str) -> bool:
+        return self._codes is not None and self._codes.looks_like_code(text)
 
 
 def _need(codes: TicketCodes | None) -> TicketCodes:

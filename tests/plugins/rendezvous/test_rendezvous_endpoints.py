@@ -22,6 +22,7 @@ from dialkey_rendezvous import (
     offer,
     take,
 )
+from dialkey_rendezvous.frames import Claim, encode
 from dialkey_rendezvous.handler import ALPN
 from dialkey_rendezvous.limits import FIRST_FRAME_S
 
@@ -191,6 +192,25 @@ async def test_an_endpoint_without_a_rendezvous_is_said() -> None:
         router.accept("echo/1", Rendezvous())
         with pytest.raises(AlpnMismatch, match="it is not a rendezvous server"):
             await offer(alice, server.addr(), TICKET, on_code=print)
+
+
+@in_virtual_time
+async def test_a_caller_that_no_longer_listens_is_nobody_s_fault() -> None:
+    network = MemoryNetwork(seed=1)
+    async with (
+        bind(network, "server") as server,
+        Router(server) as router,
+        bind(network, "bob") as bob,
+    ):
+        rendezvous = router.add(Rendezvous())
+        connection = await bob.connect(server.addr(), ALPN)
+        send, _ = await connection.open_bi()
+        (there,) = server.connections
+        network.one_way("server", "bob").down()
+        await send.write(encode(Claim(5, bytes(32))))
+        await there.closed()
+        assert rendezvous.stats().refused == {"unknown": 1}
+    assert (router.stats().failed, router.stats().active) == (0, 0)
 
 
 @in_virtual_time

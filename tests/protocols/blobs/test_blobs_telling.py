@@ -131,6 +131,18 @@ def test_what_cannot_be_done_is_said_before_anything_is_read(
         telling.check(quiet())
 
 
+async def test_a_code_comes_on_standard_input_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for given, taken in (("7 amber violin\n", 1), (f"{TICKET}\n", 0)):
+        monkeypatch.setattr("sys.stdin", io.StringIO(given))
+        codes = Codes()
+        heard = Heard(codes, server="s", verify=False)
+        async with heard.ticket(quiet(), Options(), ["-"], tmp_path) as found:
+            assert found == TICKET
+        assert len(codes.taken) == taken
+
+
 async def test_verify_is_for_codes(tmp_path: Path) -> None:
     heard = Heard(Codes(), server="s", verify=True)
     with pytest.raises(InvalidInput, match="--verify compares words of a code"):
