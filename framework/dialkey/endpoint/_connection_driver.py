@@ -522,6 +522,10 @@ class ConnectionDriver:
                 if path is not None and path.may_carry_data:
                     self._emit_path(PathClosed(self.path_info(path)))
                 self._update_paths()
+            case events.AddressObserved(address=address):
+                # Only of a peer that we chose: anybody may dial us, and say anything.
+                if self.core.is_client:
+                    self.driver.observed(address)
             case events.AddressAnswered(remote=remote):
                 if self.path_manager is not None:
                     self.path_manager.on_punched(remote)

@@ -114,6 +114,8 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._is_open = False
         self._connections: set[ConnectionDriver] = set()
+        # What peers have seen us come from, of each family.
+        self._observed: dict[int, IpAddr] = {}
         self._dirty: dict[ConnectionDriver, None] = {}
         self._touched: dict[ConnectionDriver, None] = {}
         self._flush_scheduled = False
@@ -210,20 +212,41 @@ class Driver:
         for connection in self._connections:
             connection.network_changed(now)
         self.plugins.emit(NetworkChanged())
+        self._observed.clear()
         self.candidates_changed()
 
     def candidates(self) -> list[IpAddr]:
         """Return the IP addresses at which this machine may be reached, as known now."""
         addrs = (each for transport in self.transports for each in transport.local_addrs())
-        return [each for each in addrs if isinstance(each, IpAddr)]
+        known = [each for each in addrs if isinstance(each, IpAddr)]
+        # Behind a NAT whose outer address nobody else has told us yet.
+        return known + [
+            seen
+            for version, seen in self._observed.items()
+            if all(each.ip.is_private for each in known if each.ip.version == version)
+        ]
+
+    def observed(self, address: IpAddr) -> None:
+        """Note which address a peer that we dialled sees us come from.
+
+        Other peers are told on their connections; it is not published, because it may be a lie.
+        """
+        version = address.ip.version
+        if address.ip.is_loopback or self._observed.get(version) == address:
+            return
+        self._observed[version] = address
+        self._tell_candidates()
 
     def candidates_changed(self) -> None:
         """Tell everybody where this machine may be reached now."""
+        self._tell_candidates()
+        self._on_network_changed()
+
+    def _tell_candidates(self) -> None:
         candidates = self.candidates()
         for connection in self._connections:
             if connection.path_manager is not None:
                 connection.path_manager.set_candidates(candidates)
-        self._on_network_changed()
 
     # --- dialling -------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from dialkey.quic.paths.bbr import bbr
 from dialkey.quic.paths.cids import MAX_PEER_CIDS
 from dialkey.quic.paths.congestion import MakeController
 from dialkey.quic.paths.mtu import DEFAULT_MAX_BYTES
+from dialkey.quic.paths.observed import BOTH
 from dialkey.quic.paths.path import Address
 from dialkey.quic.paths.probing import ProbeAllowance
 from dialkey.quic.paths.skipped_numbers import Draw
@@ -87,6 +88,7 @@ class Config:
         holds = limits.MAX_TRAVERSAL_ADDRESSES if self.multipath and self.traversal else None
         return TransportParameters(
             traversal_addresses=holds,
+            address_discovery=BOTH if holds is not None else None,
             max_idle_timeout_ms=int(self.idle_timeout_s * 1000),
             max_udp_payload_size=1472,
             initial_max_data=self.first_window,

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 import attrs
 
+from dialkey.identity import IpAddr
 from dialkey.quic.streams.halves import RecvHalf, SendHalf
 
 
@@ -146,6 +147,15 @@ class AddressAnswered(Event):
 
     def __init__(self, remote: Hashable) -> None:
         self.remote = remote
+
+
+class AddressObserved(Event):
+    """The peer says that our packets come from this address."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: IpAddr) -> None:
+        self.address = address
 
 
 class PathSuspected(Event):

@@ -66,6 +66,8 @@ _FIELDS: Final[dict[int, tuple[str, tuple[str, ...]]]] = {
     codes.ADD_ADDRESS_V6: ("add_address", ("sequence_number",)),
     codes.REACH_OUT_V4: ("reach_out", ("round",)),
     codes.REACH_OUT_V6: ("reach_out", ("round",)),
+    codes.OBSERVED_ADDRESS_V4: ("observed_address", ("sequence_number",)),
+    codes.OBSERVED_ADDRESS_V6: ("observed_address", ("sequence_number",)),
     codes.REMOVE_ADDRESS: ("remove_address", ("sequence_number",)),
 }
 """Name and leading numbers of each frame; what follows them is left out of the trace."""
@@ -77,6 +79,8 @@ _ADDRESS_BYTES: Final = {
     codes.ADD_ADDRESS_V6: 18,
     codes.REACH_OUT_V4: 6,
     codes.REACH_OUT_V6: 18,
+    codes.OBSERVED_ADDRESS_V4: 6,
+    codes.OBSERVED_ADDRESS_V6: 18,
 }
 _ACKS: Final = frozenset({codes.ACK, codes.ACK_ECN, codes.PATH_ACK, codes.PATH_ACK_ECN})
 

@@ -207,3 +207,35 @@ async def test_what_a_lively_pair_costs_when_it_is_not_direct() -> None:
         assert 0 < probes <= 300 / 60 * 2 * 9 * 3
         assert not is_direct(here)
         assert not is_direct(there)
+
+
+@in_virtual_time
+async def test_what_a_public_peer_sees_helps_with_the_next() -> None:
+    """Without address discovery at a relay: a peer that we dialled tells, and it is not published."""
+    nats = Nats("open", "strict", observer=None)
+    public = nats.net.transport(IpAddr.parse("198.51.100.9:1"))
+    async with (
+        Endpoint.bind(transports=[public], entry_points=False, alpns=[ALPN]) as carol,
+        nats.bind("alice") as alice,
+        nats.bind("bob", alpns=[ALPN]) as bob,
+    ):
+        at_relay = RelayAddr(RelayUrl("https://relay.example/bob"))
+        here = await alice.connect(EndpointAddr(bob.id, [at_relay]), ALPN)
+        await asyncio.sleep(10)
+        assert not is_direct(here)
+        before = alice.addr()
+        await alice.connect(carol.addr(), ALPN)
+        async with asyncio.timeout(2.0):
+            await direct(here)
+        assert alice.addr() == before
+
+
+@in_virtual_time
+async def test_what_somebody_says_who_dialled_us_is_not_repeated() -> None:
+    nats = Nats("none", "open", observer=None)
+    async with nats.bind("alice") as alice, nats.bind("bob", alpns=[ALPN]) as bob:
+        at_relay = RelayAddr(RelayUrl("https://relay.example/bob"))
+        here = await alice.connect(EndpointAddr(bob.id, [at_relay]), ALPN)
+        await direct(here)
+        await asyncio.sleep(1)
+        assert bob._driver.candidates() == [INNER]

@@ -438,3 +438,42 @@ def test_a_trace_names_the_frames() -> None:
     payload += frame(codes.REMOVE_ADDRESS, 3) + frame(codes.PING)
     names = [each["frame_type"] for each in qlog.describe(payload)]
     assert names == ["add_address", "reach_out", "remove_address", "ping"]
+
+
+# --- what each side sees of the other -----------------------------------------------------------
+
+
+def test_each_side_learns_where_the_other_sees_it() -> None:
+    pair = NattedPair("moderate", "moderate")
+    pair.connect()
+    pair.settle(0.3)
+    assert not pair.client.seen(events.AddressObserved), "a relay sees no IP address"
+    pair.announce()
+    pair.run(lambda: bool(pair.punched()), seconds=2.0)
+    pair.settle(1.0)
+    for side in pair.sides:
+        assert side.seen(events.AddressObserved)[-1].address == pair.outer(side)
+
+
+def test_reports_are_iroh_s_frames_and_the_newest_counts() -> None:
+    pair = connected()
+    observed = pair.client.c.paths.observed
+    for number, address in ((7, at("192.0.2.2")), (6, at("192.0.2.3")), (7, at("192.0.2.4"))):
+        payload = frame(codes.OBSERVED_ADDRESS_V4, number, address_bytes(address))
+        source = at("198.51.100.2")
+        pair.deliver(pair.client, source, [pair.server.craft(payload)])  # type: ignore[arg-type]
+    assert observed.address == at("192.0.2.2")
+    server = pair.server.c.paths.observed
+    assert server.report(at("192.0.2.2")).hex().startswith("809f81a6")
+    assert server.report(at("192.0.2.2")).hex().endswith("c00002021151")
+
+
+def test_a_report_that_nobody_asked_for_ends_the_connection() -> None:
+    pair = Pair(server={"traversal": False}).connect()
+    pair.settle(0.2)
+    pair.client.inject(frame(codes.OBSERVED_ADDRESS_V4, 0, address_bytes(at("192.0.2.2"))))
+    assert pair.server.close_reason is not None
+    assert pair.server.close_reason.error_code == codes.PROTOCOL_VIOLATION
+    with pytest.raises(TransportError):
+        parameters.decode(bytes.fromhex("c00000009f81a176 01 03"))
+    assert parameters.decode(bytes.fromhex("c00000009f81a176 01 02")).address_discovery == 2

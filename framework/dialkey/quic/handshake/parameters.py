@@ -30,6 +30,7 @@ _RETRY_SOURCE_CID = 0x10
 _MAX_DATAGRAM_FRAME_SIZE = 0x20
 _INITIAL_MAX_PATH_ID = 0x3E
 _TRAVERSAL_ADDRESSES = 0x3D7F91120401
+_ADDRESS_DISCOVERY = 0x9F81A176
 
 
 @attrs.define
@@ -39,6 +40,7 @@ class TransportParameters:
     Attributes:
         traversal_addresses: how many candidates of the other side this one holds (docs/wire/quic.md 5.1);
             None without NAT traversal.
+        address_discovery: 0 sends reports of addresses, 1 receives them, 2 does both; None does not.
     """
 
     max_idle_timeout_ms: int = 0
@@ -55,6 +57,7 @@ class TransportParameters:
     max_datagram_frame_size: int = 0
     initial_max_path_id: int | None = None
     traversal_addresses: int | None = None
+    address_discovery: int | None = None
     original_destination_cid: bytes | None = None
     initial_source_cid: bytes | None = None
     retry_source_cid: bytes | None = None
@@ -88,6 +91,8 @@ class TransportParameters:
         integer(_MAX_DATAGRAM_FRAME_SIZE, self.max_datagram_frame_size)
         if self.initial_max_path_id is not None:
             integer(_INITIAL_MAX_PATH_ID, self.initial_max_path_id)
+        if self.address_discovery is not None:
+            integer(_ADDRESS_DISCOVERY, self.address_discovery)
         if self.traversal_addresses is not None:
             raw(_TRAVERSAL_ADDRESSES, bytes((self.traversal_addresses,)))
         return b"".join(out)
@@ -107,6 +112,7 @@ _INTEGERS = {
     _ACTIVE_CONNECTION_ID_LIMIT: "active_connection_id_limit",
     _MAX_DATAGRAM_FRAME_SIZE: "max_datagram_frame_size",
     _INITIAL_MAX_PATH_ID: "initial_max_path_id",
+    _ADDRESS_DISCOVERY: "address_discovery",
 }
 _RAW = {
     _ORIGINAL_DESTINATION_CID: "original_destination_cid",
@@ -167,6 +173,8 @@ def _check(p: TransportParameters) -> None:
         raise _bad("stateless_reset_token is not 16 bytes")
     if p.initial_max_path_id is not None and p.initial_max_path_id > 0xFFFFFFFF:
         raise _bad("initial_max_path_id is too large")
+    if p.address_discovery is not None and p.address_discovery > 2:
+        raise _bad("address_discovery is none of 0, 1 and 2")
 
 
 def _bad(reason: str) -> TransportError:

@@ -363,6 +363,7 @@ class Builder:
             else:
                 frame += bytes((codes.PING,))
                 if path.validated or path.amplification_room() >= BASE_BYTES:
+                    frame += self._paths.observed.report(remote)
                     frame += bytes(room - len(frame))
                 elif path.amplification_room() < _SMALLEST_PROBE:
                     # The peer may ask again, and what it sends makes more room.
@@ -397,6 +398,7 @@ class Builder:
         room = BASE_BYTES - _SHORT_HEAD - TAG_LENGTH
         frame = bytes((codes.PATH_CHALLENGE,)) + path.new_challenge_token(now)
         if path.validated or path.amplification_room() >= BASE_BYTES:
+            frame += self._paths.observed.report(path.remote)
             frame += bytes(room - len(frame))
         elif path.amplification_room() < _SMALLEST_PROBE:
             return

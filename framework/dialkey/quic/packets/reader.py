@@ -42,6 +42,8 @@ _PROBING_FRAMES: Final = frozenset(
         codes.PATH_RESPONSE,
         codes.NEW_CONNECTION_ID,
         codes.PATH_NEW_CONNECTION_ID,
+        codes.OBSERVED_ADDRESS_V4,
+        codes.OBSERVED_ADDRESS_V6,
     }
 )
 _CLOSE_FRAMES: Final = frozenset({codes.CONNECTION_CLOSE, codes.APPLICATION_CLOSE})

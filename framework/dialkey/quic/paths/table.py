@@ -29,6 +29,7 @@ from dialkey.quic.paths.multipath import (
     UNANSWERED_S,
     Multipath,
 )
+from dialkey.quic.paths.observed import ObservedAddresses
 from dialkey.quic.paths.path import NEVER, Address, Path
 from dialkey.quic.paths.recovery import Frame, Sent
 from dialkey.quic.paths.traversal import Traversal
@@ -43,6 +44,7 @@ class Paths(Mapping[int, Path]):
         ids: connection ids of all paths.
         frames: reads and writes frames about paths.
         traversal: finds further addresses of the peer.
+        observed: tells each side what the other sees it come from.
         sent_packets_before, lost_packets_before: totals of the paths that are over.
     """
 
@@ -64,6 +66,7 @@ class Paths(Mapping[int, Path]):
         self._peer = TransportParameters()
         self._paths: dict[int, Path] = {}
         self.multipath: Multipath | None = None
+        self.observed = ObservedAddresses(emit)
         self.traversal = Traversal(
             config.probes,
             is_client=is_client,
@@ -139,6 +142,9 @@ class Paths(Mapping[int, Path]):
         path.on_established(now)
         if self._config.multipath and peer.initial_max_path_id is not None:
             self.multipath = Multipath(MAX_CONCURRENT_PATHS - 1, peer.initial_max_path_id)
+        if self._config.traversal and self.multipath is not None:
+            self.observed.start(peer.address_discovery)
+            self._control.append((self.observed, codes.OBSERVED_ADDRESS_V4, remote))
         if self._config.traversal:
             is_multipath = self.multipath is not None
             self.traversal.start(peer.traversal_addresses, is_multipath=is_multipath)
