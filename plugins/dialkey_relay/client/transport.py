@@ -107,6 +107,10 @@ class RelayConfig:
         default=attrs.Factory(lambda config: _standard_port(config.url), takes_self=True)
     )
 
+    def __attrs_post_init__(self) -> None:
+        # Now, while somebody can mend it, rather than as a relay that never answers.
+        Target.of(self.url)
+
 
 @attrs.frozen
 class RelayPath:
