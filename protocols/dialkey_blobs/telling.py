@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialkey import presets
 from dialkey.cli import Ask, Options, Output, TicketCodes, read_ticket
 from dialkey.errors import InvalidInput, InvalidTicket
 from dialkey_blobs.stdin import can_ask, confirm
@@ -184,6 +185,9 @@ def _command(options: Options) -> str:
     services = options.services or os.environ.get("DIALKEY_SERVICES")
     if services:
         return f"dialkey receive --services {shlex.quote(services)}"
+    if options.chosen_preset() is presets.local:
+        # The ticket names no address, and nobody else knows one.
+        return "dialkey receive --preset local"
     return "dialkey receive"
 
 

@@ -160,6 +160,20 @@ def test_services_of_the_environment_are_part_of_the_command(
     assert f"dialkey receive --services https://own.example {TICKET}" in output.stderr.getvalue()
 
 
+@pytest.mark.parametrize(
+    ("preset", "command"),
+    [("local", "dialkey receive --preset local"), ("minimal", "dialkey receive")],
+)
+def test_a_preset_of_the_environment_without_which_nobody_finds_us_is_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, preset: str, command: str
+) -> None:
+    monkeypatch.setenv("DIALKEY_PRESET", preset)
+    output = quiet()
+    Telling(None).show(output, Options(), str(TICKET))
+    assert isinstance(output.stderr, io.StringIO)
+    assert f"{command} {TICKET}\n" in output.stderr.getvalue()
+
+
 def test_the_command_to_paste_is_whole() -> None:
     codes = Codes()
     for options, expected in (
