@@ -11,9 +11,9 @@ from pathlib import Path
 
 import attrs
 
-from dialkey import Connection, Endpoint, hookimpl
+from dialkey import Connection, DialLimits, Endpoint, hookimpl
 from dialkey.errors import InvalidInput, LocalError
-from dialkey.identity import EndpointAddr, Remote, parse_remote
+from dialkey.identity import EndpointAddr, EndpointId, Remote, parse_remote
 from dialkey.opening import AsyncOnly, check_loop
 from dialkey_blobs.bitfield import Bitfield
 from dialkey_blobs.collecting import LeftOut, collect
@@ -281,6 +281,7 @@ class Blobs(AsyncOnly):
         connection: Connection | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
         patience_s: float = PATIENCE_S,
+        dial_limits: Callable[[EndpointId], DialLimits | None] | None = None,
     ) -> Download:
         """Fetch content into the store: iterate over the result, or await it.
 
@@ -293,6 +294,8 @@ class Blobs(AsyncOnly):
             stall_timeout_s: a provider that sends nothing for this long is given up.
             patience_s: a provider that has delivered is asked again for this long without progress,
                 through lost connections and while it is busy, restarting or without the content.
+            dial_limits: gives the limits of a dial to a provider; for providers whose addresses
+                strangers have named.
 
         Raises:
             InvalidTicket: the text is not a blob ticket.
@@ -318,6 +321,7 @@ class Blobs(AsyncOnly):
             connection=connection,
             stall_timeout_s=stall_timeout_s,
             patience_s=patience_s,
+            dial_limits=dial_limits,
         )
 
     async def read_bytes(self, hash: Hash, *, limit: int = 64 << 20) -> bytes:

@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey import Connection, Endpoint, PathInfo
+from dialkey import Connection, DialLimits, Endpoint, PathInfo
 from dialkey.errors import (
     ConnectionClosedByPeer,
     DialkeyError,
@@ -202,8 +202,10 @@ class Download:
         connection: Connection | None = None,
         stall_timeout_s: float = STALL_TIMEOUT_S,
         patience_s: float = PATIENCE_S,
+        dial_limits: Callable[[EndpointId], DialLimits | None] | None = None,
     ) -> None:
         self._endpoint = endpoint
+        self._dial_limits = dial_limits
         self._store = store
         self.content = content
         others = [addr for addr in providers if addr.id != endpoint.id]
@@ -331,11 +333,15 @@ class Download:
     async def _look(self) -> Local:
         return await self._store.run(lambda core: look(core, self.content))
 
+    async def _dial(self, addr: EndpointAddr) -> Connection:
+        limits = self._dial_limits(addr.id) if self._dial_limits is not None else None
+        return await self._endpoint.connect(addr, ALPN, limits=limits)
+
     async def _fetch_from(
         self, candidate: _Candidate, local: Local
     ) -> AsyncGenerator[DownloadEvent, None]:
         given, self._given = self._given, None
-        connection = given or await self._endpoint.connect(candidate.addr, ALPN)
+        connection = given or await self._dial(candidate.addr)
         candidate.was_connected = True
         if given is None:
             self._open = connection

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
-from dialkey import EndpointAddr
+from dialkey import DialLimits, EndpointAddr, EndpointId
 from dialkey.errors import LimitExceeded, StorageError
 from dialkey_blobs import Blobs, FsStore, Progress, TempTag
 from dialkey_chat.messages import File
@@ -60,6 +60,7 @@ class Files:
         providers: Sequence[EndpointAddr],
         folder: Path | None,
         progress: Callable[[int, int], None],
+        dial_limits: Callable[[EndpointId], DialLimits],
     ) -> list[Path]:
         """Fetch what was offered, and write it into a folder.
 
@@ -68,6 +69,7 @@ class Files:
             providers: who may have it, the most likely first.
             folder: where to; `downloads` by default.
             progress: is told how many bytes are here, and how many there will be.
+            dial_limits: of a dial to one of them, since others than we have named where they are.
 
         Returns:
             The files that were written. All names were checked before; nothing is outside `folder`.
@@ -81,7 +83,10 @@ class Files:
         content = file.ticket.content
         with self.blobs.store.pin(content):
             download = self.blobs.download(
-                content, providers=providers, stall_timeout_s=STALL_TIMEOUT_S
+                content,
+                providers=providers,
+                stall_timeout_s=STALL_TIMEOUT_S,
+                dial_limits=dial_limits,
             )
             async with aclosing(aiter(download)) as events:
                 async for event in events:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
-from dialkey import EndpointAddr, EndpointId, Router
+from dialkey import DialLimits, EndpointAddr, EndpointId, Router
 from dialkey.errors import DialkeyError
+from dialkey.identity import RelayAddr
 from dialkey_blobs import TargetExists
 from dialkey_chat.files import Files, in_order, open_files
 from dialkey_chat.history import ALPN, History, ask_history
@@ -65,6 +66,10 @@ MAX_PROVIDERS: Final = 16
 REPORT_INTERVAL_S: Final = 1.0
 FALLBACK_PEERS: Final = 3
 """Members who are asked for history when the neighbour that we wanted to ask fails."""
+
+FILE_RELAYS: Final = 2
+FILE_DATAGRAMS: Final = 20
+"""For each dial to somebody who may have a file, of relays that a stranger has named."""
 
 MAX_DIALLED: Final = 1_000
 """People of whom we remember for which hello we dialled them; more than a room shows."""
@@ -448,10 +453,9 @@ class Chat:
                 reported_at = self._now()
                 self.remark(f"file {number}: {100 * done // max(done, total, 1)} %")
 
-        providers = [await self._vetted(each) for each in providers]
         self.remark(f"file {number}: fetching {file.name}")
         try:
-            paths = await self._files.fetch(file, providers, folder, progress)
+            paths = await self._files.fetch(file, providers, folder, progress, self._file_limits)
         except TargetExists as error:
             path = clean_text(str(error.path), 500)
             self.remark(f"{path} already exists; /get {number} FOLDER puts it elsewhere")
@@ -459,11 +463,17 @@ class Chat:
         for each in paths:
             self.remark(f"file {number}: saved {clean_text(str(each), 500)}")
 
-    async def _vetted(self, addr: EndpointAddr) -> EndpointAddr:
-        """Leave out relays that nobody but a stranger would have us dial."""
-        limits = self._gossip.dial_limits(addr.id)
-        kept = [a for a in addr.addrs if not limits.applies_to(a) or await limits.accepts(a)]
-        return EndpointAddr(addr.id, kept)
+    def _file_limits(self, provider: EndpointId) -> DialLimits:
+        """Say which relays a dial for a file may use that nobody but a stranger has named.
+
+        What it costs is not limited: somebody here has asked for the file.
+        """
+        limits = self._gossip.dial_limits(provider, FILE_RELAYS)
+        return attrs.evolve(
+            limits,
+            max_datagrams=FILE_DATAGRAMS,
+            applies_to=lambda addr: isinstance(addr, RelayAddr) and limits.applies_to(addr),
+        )
 
     # --- inside ---------------------------------------------------------------------------------
 
