@@ -122,6 +122,8 @@ class Search:
             task.cancel()
 
     async def _ask(self, asked: _Asked) -> None:
+        # With eager tasks this runs before whoever made the search has it in hand.
+        await asyncio.sleep(0)
         try:
             await self._hear(asked, asked.lookup.resolve(self._id))
         except Exception as error:
