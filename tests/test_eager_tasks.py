@@ -62,12 +62,14 @@ class _AtOnce:
 
     def __init__(self, *addrs: EndpointAddr) -> None:
         self._addrs = {addr.id: addr for addr in addrs}
+        self.published: list[str | None] = []
 
     async def resolve(self, id: EndpointId) -> AsyncGenerator[LookupAnswer, None]:
         if id in self._addrs:
             yield LookupAnswer(EndpointInfo(self._addrs[id]))
 
-    async def publish(self, info: EndpointInfo) -> None: ...
+    async def publish(self, info: EndpointInfo) -> None:
+        self.published.append(info.user_data)
 
     async def close(self) -> None: ...
 
@@ -135,6 +137,21 @@ def test_lookups_are_asked_again(complaints: list[str]) -> None:
 def test_lookups_that_answer_at_once_are_counted(complaints: list[str]) -> None:
     dial_by_id()
     assert not complaints
+
+
+@virtual
+async def publish_again() -> None:
+    be_eager()
+    lookup = _AtOnce()
+    async with bound(network(), "ada", address_lookups=[lookup]) as ada:
+        for text in ("one", "two", "three"):
+            ada.set_user_data(text)
+            await asyncio.sleep(1)
+    assert lookup.published[-3:] == ["one", "two", "three"]
+
+
+def test_every_change_is_published() -> None:
+    publish_again()
 
 
 # --- protocols ------------------------------------------------------------------------------------

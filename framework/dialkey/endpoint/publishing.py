@@ -89,22 +89,20 @@ class _Worker:
 
     def tell(self, info: EndpointInfo) -> None:
         self._news = info
-        if self._task is None:
+        # With eager tasks one that waits for nothing is over before it stands here.
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name=f"dialkey-publish-{self.name}")
 
     async def _run(self) -> None:
-        try:
-            while self._news is not None:
-                info, self._news = self._news, None
-                try:
-                    await self._lookup.publish(info)
-                    self.trouble = ""
-                except Exception as error:
-                    # One way less to be found; the others are told all the same.
-                    self.trouble = printable(str(error)) or type(error).__name__
-                    logger.warning("lookup %s failed to publish: %s", self.name, self.trouble)
-        finally:
-            self._task = None
+        while self._news is not None:
+            info, self._news = self._news, None
+            try:
+                await self._lookup.publish(info)
+                self.trouble = ""
+            except Exception as error:
+                # One way less to be found; the others are told all the same.
+                self.trouble = printable(str(error)) or type(error).__name__
+                logger.warning("lookup %s failed to publish: %s", self.name, self.trouble)
 
     async def close(self) -> None:
         task = self._task
