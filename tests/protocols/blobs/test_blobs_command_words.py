@@ -11,7 +11,7 @@ from pathlib import Path
 
 import attrs
 import pytest
-from blob_commands import Start, files_below, folder, is_one_line, make, start
+from blob_commands import TIMEOUT_S, Start, files_below, folder, is_one_line, make, start
 
 from dialkey import Endpoint, Router
 from dialkey_blobs import BlobFormat, Blobs, Collection
@@ -96,6 +96,20 @@ def test_output_names_the_file(start: Start, tmp_path: Path) -> None:
     other = start("receive", ticket, "-o", there / "new.mp4").end()
     is_one_line(other, 3, "--overwrite")
     assert files_below(there) == ["new.mp4"]
+
+
+def test_a_reader_that_hangs_does_not_keep_the_command_from_ending(
+    start: Start, tmp_path: Path
+) -> None:
+    """It takes a byte and no more, so the command waits in the middle of a write."""
+    sender = start("send", make(tmp_path / "file", 3_000_000))
+    receiver = start("receive", sender.line(), "-o", "-", cwd=tmp_path)
+    output = receiver.popen.stdout
+    assert output is not None
+    assert len(output.read(1)) == 1
+    receiver.popen.terminate()
+    assert receiver.popen.wait(TIMEOUT_S) == 143
+    sender.interrupt()
 
 
 @pytest.mark.parametrize("given", ["new", "new/", "deep/new"])
