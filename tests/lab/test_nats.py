@@ -18,7 +18,7 @@ REASON = why_not()
 pytestmark = [pytest.mark.lab, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 AGENT = Path(__file__).parents[1] / "support" / "punch_agent.py"
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 class World:

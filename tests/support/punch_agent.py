@@ -202,7 +202,7 @@ def main() -> None:
     serving = commands.add_parser("serve")
     dialling = commands.add_parser("dial")
     dialling.add_argument("ids", nargs="+")
-    dialling.add_argument("--wait", type=float, default=6.0)
+    dialling.add_argument("--wait", type=float, default=8.0)
     for command in (serving, dialling):
         command.add_argument("--url", required=True)
         command.add_argument("--ca")
