@@ -8,7 +8,9 @@ from typing import Final
 
 import attrs
 
-__all__ = ["AddressLimiter", "Bucket", "Limiter", "Rate"]
+from dialkey.allowance import Allowance
+
+__all__ = ["AddressLimiter", "Bucket", "Rate"]
 
 REFILL_PERIOD_S: Final = 0.1
 MAX_ADDRESSES: Final = 65_536
@@ -40,6 +42,10 @@ class Rate:
         """
         return cls(bytes_per_second, max_burst_bytes or bytes_per_second // 10)
 
+    def allowance(self, now: float) -> Allowance:
+        """Return what counts events at this rate; what it refuses costs nothing."""
+        return Allowance(self.burst, self.per_second, now)
+
 
 class Bucket:
     """A bucket that is debited after the fact and tells how long to pause.
@@ -70,34 +76,6 @@ class Bucket:
         return max(0.0, self._refilled_at + needed * REFILL_PERIOD_S - now)
 
 
-class Limiter:
-    """How often something may happen. What is refused costs nothing.
-
-    Args:
-        rate: events per second and at once.
-    """
-
-    __slots__ = ("_at", "_level", "rate")
-
-    def __init__(self, rate: Rate, now: float) -> None:
-        self.rate = rate
-        self._level = rate.burst
-        self._at = now
-
-    def left(self, now: float) -> float:
-        """Return how many events may happen at once now."""
-        return min(self.rate.burst, self._level + (now - self._at) * self.rate.per_second)
-
-    def allow(self, now: float) -> bool:
-        """Return whether one more event is within the limit, and count it if so."""
-        self._level = self.left(now)
-        self._at = now
-        if self._level < 1:
-            return False
-        self._level -= 1
-        return True
-
-
 class AddressLimiter:
     """How often one source network may do something: an IPv4 address, or the /64 of an IPv6 one.
 
@@ -107,22 +85,22 @@ class AddressLimiter:
 
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
-        self._seen: dict[str | int, Limiter] = {}
+        self._seen: dict[str | int, Allowance] = {}
 
     def allow(self, address: str, now: float) -> bool:
         """Return whether one more event of this address is within the limit, and count it if so."""
         network = network_of(address)
-        limiter = self._seen.pop(network, None) or Limiter(self._rate, now)
-        self._seen[network] = limiter
+        allowance = self._seen.pop(network, None) or self._rate.allowance(now)
+        self._seen[network] = allowance
         if len(self._seen) > MAX_ADDRESSES:
             del self._seen[next(iter(self._seen))]
-        return limiter.allow(now)
+        return allowance.take(now)
 
     def is_rare(self, address: str, now: float) -> bool:
         """Return whether an address has hardly used what it may lately."""
-        limiter = self._seen.get(network_of(address))
+        allowance = self._seen.get(network_of(address))
         some = min(RARE, self._rate.burst / 2)
-        return limiter is None or limiter.left(now) >= self._rate.burst - some
+        return allowance is None or allowance.left(now) >= self._rate.burst - some
 
 
 def network_of(address: str) -> str | int:

@@ -13,6 +13,7 @@ from typing import Final
 
 import attrs
 
+from dialkey.allowance import Allowance
 from dialkey.errors import BindError
 from dialkey.hooks import Plugins
 from dialkey.identity import EndpointId
@@ -25,7 +26,7 @@ from dialkey_relay.errors import RelayConfigError, cannot_listen
 from dialkey_relay.frames import Restarting
 from dialkey_relay.hookspecs import RelayHookSpecs
 from dialkey_relay.hub import Hub
-from dialkey_relay.rates import AddressLimiter, Limiter, Rate, network_of
+from dialkey_relay.rates import AddressLimiter, Rate, network_of
 from dialkey_relay.server.listener import ClientConnection
 from dialkey_relay.server.tls import TlsFiles
 from dialkey_relay.session import Session, Settings, State
@@ -188,7 +189,7 @@ class RelayServer(AsyncOnly):
         self._reloader: asyncio.Task[None] | None = None
         self._closed = asyncio.Event()
         self._gone = asyncio.Event()
-        self._accept: Limiter | None = None
+        self._accept: Allowance | None = None
         self._accept_per_address: AddressLimiter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = False
@@ -213,7 +214,7 @@ class RelayServer(AsyncOnly):
         self._loop = asyncio.get_running_loop()
         options = self.options
         if options.accept_rate is not None:
-            self._accept = Limiter(options.accept_rate, self._loop.time())
+            self._accept = options.accept_rate.allowance(self._loop.time())
         if options.accept_rate_per_address is not None:
             self._accept_per_address = AddressLimiter(options.accept_rate_per_address)
         serving = Settings(rate=options.client_rate)
@@ -364,7 +365,7 @@ class RelayServer(AsyncOnly):
         if per_address is not None and not per_address.allow(address, now):
             return False
         # Many addresses that each keep to their rate can use up that of all; who seldom comes passes.
-        return self._accept is None or self._accept.allow(now) or is_rare
+        return self._accept is None or self._accept.take(now) or is_rare
 
     def _give_way(self, connection: ClientConnection) -> None:
         """End a connection, because those of its network are most and places are short."""
