@@ -6,8 +6,9 @@ costs nothing. Errors are in `dialkey.errors`, keys and tickets in `dialkey.iden
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey import errors, presets
@@ -82,7 +83,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "dialkey.endpoint": (
+    "endpoint": (
         "AddressLookup",
         "Connection",
         "ConnectionStats",
@@ -106,25 +107,11 @@ _HOMES = {
         "RecvStream",
         "SendStream",
     ),
-    "dialkey.errors": ("DialkeyError",),
-    "dialkey.hookspecs": ("Refusal", "hookimpl"),
-    "dialkey.identity": ("EndpointAddr", "EndpointId", "EndpointTicket", "SecretKey"),
-    "dialkey.opening": ("Opening",),
-    "dialkey.router": ("ProtocolHandler", "Router"),
+    "errors": ("DialkeyError",),
+    "hookspecs": ("Refusal", "hookimpl"),
+    "identity": ("EndpointAddr", "EndpointId", "EndpointTicket", "SecretKey"),
+    "opening": ("Opening",),
+    "router": ("ProtocolHandler", "Router"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    if name in ("errors", "presets"):
-        return importlib.import_module(f"dialkey.{name}")
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'dialkey' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, ("errors", "presets"))

@@ -6,28 +6,19 @@ imported when they are first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey_mdns.errors import InvalidMessage, NoMulticast
     from dialkey_mdns.lookup import MdnsLookup
 
 _HOMES = {
-    "dialkey_mdns.errors": ("InvalidMessage", "NoMulticast"),
-    "dialkey_mdns.lookup": ("MdnsLookup",),
+    "errors": ("InvalidMessage", "NoMulticast"),
+    "lookup": ("MdnsLookup",),
 }
-_WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = ["InvalidMessage", "MdnsLookup", "NoMulticast"]
 
-
-def __getattr__(name: str) -> object:
-    module = _WHERE.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -7,8 +7,9 @@ server can. Names are imported when they are first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey_pkarr.dns_client import NameServer
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
     from dialkey_pkarr.packets import SignedPacket, Timestamps
 
 _HOMES = {
-    "dialkey_pkarr.errors": ("InvalidPacket", "RecordTooLarge", "ServerFailed"),
-    "dialkey_pkarr.dns_client": ("NameServer",),
-    "dialkey_pkarr.lookups": ("DnsLookup", "PkarrLookup"),
-    "dialkey_pkarr.packets": ("SignedPacket", "Timestamps"),
+    "errors": ("InvalidPacket", "RecordTooLarge", "ServerFailed"),
+    "dns_client": ("NameServer",),
+    "lookups": ("DnsLookup", "PkarrLookup"),
+    "packets": ("SignedPacket", "Timestamps"),
 }
-_WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "DnsLookup",
@@ -35,13 +35,4 @@ __all__ = [
     "Timestamps",
 ]
 
-
-def __getattr__(name: str) -> object:
-    module = _WHERE.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

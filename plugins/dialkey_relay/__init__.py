@@ -7,8 +7,9 @@ are first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey_relay.access import (
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from dialkey_relay.server.tls import TlsFiles
 
 _HOMES = {
-    "dialkey_relay.access": (
+    "access": (
         "AccessRule",
         "Admission",
         "AdmitRequest",
@@ -53,11 +54,11 @@ _HOMES = {
         "GrantRule",
         "SharedTokens",
     ),
-    "dialkey_relay.client.client": ("RelayClient",),
-    "dialkey_relay.client.status": ("ClientState", "ClientStatus"),
-    "dialkey_relay.client.dial": ("Dialer", "default_tls"),
-    "dialkey_relay.client.plugin": ("Relay", "relay_of"),
-    "dialkey_relay.client.transport": (
+    "client.client": ("RelayClient",),
+    "client.status": ("ClientState", "ClientStatus"),
+    "client.dial": ("Dialer", "default_tls"),
+    "client.plugin": ("Relay", "relay_of"),
+    "client.transport": (
         "HomeRelay",
         "HomeRelayChanged",
         "RelayConfig",
@@ -66,13 +67,12 @@ _HOMES = {
         "RelayPath",
         "RelayTransport",
     ),
-    "dialkey_relay.grants": ("Grant", "GrantVerifier", "Revocations"),
-    "dialkey_relay.hookspecs": ("RelayHookSpecs",),
-    "dialkey_relay.rates": ("Rate",),
-    "dialkey_relay.server.server": ("RelayOptions", "RelayServer"),
-    "dialkey_relay.server.tls": ("TlsFiles",),
+    "grants": ("Grant", "GrantVerifier", "Revocations"),
+    "hookspecs": ("RelayHookSpecs",),
+    "rates": ("Rate",),
+    "server.server": ("RelayOptions", "RelayServer"),
+    "server.tls": ("TlsFiles",),
 }
-_WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AccessRule",
@@ -108,13 +108,4 @@ __all__ = [
     "relay_of",
 ]
 
-
-def __getattr__(name: str) -> object:
-    module = _WHERE.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

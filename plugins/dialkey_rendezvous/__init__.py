@@ -14,8 +14,9 @@ Source: docs/wire/rendezvous.md.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey_rendezvous.client import offer, take
@@ -35,13 +36,13 @@ if TYPE_CHECKING:
     from dialkey_rendezvous.handler import ALPN, Rendezvous
 
 _HOMES = {
-    "dialkey_rendezvous.client": (
+    "client": (
         "offer",
         "take",
     ),
-    "dialkey_rendezvous.codes": ("Code",),
-    "dialkey_rendezvous.desk": ("DeskStats",),
-    "dialkey_rendezvous.errors": (
+    "codes": ("Code",),
+    "desk": ("DeskStats",),
+    "errors": (
         "CodeRefused",
         "ExpiredCode",
         "InvalidCode",
@@ -52,12 +53,11 @@ _HOMES = {
         "WordsDiffer",
         "WrongCode",
     ),
-    "dialkey_rendezvous.handler": (
+    "handler": (
         "ALPN",
         "Rendezvous",
     ),
 }
-_WHERE = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ALPN",
@@ -77,13 +77,4 @@ __all__ = [
     "take",
 ]
 
-
-def __getattr__(name: str) -> object:
-    module = _WHERE.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -11,8 +11,9 @@ The names below are imported when first used, so importing the package costs not
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey_blobs.bitfield import Bitfield
@@ -169,17 +170,5 @@ _HOMES = {
     "store": ("FsStore", "ImportMode", "MemoryStore", "Store", "TempTag"),
     "ticket": ("BlobTicket",),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    home = _HOME_OF.get(name)
-    if home is None:
-        raise AttributeError(f"module 'dialkey_blobs' has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"dialkey_blobs.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

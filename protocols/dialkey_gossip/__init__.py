@@ -17,8 +17,9 @@ swarms of them on virtual time. The names below are imported when first used.
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from dialkey.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dialkey_gossip.config import BroadcastConfig, GossipConfig, MembershipConfig
@@ -70,17 +71,5 @@ _HOMES = {
     "tickets": ("TopicTicket",),
     "topic": ("Topic",),
 }
-_MODULES = {name: module for module, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> object:
-    module = _MODULES.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
