@@ -144,7 +144,7 @@ def parse(text: str, *, folder: Path | None = None) -> ServerConfig:
     allowed = _access(root)
     origins = root.texts("origins")
     if not origins:
-        raise root.error("origins", "is missing: the domains that are answered for")
+        raise root.error("origins", "missing: name the domains to answer for")
     try:
         zone = Zone(
             origins,
@@ -194,7 +194,7 @@ def _access(root: _Table) -> frozenset[EndpointId] | None:
     if said is None:
         raise root.error(
             "access",
-            "is missing: whose records are taken has to be written down",
+            "missing, so nobody may publish here",
             'an open server says access = "everyone"',
         )
     if isinstance(said, str):
