@@ -91,6 +91,19 @@ def test_a_relay_server_without_its_extra_is_one_line() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_a_code_without_its_extra_is_one_line() -> None:
+    script = (
+        "for name in ('spake2', 'segno'): sys.modules[name] = None\n"
+        "from dialkey.cli import main\n"
+        "main(['receive', '7-amber-violin', '--rendezvous', 'endpointaa'])\n"
+    )
+    done = python("import sys\n" + script)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("dialkey: a code needs spake2,")
+    assert 'pip install "dialkey[codes]"' in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_everything_else_works_without_extras() -> None:
     script = (
         "import sys\n"

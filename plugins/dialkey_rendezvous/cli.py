@@ -42,7 +42,7 @@ class Codes:
         return complete(text) or complete_word(text, before)
 
     def draw(self, output: Output, ticket: str) -> None:
-        from dialkey_rendezvous.commands import draw
+        from dialkey_rendezvous.qr import draw
 
         draw(output, ticket)
 

@@ -1,9 +1,8 @@
-"""What commands do with codes: offer a ticket by one, take one, draw a ticket."""
+"""What commands do with codes: offer a ticket by one, or take one."""
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 from typing import TYPE_CHECKING, Final
 
 from dialkey.cli import Ask, Options, Output
@@ -12,12 +11,11 @@ from dialkey.identity import EndpointAddr, parse_remote
 from dialkey_rendezvous import client
 from dialkey_rendezvous.codes import Code
 from dialkey_rendezvous.errors import ExpiredCode, PartnerLeft, RendezvousBusy, WrongCode
-from dialkey_rendezvous.qr import qr_code
 
 if TYPE_CHECKING:
     from dialkey import Endpoint
 
-__all__ = ["draw", "offer", "take"]
+__all__ = ["offer", "take"]
 
 MAX_NEW_CODES: Final = 4
 """New codes after one was burnt, before somebody has to start the command again: who burns that many does
@@ -128,20 +126,6 @@ async def take(
             compare=compare if ask is not None else None,
             show=show,
         )
-
-
-def draw(output: Output, ticket: str) -> None:
-    """Show a ticket as a QR code, if standard error is a terminal that can show it."""
-    stream = output.stderr
-    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
-    if output.json or not stream.isatty() or encoding not in ("utf8", "utf8sig"):
-        return
-    columns, lines = shutil.get_terminal_size()
-    drawn = qr_code(ticket.upper(), columns=columns, lines=lines - 1)
-    if drawn is None:
-        output.remark("The ticket is too long for a QR code in this window.")
-    else:
-        print(drawn, file=stream, flush=True)
 
 
 def _server(text: str | None) -> EndpointAddr:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import shutil
 from typing import Final
 
-from dialkey.extras import require_extra
+from dialkey.cli import Output
+from dialkey.extras import has_modules, require_extra
 
-__all__ = ["qr_code"]
+__all__ = ["draw", "qr_code"]
 
 BORDER_MODULES: Final = 2
 """Four are what the standard asks for; cameras take two, and a ticket fits into 80 columns longer."""
@@ -38,3 +40,22 @@ def qr_code(text: str, *, columns: int, lines: int) -> str | None:
     drawn = io.StringIO()
     made.terminal(out=drawn, border=BORDER_MODULES, compact=True)
     return drawn.getvalue().rstrip("\n")
+
+
+def draw(output: Output, ticket: str) -> None:
+    """Show a ticket as a QR code, if standard error is a terminal that can show it.
+
+    Nobody asked for it, so where the extra that draws it is not installed there is none.
+    """
+    stream = output.stderr
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+    if output.json or not stream.isatty() or encoding not in ("utf8", "utf8sig"):
+        return
+    if not has_modules("segno"):
+        return
+    columns, lines = shutil.get_terminal_size()
+    drawn = qr_code(ticket.upper(), columns=columns, lines=lines - 1)
+    if drawn is None:
+        output.remark("The ticket is too long for a QR code in this window.")
+    else:
+        print(drawn, file=stream, flush=True)

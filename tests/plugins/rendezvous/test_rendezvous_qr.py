@@ -2,7 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
+
+import pytest
+
+from dialkey.cli import Output
+from dialkey_rendezvous.cli import Codes
 from dialkey_rendezvous.qr import qr_code
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(stream: io.StringIO, *, json: bool = False) -> str:
+    Codes().draw(Output(json=json, stderr=stream), "blobabc")
+    return stream.getvalue()
+
+
+def test_only_a_terminal_that_can_shows_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("LINES", "40")
+    assert "█" in shown(Terminal())
+    assert shown(io.StringIO()) == shown(Terminal(), json=True) == ""
+    monkeypatch.setenv("COLUMNS", "20")
+    assert shown(Terminal()) == "The ticket is too long for a QR code in this window.\n"
+
+
+def test_without_the_extra_there_is_none_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asked for it: ``dialkey send`` works at a terminal as before."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "segno" else find(name)
+    )
+    assert shown(Terminal()) == ""
 
 
 def test_a_ticket_fits_a_usual_terminal() -> None:
