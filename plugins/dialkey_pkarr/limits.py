@@ -87,6 +87,13 @@ APEX_TTL_S: Final = 3600
 MAX_CACHED_RECORDS: Final = 65_536
 """Records kept in memory; at most 1.1 kB each."""
 
+MAX_REPEATED_ANSWERS: Final = 8192
+"""Answers over UDP that are kept as bytes, of 1.3 kB each at most: resolvers ask the same question in
+the same bytes, but for the id, and reading and writing messages is most of the work."""
+
+MAX_READ_RECORDS: Final = 4096
+"""Records whose DNS messages are kept as they were read; some kB each."""
+
 MAX_PENDING_PUTS: Final = 4096
 """Records that wait for one transaction; more are asked to come again."""
 

@@ -2,7 +2,8 @@
 
 Runs where there is nothing but loopback, whose resolver is 127.0.0.1. ``dns``: iroh resolves over DNS
 what we publish. ``http``: with a copy of iroh whose discovery URL is ours, it resolves over HTTP what
-we publish, and we resolve what it publishes. Prints one JSON object.
+we publish, and we resolve what it publishes. ``server``: the same, and what both ask and publish to is
+the discovery server of ``dialkey dns``. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 import iroh
 from discovery import DnsServer, PacketServer
@@ -19,7 +21,12 @@ import dialkey_pkarr.plugin as pkarr_plugin
 import dialkey_relay.plugin as relay_plugin
 from dialkey import Endpoint
 from dialkey.identity import EndpointId
-from dialkey.presets import DiscoveryServer, Preset
+from dialkey.presets import DiscoveryServer as DiscoveryServerChoice
+from dialkey.presets import Preset
+from dialkey_pkarr import SignedPacket
+from dialkey_pkarr.server.server import DiscoveryServer
+from dialkey_pkarr.server.store import MemoryStore
+from dialkey_pkarr.server.zone import Zone
 from dialkey_relay import Everyone, RelayOptions, RelayServer
 
 ALPN = "discovery-wheel/1"
@@ -48,7 +55,69 @@ async def wheel(relay: str | None) -> iroh.Endpoint:
     )
 
 
+class Told(MemoryStore):
+    """A store that says when it was written to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+
+    def put(self, packets: Sequence[SignedPacket]) -> list[bool]:
+        kept = super().put(packets)
+        self._loop.call_soon_threadsafe(self._changed.set)
+        return kept
+
+    async def relays_of(self, id: EndpointId) -> list[str]:
+        """Wait until an endpoint has published a relay."""
+        async with asyncio.timeout(30):
+            while True:
+                self._changed.clear()
+                packet = self.get(id)
+                if packet is not None and packet.info().addr.relay_urls:
+                    return [str(each) for each in packet.info().addr.relay_urls]
+                await self._changed.wait()
+
+
+async def with_our_server() -> None:
+    options = RelayOptions(client_rate=None, accept_rate_per_address=None)
+    store = Told()
+    server = DiscoveryServer(
+        store, Zone(["dns.iroh.link"]), dns=("127.0.0.1", 53), http=("127.0.0.1", 8080)
+    )
+    services = DiscoveryServerChoice(
+        "http://127.0.0.1:8080/pkarr", "dns.iroh.link.", publishes="all"
+    )
+    async with (
+        server,
+        RelayServer([Everyone()], options) as relay,
+        Endpoint.bind(
+            preset=Preset("ours", relays=(), discovery=(services,)),
+            plugins=[pkarr_plugin, relay_plugin],
+            entry_points=False,
+            bind="127.0.0.1:0",
+            alpns=[ALPN],
+        ) as ours,
+    ):
+        assert await ours.published(20)
+        theirs = await wheel(relay.url)
+        counters = server.records.counters
+        found: dict[str, object] = {"iroh_found_us_s": await by_iroh(ours, theirs)}
+        found["gets"], found["dns_found"] = counters.gets, counters.dns_found
+        id = EndpointId.parse(str(theirs.id()))
+        found["published"] = await store.relays_of(id)
+        found["relay"] = relay.url
+        reports = {each.lookup: each for each in await ours.look_up(id)}
+        found["by_http"] = len(reports["pkarr"].answers)
+        found["by_dns"] = len(reports["dns"].answers)
+        await theirs.close()
+        print(json.dumps(found), flush=True)
+
+
 async def main(how: str) -> None:
+    if how == "server":
+        await with_our_server()
+        return
     options = RelayOptions(client_rate=None, accept_rate_per_address=None)
     async with (
         PacketServer().serving(8080) as server,
@@ -58,7 +127,7 @@ async def main(how: str) -> None:
             preset=Preset(
                 "ours",
                 relays=(),
-                discovery=(DiscoveryServer(server.url, "dns.iroh.link.", publishes="all"),),
+                discovery=(DiscoveryServerChoice(server.url, "dns.iroh.link.", publishes="all"),),
             ),
             plugins=[pkarr_plugin, relay_plugin],
             entry_points=False,

@@ -26,6 +26,7 @@ from dialkey_pkarr.limits import (
     IDLE_TIMEOUT_S,
     LISTEN_BACKLOG,
     MAX_PENDING_GETS,
+    MAX_REPEATED_ANSWERS,
     MAX_REQUESTS_PER_CONNECTION,
     MAX_SERVER_CONNECTIONS,
     PUTS_PER_KEY,
@@ -105,6 +106,9 @@ class DiscoveryServer:
         metrics: where metrics are served, to whoever can connect.
         allowed: the keys whose records are taken; None for everybody's.
         clock: seconds since 1970.
+        connections: how many there may be over TCP.
+        puts_per_network: burst and rate per second for one address.
+        udp_answers_per_network: the same of full answers over UDP.
 
     Raises:
         ServerConfigError: the certificate cannot be used.
@@ -125,6 +129,8 @@ class DiscoveryServer:
         connections: int = MAX_SERVER_CONNECTIONS,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
+        puts_per_network: tuple[float, float] = PUTS_PER_NETWORK,
+        udp_answers_per_network: tuple[float, float] = UDP_ANSWERS_PER_NETWORK,
     ) -> None:
         self.records = Records(store, clock)
         self._zone = zone
@@ -133,9 +139,10 @@ class DiscoveryServer:
         self._request_timeout_s = request_timeout_s
         self._idle_timeout_s = idle_timeout_s
         self._places = Places(connections)
-        self._puts_by_network = Quota(*PUTS_PER_NETWORK)
+        self._puts_by_network = Quota(*puts_per_network)
         self._puts_by_key = Quota(*PUTS_PER_KEY)
-        self._udp_by_network = Quota(*UDP_ANSWERS_PER_NETWORK)
+        self._udp_by_network = Quota(*udp_answers_per_network)
+        self._answers: dict[bytes, tuple[SignedPacket, bytes]] = {}
         self._context: ssl.SSLContext | None = None
         if tls is not None:
             self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -155,6 +162,7 @@ class DiscoveryServer:
             tls.check()
             tls.load(self._context)
         self._zone, self._allowed = zone, allowed
+        self._answers.clear()
 
     # --- life -----------------------------------------------------------------------------------
 
@@ -442,6 +450,11 @@ class DiscoveryServer:
         """
         counters = self.records.counters
         counters.dns_queries_udp += 1
+        repeated = self._repeated(data)
+        if repeated is not None and self._udp_by_network.take(network_of(remote), now):
+            counters.dns_found += 1
+            send(data[:2] + repeated)
+            return
         question = self._zone.read(data)
         if question is None:
             return
@@ -455,13 +468,29 @@ class DiscoveryServer:
         packet = self.records.cached(question.id) if question.id is not None else None
         if packet is not None or question.id is None:
             message = self._answered(question, packet)
-            send(self._zone.to_wire(message, question, by_udp=True))
+            wire = self._zone.to_wire(message, question, by_udp=True)
+            send(wire)
+            if packet is not None and message.answer:
+                self._answers[data[2:]] = packet, wire[2:]
+                if len(self._answers) > MAX_REPEATED_ANSWERS:
+                    del self._answers[next(iter(self._answers))]
         elif self._udp_tasks < MAX_PENDING_GETS:
             self._udp_tasks += 1
             self._keep(self._later(question, send))
         else:
             counters.dns_errors += 1
             send(self._zone.failed(question).to_wire())
+
+    def _repeated(self, data: bytes) -> bytes | None:
+        """Return the answer to the same question, without its id, while the record is the same."""
+        found = self._answers.get(data[2:])
+        if found is None:
+            return None
+        packet, wire = found
+        if self.records.cached(packet.id) is packet:
+            return wire
+        del self._answers[data[2:]]
+        return None
 
     async def _later(self, question: Question, send: Callable[[bytes], None]) -> None:
         try:

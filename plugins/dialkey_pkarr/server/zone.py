@@ -9,6 +9,7 @@ Source: RFC 1035, 2308 and 6891; docs/wire/discovery.md 7.1.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import struct
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ from dialkey_pkarr.limits import (
     APEX_TTL_S,
     EDNS_PAYLOAD_BYTES,
     MAX_DNS_ANSWER_BYTES,
+    MAX_READ_RECORDS,
     NEGATIVE_TTL_S,
 )
 from dialkey_pkarr.packets import SignedPacket
@@ -45,6 +47,9 @@ _ANY: Final = dns.rdatatype.ANY
 _TRANSFERS: Final = frozenset({dns.rdatatype.AXFR, dns.rdatatype.IXFR})
 _NOT_THEIRS: Final = frozenset({dns.rdatatype.SOA, dns.rdatatype.NS})
 """Types that say who answers for a zone, which is not for a record's key to say."""
+
+
+_Record = tuple[tuple[bytes, ...], dns.rdatatype.RdataType, int, list[dns.rdata.Rdata]]
 
 
 @attrs.frozen
@@ -92,6 +97,7 @@ class Zone:
             raise InvalidInput("a DNS server answers for one origin at least")
         # The longest suffix decides.
         self._origins = sorted(names, key=len, reverse=True)
+        self._signed = functools.lru_cache(MAX_READ_RECORDS)(_records_of)
         servers = [_name(each) for each in nameservers]
         try:
             given = [ipaddress.ip_address(each) for each in addresses]
@@ -184,29 +190,15 @@ class Zone:
         """Put the records that are asked for into an answer; tell whether the name exists."""
         if packet is None or question.id is None:
             return False
-        try:
-            signed = packet.dns_message().answer
-        except InvalidPacket:
-            return False
-        tail = (question.id.to_z32().encode(), b"")
+        depth = len(question.inside)
         exists = False
-        for each in signed:
-            labels = tuple(label.lower() for label in each.name.labels)
-            if (
-                labels[-2:] != tail
-                or each.rdclass != dns.rdataclass.IN
-                or each.rdtype in _NOT_THEIRS
-            ):
-                continue
-            own = labels[:-2]
+        for inside, rdtype, ttl, rdatas in self._signed(packet):
             # A name between two others exists, although it has no records.
-            if own[len(own) - len(question.inside) :] == question.inside and len(own) >= len(
-                question.inside
-            ):
+            if inside[len(inside) - depth :] == question.inside and len(inside) >= depth:
                 exists = True
-            if own == question.inside and asked.rdtype in (each.rdtype, _ANY):
+            if inside == question.inside and asked.rdtype in (rdtype, _ANY):
                 # The name as it was asked: resolvers compare how its letters are written.
-                response.answer.append(dns.rrset.from_rdata_list(asked.name, each.ttl, list(each)))
+                response.answer.append(dns.rrset.from_rdata_list(asked.name, ttl, rdatas))
         return exists
 
     def failed(self, question: Question) -> dns.message.Message:
@@ -231,6 +223,22 @@ class Zone:
         response = _response(question.query)
         response.flags |= dns.flags.AA | dns.flags.TC
         return response.to_wire()
+
+
+def _records_of(packet: SignedPacket) -> tuple[_Record, ...]:
+    """Return what a key has signed: labels before the key, type, TTL, data."""
+    try:
+        signed = packet.dns_message().answer
+    except InvalidPacket:
+        return ()
+    tail = (packet.id.to_z32().encode(), b"")
+    found: list[_Record] = []
+    for each in signed:
+        labels = tuple(label.lower() for label in each.name.labels)
+        is_theirs = labels[-2:] == tail and each.rdtype not in _NOT_THEIRS
+        if is_theirs and each.rdclass == dns.rdataclass.IN:
+            found.append((labels[:-2], each.rdtype, each.ttl, list(each)))
+    return tuple(found)
 
 
 def _name(text: str) -> dns.name.Name:

@@ -323,6 +323,26 @@ async def test_a_flood_over_udp_is_told_to_come_over_tcp() -> None:
         assert dns.message.from_wire(answers[-1]).answer
 
 
+async def test_a_repeated_question_is_answered_with_the_record_of_now() -> None:
+    async with serving() as server:
+        answers: list[bytes] = []
+
+        def asked(query: bytes) -> dns.message.Message:
+            server.datagram(query, "198.51.100.7", answers.append, 0.0)
+            return dns.message.from_wire(answers[-1])
+
+        queries = [question(KEY) for _ in range(3)]
+        await server.records.put(packet())
+        for query in queries:
+            answer = asked(query.to_wire())
+            assert query.is_response(answer)
+            assert "https://one.example./" in str(answer.answer[0])
+        await server.records.put(packet(at=NOW + 1, relay="https://two.example./"))
+        assert "https://two.example./" in str(asked(queries[0].to_wire()).answer[0])
+        server.use(Zone(["other.example."]), None, None)
+        assert asked(queries[0].to_wire()).rcode() == dns.rcode.REFUSED
+
+
 async def test_dns_over_https() -> None:
     store = MemoryStore()
     store.put([packet()])
@@ -487,6 +507,13 @@ async def test_several_questions_over_one_connection() -> None:
         writer.close()
 
 
+async def said(path: str, *arguments: str) -> str:
+    process = await asyncio.create_subprocess_exec(path, *arguments, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(60):
+        out, _ = await process.communicate()
+    return out.decode()
+
+
 @pytest.mark.parametrize("program", ["dig", "kdig"])
 async def test_strangers_ask(program: str) -> None:
     path = shutil.which(program)
@@ -495,14 +522,23 @@ async def test_strangers_ask(program: str) -> None:
     store = MemoryStore()
     store.put([packet()])
     name = f"_iroh.{KEY.id.to_z32()}.{ORIGIN}"
+    mixed = name.upper().replace("IROH", "iRoH")
     async with serving(store) as server:
         port = str(server.addresses["dns"][1])
-        for extra in ([], ["+tcp"], ["+bufsize=4096"]):
-            process = await asyncio.create_subprocess_exec(
-                path, "@127.0.0.1", "-p", port, name, "TXT", *extra, stdout=asyncio.subprocess.PIPE
-            )
-            out, _ = await process.communicate()
-            assert b"relay=https://one.example./" in out, extra
+        found = "relay=https://one.example./"
+        for arguments, words in [
+            ([name, "TXT"], found),
+            ([name, "TXT", "+tcp"], found),
+            ([name, "TXT", "+bufsize=4096"], found),
+            ([name, "ANY", "+tcp"], found),
+            ([mixed, "TXT"], found),
+            ([name, "TYPE4711"], "NOERROR"),
+            ([name, "A"], "SOA"),
+            ([f"x.{name}", "TXT"], "NXDOMAIN"),
+            ([ORIGIN, "SOA"], "hostmaster.dns.example.org."),
+            (["example.com.", "A"], "REFUSED"),
+        ]:
+            assert words in await said(path, "@127.0.0.1", "-p", port, *arguments), arguments
 
 
 # --- the command ----------------------------------------------------------------------------------
