@@ -17,21 +17,18 @@ pytestmark = [pytest.mark.lab, pytest.mark.skipif(REASON is not None, reason=str
 LOCAL = ("--preset", "local")
 
 BROWSE = """
-trap 'kill $BUS $DAEMON $BROWSER' TERM
 mount -t tmpfs tmpfs /run
 mkdir -p /run/dbus /run/avahi-daemon
 dbus-daemon --system --nofork --nopidfile >&2 &
-BUS=$!
 until [ -S /run/dbus/system_bus_socket ]; do sleep 0.05; done
 avahi-daemon --no-drop-root --no-chroot --no-rlimits >&2 &
-DAEMON=$!
 until [ -S /run/avahi-daemon/socket ]; do sleep 0.05; done
-avahi-browse -rp _irohv1._udp &
-BROWSER=$!
-wait
-wait
+exec avahi-browse -rp _irohv1._udp
 """
-"""A system bus and a daemon of its own; it shows who comes and who goes until it is ended."""
+"""A system bus and a daemon of its own; it shows who comes and who goes until it is killed."""
+
+TOGETHER = ("unshare", "--pid", "--fork", "--kill-child")
+"""Whoever is killed takes along all that it started: a namespace ends with its first process."""
 
 
 async def ready(program: Program, kind: str = "ready") -> dict[str, object]:
@@ -95,7 +92,7 @@ async def test_a_bare_id_is_enough_also_over_ipv6_and_on_an_interface_that_comes
 
 
 async def test_avahi_sees_us_come_and_go() -> None:
-    for program in ("avahi-daemon", "avahi-browse", "dbus-daemon"):
+    for program in ("avahi-daemon", "avahi-browse", "dbus-daemon", "unshare"):
         if shutil.which(program) is None:
             pytest.skip(f"the program {program!r} is not installed")
     async with Lab() as lab:
@@ -104,7 +101,7 @@ async def test_avahi_sees_us_come_and_go() -> None:
         id = EndpointId.parse(str((await ready(listening))["endpoint_id"]))
         label = id.to_base32().lower()
         browser = await bob.run(
-            "sh", "-c", BROWSE, name="avahi-browse", stderr=asyncio.subprocess.DEVNULL
+            *TOGETHER, "sh", "-c", BROWSE, name="avahi-browse", stderr=asyncio.subprocess.DEVNULL
         )
         assert browser.process.stdout is not None
         try:
@@ -124,4 +121,5 @@ async def test_avahi_sees_us_come_and_go() -> None:
                     assert line, "avahi-browse ended"
                 assert line.split(";")[3] == label, "it said goodbye"
         finally:
-            await browser.stop()
+            browser.process.kill()
+            await browser.process.wait()
