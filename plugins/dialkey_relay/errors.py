@@ -7,7 +7,7 @@ HandshakeError        ─ RelayUpgradeError       the server did not answer as a
 DialError             ─ RelayUnreachable        no connection to the relay could be made
                         └─ RelayUntrusted       its certificate is not one that we trust
 ConnectionLost        ─ RelayLost               an established connection to the relay ended
-                        └─ RelaySilent          because it did not answer any more
+                        └─ RelaySilent          because it no longer answered
 InvalidInput          ─ RelayConfigError        a configuration that cannot be used
 WireError             ─ InvalidGrant            a signed grant that is broken or expired
 """
@@ -58,7 +58,7 @@ class RelayViolation(ProtocolViolation):
 
 
 class RelayDenied(Refused):
-    """The relay knows who we are and does not let us in.
+    """The relay knows who we are and refuses us.
 
     Attributes:
         reason: the relay's own words.

@@ -167,11 +167,11 @@ class Health:
 
 @attrs.frozen
 class Restarting:
-    """The relay goes down and comes back.
+    """The relay restarts.
 
     Attributes:
-        reconnect_in_ms: wait so long before connecting again.
-        try_for_ms: go on trying for this long.
+        reconnect_in_ms: wait this long before connecting again.
+        try_for_ms: keep trying for this long.
     """
 
     reconnect_in_ms: int

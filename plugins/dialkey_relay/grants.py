@@ -1,9 +1,9 @@
 """Signed grants: an application's own server decides who may use a relay, for how long, how much.
 
-A relay URL in an app is not a secret, and one token for all installations cannot be taken back from
-one of them. So the server of the application signs, for each endpoint id that it knows, a short
-text; the relay holds the server's *public* key and asks nobody. A stolen grant is worthless without
-the endpoint's secret key, because a relay client proves that key first.
+A relay URL in an app is not a secret, and one token for all installations cannot be revoked for just one
+of them. So the application's server signs a short text for each endpoint id that it knows; the relay has
+the server's *public* key and does not have to ask anybody. A stolen grant is worthless without the
+endpoint's secret key, because a relay client proves that key first.
 
 The text is ``dkg1_`` and base64url of
 
@@ -51,20 +51,20 @@ CLOCK_LEEWAY_S: Final = 60
 """How far the issuer's clock may be ahead of the relay's."""
 
 DEFAULT_MAX_LIFETIME_S: Final = 7 * 86_400
-"""A relay takes no grant that lives longer: it would be a password again."""
+"""A relay accepts no grant with a longer lifetime: it would be a password again."""
 
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @attrs.frozen
 class Grant:
-    """Leave for one endpoint to use relays that know the issuer.
+    """Permission for one endpoint to use relays that know the issuer.
 
     Attributes:
         endpoint_id: who may use it.
         issued_at: Unix seconds.
-        lifetime_s: it ends so long after `issued_at`.
-        bytes_per_second: what the endpoint may send; None for what the relay gives others.
+        lifetime_s: it expires this long after `issued_at`.
+        bytes_per_second: what the endpoint may send; None for the relay's default.
         max_burst_bytes: what it may send at once; None for a tenth of a second's worth.
         issuer_hint: the first bytes of the issuer's public key.
         signature: of the issuer.
@@ -198,12 +198,12 @@ class Grant:
 
 @attrs.frozen
 class Revocations:
-    """What is taken back before its time.
+    """What is revoked before it expires.
 
     Attributes:
         grants: ids of grants.
         endpoints: endpoint ids, whoever signed for them.
-        before: issuer → Unix seconds; what it signed earlier counts no more.
+        before: issuer → Unix seconds; what it signed earlier no longer counts.
     """
 
     grants: frozenset[bytes] = frozenset()
@@ -257,7 +257,7 @@ class GrantVerifier:
     """A relay's knowledge of issuers and revocations; both can be replaced at any time.
 
     Args:
-        issuers: public keys whose grants are taken. Several, so that a key can be rotated.
+        issuers: public keys whose grants are accepted. Several, so that a key can be rotated.
         max_lifetime_s: grants that live longer are refused.
 
     Attributes:
@@ -283,7 +283,7 @@ class GrantVerifier:
             now: Unix seconds.
 
         Raises:
-            InvalidGrant: it does not let this endpoint in; the message tells why, for the client.
+            InvalidGrant: it does not admit this endpoint; the message says why, for the client.
         """
         grant = Grant.parse(token)
         if grant.endpoint_id != endpoint_id:

@@ -334,7 +334,7 @@ class Hub:
         if content == 0 or len(message) > MAX_RELAY_PAYLOAD_BYTES:
             if len(message) > MAX_RELAY_PAYLOAD_BYTES + 1:
                 raise RelayWireError("a datagram frame is too long")
-            # A strict decoder at the other end would drop its connection over such a frame.
+            # A strict decoder at the other end would drop its connection because of such a frame.
             self.drop("dropped_unsendable")
             return
         entry = self._entries.get(message[1:_FORWARD_FROM])

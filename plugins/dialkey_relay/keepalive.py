@@ -89,7 +89,7 @@ class KeepAlive:
             return CLOSE_FIRST_TIMEOUT_S if self._is_close else MAX_TIMEOUT_S
         timeout = min(max(TIMEOUT_RTTS * self.rtt_s, MIN_TIMEOUT_S), MAX_TIMEOUT_S)
         if self._is_close:
-            # A way that is long by itself must not look like silence.
+            # A path with a long round trip must not look like silence.
             return min(timeout, max(CLOSE_TIMEOUT_S, 2 * self.rtt_s))
         return timeout
 

@@ -30,7 +30,7 @@ Everything else is said to all; begin with // to say something that begins with 
 
 
 def perform(chat: Chat, line: str) -> bool:
-    """Do what a line says; what comes of it are notices. Return False if it says to leave."""
+    """Carry out a line; results appear as notices. Return False if it says to leave."""
     line = line.strip()
     command, _, rest = line.partition(" ")
     rest = rest.strip()

@@ -120,7 +120,7 @@ class Letter:
 
     @property
     def order(self) -> tuple[int, bytes]:
-        """What letters are sorted by, alike for everybody."""
+        """The sort order of letters, the same for everybody."""
         return self.at_ms, self.id
 
 

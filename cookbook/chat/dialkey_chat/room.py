@@ -43,8 +43,8 @@ class RoomLimits:
 
     Attributes:
         people: those who are shown as being here; further ones can still be read.
-        letters: the latest ones, at most so many.
-        letter_bytes: and at most so many bytes of them.
+        letters: how many of the latest ones, at most.
+        letter_bytes: and how many bytes of them, at most.
         files: offers that can be fetched by their number.
         skew_ms: letters from further in the future are refused.
         burst: messages of an author that are heard within `burst_s`; further ones are ignored.
@@ -111,7 +111,7 @@ class Renamed:
 
 @attrs.frozen
 class Departed:
-    """Somebody is not here any more. Attributes: is_silent: without having said goodbye."""
+    """Somebody has left. Attributes: is_silent: without having said goodbye."""
 
     person: Person
     is_silent: bool

@@ -225,11 +225,11 @@ class Chat:
         self.notices.put([Remark(text)])
 
     def send(self, path: Path) -> None:
-        """Offer a file or folder to all; what comes of it is a notice."""
+        """Offer a file or folder to all; the result appears as a notice."""
         self._transfer(self._send(path))
 
     def get(self, number: int, folder: Path | None = None) -> None:
-        """Fetch the file of a number; what comes of it are remarks."""
+        """Fetch the file with a number; results appear as remarks."""
         offer = self.room.file(number)
         if offer is None:
             self.remark(f"there is no file with number {number}")
@@ -350,7 +350,7 @@ class Chat:
                     await self._news.wait()
 
     async def _tell_if_alone(self) -> None:
-        """Say so when none of those in the ticket can be reached; trying goes on."""
+        """Report it when nobody in the ticket can be reached; attempts continue."""
         try:
             await self._topic.joined(PATIENCE_S)
         except NoNeighbors:

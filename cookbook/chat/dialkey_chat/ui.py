@@ -53,7 +53,7 @@ class _Line:
 
 
 class Lines(RichLog):
-    """What was written and what happened, by time; wrapped anew when its width changes."""
+    """What was written and what happened, by time; wrapped again when its width changes."""
 
     def __init__(self, id: str) -> None:
         # Never with markup: brackets that others write are not our styles.
@@ -75,7 +75,7 @@ class Lines(RichLog):
             self._redraw()
 
     def on_resize(self, event: Resize) -> None:
-        """Wrap the lines anew, after the log itself has learnt its size."""
+        """Wrap the lines again, after the log itself has learnt its size."""
         if event.size.width != self._width:
             self._width = event.size.width
             self.call_next(self._redraw)

@@ -14,7 +14,7 @@ ALPN: Final = "echo/1"
 
 
 class Echo:
-    """Answer: write back what comes in."""
+    """Answer: write back what arrives."""
 
     async def accept(self, connection: Connection) -> None:
         """Serve every stream of a connection until the peer closes it."""

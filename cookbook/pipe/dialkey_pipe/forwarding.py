@@ -53,7 +53,7 @@ class _Line:
 
 
 class Dialer:
-    """Keep a connection to the listening side; dial anew when it is needed and gone, or full.
+    """Keep a connection to the listening side; dial again when it is needed and gone, or full.
 
     A pipe begins when the far side has said that it has it. So what was dialled before the far side was
     restarted is noticed before any byte is lost on it, and a new connection takes its place.

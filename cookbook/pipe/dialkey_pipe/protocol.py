@@ -49,7 +49,7 @@ class Near(Protocol):
         """Write all of `data`; wait while the reader is slow."""
 
     async def write_end(self) -> None:
-        """End this direction; the other one goes on."""
+        """End this direction; the other one continues."""
 
 
 async def open_pipe(connection: Connection) -> tuple[SendStream, RecvStream]:

@@ -92,7 +92,7 @@ class Completed:
 
 @attrs.frozen
 class Failed:
-    """A job has no result, and is not tried any more. Attributes: reason: a sentence."""
+    """A job has failed for good. Attributes: reason: a sentence."""
 
     task: Task
     worker: EndpointId

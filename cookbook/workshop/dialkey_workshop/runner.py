@@ -1,4 +1,4 @@
-"""Running a job in a process of its own, away from the event loop."""
+"""Running a job in its own process, away from the event loop."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Workshop(Protocol):
         """Do a job, or follow one of the caller's that is being done already.
 
         The result can be fetched, by the caller only, from the report that names it until it is
-        released. A job that nobody follows any more is cancelled.
+        released. A job that nobody follows is cancelled.
 
         Raises:
             JobFailed: it cannot be done, here or elsewhere.

@@ -1,7 +1,7 @@
 """How far away a relay is: the time of a request for ``/ping``.
 
-Source: docs/wire/relay.md 6.1. Other than iroh's, a probe makes its requests over one connection
-and takes the fastest, so that it measures the round trip and not the handshakes before it.
+Source: docs/wire/relay.md 6.1. Unlike iroh's, a probe makes its requests over one connection and takes
+the fastest, so that it measures the round trip and not the handshakes before it.
 """
 
 from __future__ import annotations

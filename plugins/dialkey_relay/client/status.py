@@ -1,4 +1,4 @@
-"""The state of a relay's client, and what it shows to be let in."""
+"""The state of a relay's client, and what it presents to be admitted."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from dialkey_relay.http1 import is_token
 __all__ = ["fetch", "refresh_in"]
 
 REFRESH_AT: Final = 0.75
-"""The part of a grant's life after which its successor is fetched."""
+"""The part of a grant's lifetime after which the next one is fetched."""
 
 
 async def fetch(token: Token, timeout_s: float) -> str | None:

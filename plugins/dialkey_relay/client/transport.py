@@ -66,14 +66,14 @@ MAX_RELAYS_OF_HEARSAY: Final = 16
 rest, so that strangers cannot keep us from a relay that a ticket names."""
 
 ATTEMPTS_TO_BELIEVE: Final = 2
-"""So often in a row a relay has to turn us away before a dial through it is told; some 30 ms apart."""
+"""How often in a row a relay has to refuse us before a dial through it fails; about 30 ms apart."""
 
 ASK_AGAIN_S: Final = 0.25
-"""A relay that turned us away this long ago is asked again when somebody dials through it: it may have
-been told to let us in. Shorter would hammer it, longer would keep the dial waiting."""
+"""A relay that refused us this long ago is asked again when somebody dials through it: its rules may have
+changed. Shorter would hammer it, longer would keep the dial waiting."""
 
 QAD_PORT: Final = 7842
-"""Of UDP, where relays tell others their address; iroh's own number."""
+"""The UDP port on which relays tell clients their address; the same as in iroh."""
 
 MAX_PATHS: Final = 4096
 """Path addresses remembered, so that each is made once."""
@@ -114,14 +114,14 @@ class RelayConfig:
 
 @attrs.frozen
 class RelayPath:
-    """The way to an endpoint through a relay."""
+    """The path to an endpoint through a relay."""
 
     url: RelayUrl
     endpoint_id: EndpointId
 
     @property
     def path_kind(self) -> str:
-        """How such paths are called."""
+        """What such paths are called."""
         return "relay"
 
     @property
@@ -148,7 +148,7 @@ class HomeRelay:
 
 @attrs.frozen
 class RelayConnected:
-    """An event: a relay let us in."""
+    """An event: a relay accepted us."""
 
     url: RelayUrl
     is_home: bool
@@ -165,7 +165,7 @@ class RelayDisconnected:
 
 @attrs.frozen
 class HomeRelayChanged:
-    """An event: others find us at another relay from now on."""
+    """An event: from now on others find us at another relay."""
 
     url: RelayUrl | None
     previous: RelayUrl | None
@@ -235,7 +235,7 @@ class RelayTransport:
     # --- life -----------------------------------------------------------------------------------
 
     async def start(self, receiver: Receiver) -> None:
-        """Begin to carry, and to look for a home; `online` waits until there is one."""
+        """Start carrying datagrams and looking for a home; `online` waits until there is one."""
         self._receiver = receiver
         self._report_now.set()
         self._spawn(self._report_loop())
@@ -299,7 +299,7 @@ class RelayTransport:
     def send(self, remote: PathAddress, data: bytes | memoryview, segment_bytes: int) -> None:
         """Send datagrams; a connection to their relay is opened if there is none.
 
-        While it is being opened some are kept; what finds no room is dropped and counted.
+        While it is being opened, some are kept; the rest is dropped and counted.
         """
         assert isinstance(remote, RelayPath)
         client = self._clients.get(remote.url)
@@ -338,7 +338,7 @@ class RelayTransport:
 
     @property
     def is_blocked(self) -> bool:
-        """Never: a relay that takes nothing must not hold up direct paths. It loses datagrams."""
+        """Never: a blocked relay must not hold up direct paths, so it loses datagrams instead."""
         return False
 
     def local_addrs(self) -> list[TransportAddr]:
@@ -554,7 +554,7 @@ class RelayTransport:
             try:
                 path = self._path(url, batch.peer)
             except InvalidKey:
-                # A relay lets nobody in without a key, so this one makes things up.
+                # A relay admits nobody without a key, so this one is making things up.
                 self.dropped += 1
                 continue
             receiver.on_datagrams(memoryview(content), batch.segment_size or len(content), path)
@@ -661,7 +661,7 @@ class RelayTransport:
         home = self._home
         if choice == home:
             return
-        # Who can be reached at one relay does not leave it for one that might say no.
+        # While we can be reached at one relay, do not leave it for one that might refuse us.
         if self._advertised is None or choice in await self._let_in({choice}):
             if self._home == home and choice in self._configs:
                 self._set_home(choice)
@@ -705,7 +705,7 @@ class RelayTransport:
                 await client.close()
         lost_at = self._home_lost_at
         if lost_at is not None and now - lost_at > FAILOVER_S:
-            # It may still answer pings while it does not let us in: loyalty ends here.
+            # It may still answer pings although it does not accept us; no longer prefer it.
             self._leave_home()
             if self._failover is not None:
                 await asyncio.wait([self._failover])

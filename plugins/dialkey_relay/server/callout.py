@@ -29,8 +29,8 @@ and whoever waits too long is denied."""
 class HttpCallout:
     """Admit whom a web server says ``true`` about.
 
-    A POST without a body carries the endpoint id in headers; status 200 with the body ``true``
-    means yes, anything else no. Close it when it is used no more.
+    A POST without a body carries the endpoint id in headers; status 200 with the body ``true`` means yes,
+    anything else no. Close it after use.
 
     Args:
         url: where to ask, http or https.

@@ -1,8 +1,8 @@
 """The relay's configuration in TOML.
 
-Keys that real relays have keep their names and meaning, so that a file can be moved over; what such
-a file says and we cannot do is an error, not silence. Two defaults differ: who may use the relay has
-to be written down, and metrics are served to this machine only.
+Keys that iroh's relay has keep their names and meaning, so that a file can be reused; what such a file
+asks for and we cannot do is an error, not silence. Two defaults differ: who may use the relay has to be
+stated, and metrics are served to this machine only.
 
 Source: docs/wire/relay.md 4.7 and 4.8.
 """
@@ -106,7 +106,7 @@ def _words(kind: type) -> str:
 
 
 class _Table:
-    """A TOML table from which keys are taken; what is left at the end nobody understood."""
+    """A TOML table from which keys are taken; what is left at the end is unknown."""
 
     def __init__(self, values: Mapping[str, object], name: str = "") -> None:
         self._values = dict(values)
@@ -184,7 +184,7 @@ class _Table:
         return host.strip("[]"), int(port)
 
     def done(self) -> None:
-        """Complain about what is left."""
+        """Fail if any keys are left."""
         for key in self._values:
             near = difflib.get_close_matches(key, self._known, n=1)
             raise self.error(

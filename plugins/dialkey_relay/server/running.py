@@ -1,4 +1,4 @@
-"""Running a relay from a configuration: metrics, signals, files that change, leave-taking."""
+"""Running a relay from a configuration: metrics, signals, changing files, and an orderly end."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ async def serve(
 
     Raises:
         RelayConfigError: the configuration cannot be used.
-        BindError: an address cannot be had.
+        BindError: an address cannot be used.
     """
     async with RunningRelay(read, plugins, siblings) as running:
         announce(running)

@@ -93,7 +93,7 @@ def bind(address: Address, *, reuse_port: bool = False) -> socket.socket:
     """Open a listening TCP socket; the address ``::`` means IPv4, too, where the system can.
 
     Raises:
-        OSError: the address cannot be had.
+        OSError: the address cannot be used.
     """
     host, port = address
     if host == "::":
@@ -125,7 +125,7 @@ class Listener:
         """Begin to listen.
 
         Raises:
-            BindError: the address cannot be had.
+            BindError: the address cannot be used.
         """
         try:
             self.server = await self.relay.loop.create_server(
@@ -207,7 +207,7 @@ class RelayServer(AsyncOnly):
         """Listen.
 
         Raises:
-            BindError: an address cannot be had; nothing is open then.
+            BindError: an address cannot be used; nothing is open then.
         """
         if self._loop is not None:
             raise RuntimeError("a relay is started once")

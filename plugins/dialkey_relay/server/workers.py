@@ -253,7 +253,7 @@ async def run_workers(
 
     Raises:
         RelayConfigError: this system cannot share a port.
-        BindError: an address cannot be had.
+        BindError: an address cannot be used.
         LocalError: a process ended by itself; the others have been ended, too.
     """
     if not hasattr(socket, "SO_REUSEPORT"):
