@@ -281,7 +281,7 @@ async def test_being_refused_by_every_relay_ends_the_wait(number: int) -> None:
 async def test_a_command_goes_on_without_a_relay_that_refuses_it() -> None:
     said = io.StringIO()
     async with RelayServer([SharedTokens(["letmein"])], OPEN) as relay:
-        options = Options(relays=(relay.url,), bind="127.0.0.1:0")
+        options = Options(relays=(relay.url,), bind="127.0.0.1:0", preset="minimal")
         async with options.open_endpoint() as endpoint:
             await options.until_online(endpoint, Output(stdout=said, stderr=said))
     assert "this relay requires a token" in said.getvalue()
