@@ -359,7 +359,8 @@ MAX_GOSSIP_ANNOUNCED_IDS: Final = 4096
 """Ids that one neighbour announced and nobody delivered yet; beyond it new ones are ignored."""
 
 MAX_GOSSIP_DIALS: Final = 16
-"""Dials under way at once: a message can name any endpoint id and so make us dial it."""
+"""Dials under way at once: a message can name any endpoint id and so make us dial it. As many again are
+kept for peers that the application named."""
 
 MAX_GOSSIP_DIALS_PER_SOURCE: Final = 32
 """Dials under way or waiting because of what one and the same peer told us; an eighth of it once half of

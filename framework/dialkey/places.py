@@ -138,9 +138,13 @@ class Places:
                 queue.popleft()
                 if not queue:
                     del self._waiting[holder]
-                future.set_result(None)
+                if not future.done():  # else its task was cancelled, and gives the place back
+                    future.set_result(None)
                 served = True
                 break
+        if not self._waiting and self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _look_again(self) -> None:
         self._look = None

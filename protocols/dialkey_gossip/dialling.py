@@ -62,13 +62,9 @@ class Dialler:
         self._rules = rules
         self._credit = DialCredit()
         # A dial that is under way is never ended for another one.
-        self._places = Places(
-            MAX_GOSSIP_DIALS,
-            MAX_GOSSIP_DIALS // 4,
-            wait_s=PLACE_PATIENCE_S,
-            parting_s=2 * DIAL_TIMEOUT_S,
-            least_rate=0.0,
-        )
+        self._places = _places(MAX_GOSSIP_DIALS // 4)
+        # Those whom the application named do not wait behind a crowd that strangers named.
+        self._own_places = _places(MAX_GOSSIP_DIALS)
         self._pending: Counter[PeerId] = Counter()
         self._earned: dict[PeerId, asyncio.Event] = {}
 
@@ -125,7 +121,8 @@ class Dialler:
             may_reach=self._rules.may_reach,
         )
         is_hearsay = not trusted and not is_pinned
-        async with self._places.hold(account):
+        places = self._own_places if is_pinned else self._places
+        async with places.hold(account):
             self.dials += 1
             try:
                 connection = await self._endpoint.connect(
@@ -166,3 +163,13 @@ class Dialler:
             if self._pending[source] <= 1:
                 self._earned.pop(source, None)
         return paid
+
+
+def _places(most: int) -> Places:
+    return Places(
+        MAX_GOSSIP_DIALS,
+        most,
+        wait_s=PLACE_PATIENCE_S,
+        parting_s=2 * DIAL_TIMEOUT_S,
+        least_rate=0.0,
+    )

@@ -182,3 +182,25 @@ async def test_cancelling_is_cancelling() -> None:
     assert task.cancelled()
     assert waiting.cancelled()
     assert shared.used == 0
+
+
+@in_virtual_time
+async def test_a_place_is_not_given_to_a_task_that_was_just_cancelled() -> None:
+    shared = places(1, 1)
+
+    async def hold(number: int) -> None:
+        async with shared.hold(key(number)):
+            await asyncio.sleep(100)
+
+    holder, cancelled, waiting = (asyncio.create_task(hold(number)) for number in range(1, 4))
+    await asyncio.sleep(0.1)
+    # In one turn of the loop: the place is given back before the task hears of its end.
+    holder.cancel()
+    cancelled.cancel()
+    await asyncio.wait([holder, cancelled])
+    assert holder.cancelled()
+    assert cancelled.cancelled()
+    await asyncio.sleep(0.1)
+    assert (shared.used, waiting.done()) == (1, False)
+    await ended(waiting)
+    assert shared.used == 0
