@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar, cast
 import attrs
 
 from dialkey.errors import InvalidInput
-from dialkey.limits import MAX_RPC_METADATA_ENTRIES
 from dialkey_rpc.channel import END, Attempts, CallOptions, Channel, Exchange, outcome_of, within
 from dialkey_rpc.checking import an
 from dialkey_rpc.codec import SCHEMA, MethodCodec, ServiceCodec, compile_service
 from dialkey_rpc.context import checked_timeout
 from dialkey_rpc.errors import ServiceDefinitionError
 from dialkey_rpc.frames import RpcLimits, StopCode
+from dialkey_rpc.limits import MAX_RPC_METADATA_ENTRIES
 from dialkey_rpc.metrics import MethodStats
 from dialkey_rpc.retry import Reconnect
 from dialkey_rpc.schema import Schema

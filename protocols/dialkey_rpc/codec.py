@@ -15,7 +15,6 @@ import attrs
 import cattrs
 
 from dialkey.identity import EndpointId
-from dialkey.limits import MAX_RPC_ERROR_CHARS, MAX_RPC_METADATA_ENTRIES
 from dialkey.printable import printable
 from dialkey_rpc.checking import an
 from dialkey_rpc.context import ENDLESS_S
@@ -38,6 +37,7 @@ from dialkey_rpc.errors import (
     RpcError,
 )
 from dialkey_rpc.frames import CALL, ERROR, ITEM, RESULT
+from dialkey_rpc.limits import MAX_RPC_ERROR_CHARS, MAX_RPC_METADATA_ENTRIES
 from dialkey_rpc.packing import pack_frame
 from dialkey_rpc.service import MethodSpec, ServiceSpec
 

@@ -12,7 +12,7 @@ from typing import Final
 
 import attrs
 
-from dialkey import limits
+from dialkey_rpc import limits
 from dialkey_rpc.budget import Account
 from dialkey_rpc.errors import CannotSend, MalformedMessage, MessageTooLarge
 

@@ -21,7 +21,6 @@ from dialkey.errors import (
     StreamReset,
     StreamStopped,
 )
-from dialkey.limits import MAX_RPC_CALLS, RPC_CALL_ARRIVAL_TIMEOUT_S
 from dialkey.printable import printable_traceback
 from dialkey.shares import Claim, FairShares
 from dialkey_rpc.budget import Account
@@ -50,6 +49,7 @@ from dialkey_rpc.errors import (
     ServiceDefinitionError,
 )
 from dialkey_rpc.frames import CALL, RpcLimits, StopCode
+from dialkey_rpc.limits import MAX_RPC_CALLS, RPC_CALL_ARRIVAL_TIMEOUT_S
 from dialkey_rpc.metrics import MethodCounters, MethodStats
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, Order
 from dialkey_rpc.schema import Schema, schema_of

@@ -24,7 +24,6 @@ from dialkey.errors import (
     WrongKey,
 )
 from dialkey.identity import SecretKey
-from dialkey.limits import MAX_RPC_ERROR_CHARS
 from dialkey.printable import printable
 from dialkey_rpc.codec import (
     Buffers,
@@ -35,6 +34,7 @@ from dialkey_rpc.codec import (
     read_call,
 )
 from dialkey_rpc.frames import CALL, ERROR, ITEM, RESULT, FrameReader, RpcLimits
+from dialkey_rpc.limits import MAX_RPC_ERROR_CHARS
 from dialkey_rpc.metrics import BUCKETS_S, MethodCounters
 from dialkey_rpc.order import REQUEST, REQUEST_STREAM, RESPONSE, RESPONSE_STREAM, Order, Table
 from dialkey_rpc.packing import unpack_frame

@@ -15,10 +15,10 @@ import pytest
 import dialkey_rpc as rpc
 from dialkey import Connection
 from dialkey.errors import DialkeyError, StreamReset, StreamStopped
-from dialkey.limits import RPC_CALL_ARRIVAL_TIMEOUT_S
 from dialkey.testing import in_virtual_time
 from dialkey_rpc.codec import error_from_wire
 from dialkey_rpc.frames import CALL, ERROR, HEAD, ITEM, RESULT, FrameReader, StopCode, join_head
+from dialkey_rpc.limits import RPC_CALL_ARRIVAL_TIMEOUT_S
 from dialkey_rpc.packing import pack_frame, unpack_frame
 
 InMemory = Callable[..., contextlib.AbstractAsyncContextManager[Any]]
