@@ -73,7 +73,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("changes", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_announcement_is_one_error_and_counted(changes: dict[str, object]) -> None:
+def test_what_is_not_an_announcement_is_one_error_and_counted(changes: dict[str, object]) -> None:
     data = msgpack.packb(plain(**changes))
     with pytest.raises(WireError):
         decode(IDS[0], data)

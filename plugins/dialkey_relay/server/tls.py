@@ -147,7 +147,7 @@ class TlsPipe:
         """Take bytes from the network.
 
         Raises:
-            TlsError: they are no TLS.
+            TlsError: they are not TLS.
         """
         try:
             while data:
@@ -164,7 +164,7 @@ class TlsPipe:
         """Decrypt what has arrived into `buffer`; return how many bytes, 0 when there are none.
 
         Raises:
-            TlsError: the bytes are no TLS, or the peer has closed.
+            TlsError: the bytes are not TLS, or the peer has closed.
         """
         if not self._established:
             return 0

@@ -127,7 +127,7 @@ def test_socket_address_text(text, printed):
         "1.2.3.4:80 5.6.7.8:80",
     ],
 )
-def test_texts_that_are_no_socket_address(text):
+def test_texts_that_are_not_socket_addresses(text):
     with pytest.raises(InvalidAddress):
         IpAddr.parse(text)
 
@@ -248,7 +248,7 @@ def test_custom_address_ids_are_read_leniently(text, printed):
         ("1_٠٠", "data"),
     ],
 )
-def test_texts_that_are_no_custom_address(text, says):
+def test_texts_that_are_not_custom_addresses(text, says):
     with pytest.raises(InvalidAddress, match=says):
         CustomAddr.parse(text)
 

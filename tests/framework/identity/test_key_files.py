@@ -146,7 +146,7 @@ def test_starting_many_at_once_ends_with_one_key(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "fifo", "nul", "root"])
-def test_what_is_no_file_is_refused(tmp_path, kind):
+def test_what_is_not_a_file_is_refused(tmp_path, kind):
     path = tmp_path / "key"
     if kind == "folder":
         path.mkdir()

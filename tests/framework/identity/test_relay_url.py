@@ -159,7 +159,7 @@ def test_normal_forms(text, normal):
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_texts_that_are_no_url(text):
+def test_texts_that_are_not_urls(text):
     with pytest.raises(InvalidAddress):
         RelayUrl(text)
 

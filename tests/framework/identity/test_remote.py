@@ -69,6 +69,6 @@ def test_other_objects_are_a_programming_error(wrong):
         parse_remote(wrong)
 
 
-def test_an_addr_that_is_no_endpoint_addr_is_refused():
+def test_an_addr_that_is_not_an_endpoint_addr_is_refused():
     with pytest.raises(TypeError):
         parse_remote(TicketOfAnotherKind("somewhere"))

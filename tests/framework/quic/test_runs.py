@@ -183,7 +183,7 @@ def test_what_does_not_fit_is_not_a_run(
         (b"\x0c", b"\x0c"),
     ],
 )
-def test_authentic_packets_that_are_no_run_go_the_general_way(
+def test_authentic_packets_that_are_not_a_run_go_the_general_way(
     implementation: Implementation, plains: tuple[bytes, bytes]
 ) -> None:
     oracle = Oracle("aes-128-gcm")

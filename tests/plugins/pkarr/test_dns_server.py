@@ -254,7 +254,7 @@ async def test_put_and_get() -> None:
         assert server.records.counters.puts_not_newer == 1
 
 
-async def test_what_is_no_record_is_refused() -> None:
+async def test_what_is_not_a_record_is_refused() -> None:
     body = packet().to_payload()
     z32 = KEY.id.to_z32()
     async with serving() as server, aiohttp.ClientSession() as http:

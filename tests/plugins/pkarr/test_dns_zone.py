@@ -173,7 +173,7 @@ def raw(query: dns.message.Message) -> bytes:
     return answer
 
 
-def test_what_is_no_question() -> None:
+def test_what_is_not_a_question() -> None:
     query = dns.message.make_query(ORIGIN, "SOA")
     update = dns.message.make_query(ORIGIN, "SOA")
     update.set_opcode(dns.opcode.NOTIFY)
@@ -220,7 +220,7 @@ def answered(data: bytes, by_udp: bool) -> None:
         assert question[2] & 0x80
 
 
-def test_what_is_no_domain() -> None:
+def test_what_is_not_a_domain() -> None:
     for bad in (["a..b"], ["*.example.org"], []):
         with pytest.raises(InvalidInput):
             Zone(bad)

@@ -207,7 +207,7 @@ def test_what_iroh_tolerates(message: bytes) -> None:
         struct.pack(">6H", 0, 0x8000, 0, 65_535, 0, 0) + rr(),
     ],
 )
-def test_what_is_no_dns_message(message: bytes) -> None:
+def test_what_is_not_a_dns_message(message: bytes) -> None:
     packet = SignedPacket.sign(COUNTING, message, 1)
     with pytest.raises(InvalidPacket):
         SignedPacket.from_bytes(packet.to_bytes())

@@ -193,7 +193,7 @@ def test_version_1() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 403 No\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_a_server_that_is_no_relay(answer) -> None:
+def test_a_server_that_is_not_a_relay(answer) -> None:
     with pytest.raises(RelayUpgradeError):
         Pair().client.receive(memoryview(answer), 0.0)
 

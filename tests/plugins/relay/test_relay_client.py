@@ -208,7 +208,7 @@ async def test_denials_are_reported_and_retried(caplog) -> None:
         await until(a, lambda status: status.connects == 1)
 
 
-async def test_a_server_that_is_no_relay() -> None:
+async def test_a_server_that_is_not_a_relay() -> None:
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 404 Not Found\r\n\r\n")

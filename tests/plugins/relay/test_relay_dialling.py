@@ -255,7 +255,7 @@ NO_PROXIES = ["socks5://127.0.0.1:1", "http://127.0.0.1:port", "http://[::1", "h
 
 
 @pytest.mark.parametrize("text", NO_PROXIES)
-async def test_what_is_no_proxy_is_told_and_ends_nothing(environment, text) -> None:
+async def test_what_is_not_a_proxy_is_told_and_ends_nothing(environment, text) -> None:
     with pytest.raises(InvalidInput, match="proxy"):
         Dialer(proxy=text)
     environment(http_proxy=text)

@@ -148,7 +148,7 @@ def test_the_largest_requests_are_read() -> None:
         encode_request(GetManyRequest.whole((*hashes, DA, DA)))
 
 
-def test_a_push_is_no_request_that_ends_with_its_stream() -> None:
+def test_a_push_is_not_a_request_that_ends_with_its_stream() -> None:
     with pytest.raises(WireError, match="push"):
         decode_request(bytes.fromhex(VECTORS[-1][1]))
 

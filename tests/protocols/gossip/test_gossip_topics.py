@@ -85,7 +85,7 @@ async def test_a_ticket_is_enough_and_names_neighbours_too() -> None:
 
 
 @virtual
-async def test_what_is_no_topic() -> None:
+async def test_what_is_not_a_topic() -> None:
     async with Swarm(network()) as swarm:
         gossip = (await swarm.add()).gossip
         for wrong in (b"short", "weather", "ab" * 31, "AB" * 32):

@@ -41,7 +41,7 @@ def test_topic_ids() -> None:
 
 
 @pytest.mark.parametrize("bad", ["", "lobby", "AB" * 32, "a" * 63])
-def test_texts_that_are_no_topic_id(bad: str) -> None:
+def test_texts_that_are_not_topic_ids(bad: str) -> None:
     with pytest.raises(InvalidInput, match="64 lower-case hex"):
         TopicId.parse(bad)
 

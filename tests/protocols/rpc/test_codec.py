@@ -137,7 +137,7 @@ def test_a_wrong_argument_is_not_sent() -> None:
         ["buy", {}, None, {str(n): "" for n in range(65)}],
     ],
 )
-def test_what_is_no_call(plain: object) -> None:
+def test_what_is_not_a_call(plain: object) -> None:
     with pytest.raises(rpc.MalformedMessage):
         read_call(plain)
 
@@ -261,7 +261,7 @@ def test_everything_is_told_where_that_is_allowed() -> None:
         {"status": True, "message": ""},
     ],
 )
-def test_what_is_no_error(plain: object) -> None:
+def test_what_is_not_an_error(plain: object) -> None:
     with pytest.raises(rpc.MalformedMessage):
         error_from_wire(plain, PEER)
 

@@ -118,7 +118,7 @@ def test_unknown_kinds_above_127_are_skipped() -> None:
         b"GET / HT",
     ],
 )
-def test_what_is_no_head_is_refused(head: bytes) -> None:
+def test_what_is_not_a_head_is_refused(head: bytes) -> None:
     with pytest.raises(MalformedMessage, match="not the head"):
         FrameReader(SMALL).feed(head)
 

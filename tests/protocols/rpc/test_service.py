@@ -310,6 +310,6 @@ def test_the_hash_is_of_what_is_said_on_the_wire() -> None:
 
 
 @pytest.mark.parametrize("plain", [None, [], {}, {"service": 1}, {"service": "x", "methods": []}])
-def test_what_is_no_schema(plain: object) -> None:
+def test_what_is_not_a_schema(plain: object) -> None:
     with pytest.raises(rpc.MalformedMessage):
         rpc.Schema.from_wire(plain)

@@ -30,7 +30,7 @@ _NOWHERE: Final = tuple(ipaddress.ip_network(text) for text in ("0.0.0.0/8", "24
 class Worth(enum.Enum):
     """What to do with a candidate."""
 
-    NOTHING = "it is no address of a machine, or one that only its own machine reaches"
+    NOTHING = "it is not the address of a machine, or only that machine reaches it"
     LITTLE = "it is private, of a range in which we have no address"
     ALL = "it may well be the peer's"
 

@@ -218,7 +218,7 @@ async def test_what_is_damaged_in_the_store_gets_no_name(tmp_path: Path) -> None
         assert everything_below(tmp_path / "out") == []
 
 
-async def test_what_is_no_collection(blobs: Blobs, tmp_path: Path) -> None:
+async def test_what_is_not_a_collection(blobs: Blobs, tmp_path: Path) -> None:
     a = await blobs.add_bytes(b"no list of names")
     sequence = await blobs.store.add_bytes(HashSeq.of([a.hash]).data, BlobFormat.HASH_SEQ)
     with pytest.raises(WireError):
