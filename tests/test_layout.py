@@ -78,6 +78,8 @@ CHANCE: Final = frozenset({"random"})
 """A core may name the type of what it is handed; the two that keep secrets may not even do that."""
 SANS_IO: Final = ("framework/dialkey/quic", "framework/dialkey/identity")
 CORES: Final = {
+    "framework/dialkey": "allowance",
+    "framework/dialkey/endpoint": "door path_policy paths",
     "plugins/dialkey_mdns": "book machine messages",
     "plugins/dialkey_pkarr": "dns_query packets records server/quotas server/web server/zone",
     "plugins/dialkey_relay": "frames grants handshake http1 hub keepalive rates session websocket",

@@ -628,10 +628,3 @@ class Paths(Mapping[int, Path]):
     def key_keep_s(self) -> float:
         """How long keys of an earlier phase stay usable: three times the slowest path's PTO."""
         return 3 * max((p.recovery.pto for p in self._paths.values()), default=1.0)
-
-    @property
-    def unanswered_since(self) -> float | None:
-        """Since when nothing arrived, though something is in flight that must be answered."""
-        if not any(path.recovery.eliciting_in_flight for path in self._paths.values()):
-            return None
-        return max(path.last_received for path in self._paths.values())
