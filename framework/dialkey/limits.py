@@ -391,7 +391,7 @@ MAX_GOSSIP_PEERS: Final = 1024
 MAX_GOSSIP_CONNECTIONS_PER_PEER: Final = 8
 """Of one peer; two are usual when both dial at once, and iroh peers leave some behind."""
 
-MAX_GOSSIP_LANE_BYTES: Final = 1 << 20
+MAX_GOSSIP_QUEUE_BYTES: Final = 1 << 20
 """Frames of one topic waiting for one peer; beyond it the peer is too slow and is let go."""
 
 MAX_GOSSIP_BAD_STREAMS: Final = 8

@@ -31,8 +31,8 @@ from dialkey.printable import printable_traceback
 from dialkey_gossip.dialling import Dialler
 from dialkey_gossip.ids import PeerId, TopicId
 from dialkey_gossip.incoming import Incoming
-from dialkey_gossip.lanes import Lane, NoStreamGranted
 from dialkey_gossip.messages import Disconnect, Message, ShuffleReply
+from dialkey_gossip.send_queue import NoStreamGranted, SendQueue
 
 if TYPE_CHECKING:
     from dialkey import Connection
@@ -53,12 +53,12 @@ LINGER_S: Final = 5.0
 """An eviction is often followed by a new request, and what was sent has to arrive."""
 
 PATIENCE_S: Final = 1.0
-"""How long a full lane makes publishers and readers wait before it counts as slow."""
+"""How long a full queue makes publishers and readers wait before it counts as slow."""
 
 _FINISH_TIMEOUT_S: Final = 1.0
 _MAX_HEARD_TOPICS: Final = 64
-_MANY_LANES: Final = 32
-"""Beyond this, lanes of topics that were left are removed."""
+_MANY_QUEUES: Final = 32
+"""Beyond this, queues of topics that were left are removed."""
 
 logger = logging.getLogger("dialkey.gossip")
 
@@ -111,7 +111,7 @@ class _Link:
         self.peer = peer
         self.id = PeerId(bytes(peer))
         self.connections: list[Connection] = []
-        self.lanes: dict[TopicId, Lane] = {}
+        self.queues: dict[TopicId, SendQueue] = {}
         self.dial: asyncio.Task[None] | None = None
         self.check: asyncio.TimerHandle | None = None
         self.heard_at = 0.0
@@ -120,7 +120,7 @@ class _Link:
 
     @property
     def is_idle(self) -> bool:
-        return all(lane.is_empty and lane.task is None for lane in self.lanes.values())
+        return all(queue.is_empty and queue.task is None for queue in self.queues.values())
 
 
 class _Ear:
@@ -191,64 +191,67 @@ class Links:
         link = self._links.get(peer)
         if link is None:
             link = self._links[peer] = _Link(EndpointId(peer))
-        lane = link.lanes.get(topic) or self._add_lane(link, topic)
+        queue = link.queues.get(topic) or self._add_queue(link, topic)
         link.has_parted = isinstance(message, Disconnect | ShuffleReply)
-        dropped = lane.dropped
-        if not lane.put(message):
+        dropped = queue.dropped
+        if not queue.put(message):
             self._give_up(link)
             return
-        self._counts["dropped"] += lane.dropped - dropped
+        self._counts["dropped"] += queue.dropped - dropped
         if link.connections:
-            self._flush(link, lane)
+            self._flush(link, queue)
         elif link.dial is None:
             self._dial(link)
 
-    def _add_lane(self, link: _Link, topic: TopicId) -> Lane:
-        lane = Lane(topic, self._max_message_bytes)
-        if len(link.lanes) > _MANY_LANES:
-            link.lanes = {
+    def _add_queue(self, link: _Link, topic: TopicId) -> SendQueue:
+        queue = SendQueue(topic, self._max_message_bytes)
+        if len(link.queues) > _MANY_QUEUES:
+            link.queues = {
                 each.topic: each
-                for each in link.lanes.values()
+                for each in link.queues.values()
                 if each.task or not each.is_empty or self._owner.has_topic(each.topic)
             }
-        link.lanes[topic] = lane
-        return lane
+        link.queues[topic] = queue
+        return queue
 
     async def room(self) -> None:
-        """Wait while lanes are full, at most a second; those that still are then count as slow."""
+        """Wait while queues are full, at most a second; those that still are then count as slow."""
         deadline = self._loop.time() + PATIENCE_S
-        while full := self._full_lanes():
+        while full := self._full_queues():
             self._drained.clear()
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._drained.wait()
             except TimeoutError:
-                for lane in full:
-                    lane.is_slow = lane.is_full
+                for queue in full:
+                    queue.is_slow = queue.is_full
                 return
 
-    def _full_lanes(self) -> list[Lane]:
+    def _full_queues(self) -> list[SendQueue]:
         return [
-            lane for link in self._links.values() for lane in link.lanes.values() if lane.is_full
+            queue
+            for link in self._links.values()
+            for queue in link.queues.values()
+            if queue.is_full
         ]
 
-    def _flush(self, link: _Link, lane: Lane) -> None:
-        if lane.task is None and not lane.is_empty:
-            name = f"dialkey-gossip-send-{lane.topic.short()}-{link.peer.short()}"
-            lane.task = self._running(self._run_lane(link, lane), name)
+    def _flush(self, link: _Link, queue: SendQueue) -> None:
+        if queue.task is None and not queue.is_empty:
+            name = f"dialkey-gossip-send-{queue.topic.short()}-{link.peer.short()}"
+            queue.task = self._running(self._run_queue(link, queue), name)
 
-    async def _run_lane(self, link: _Link, lane: Lane) -> None:
+    async def _run_queue(self, link: _Link, queue: SendQueue) -> None:
         try:
-            while link.connections and not lane.is_empty:
+            while link.connections and not queue.is_empty:
                 connection = link.connections[-1]
                 try:
-                    await lane.flush(connection, STALL_TIMEOUT_S)
+                    await queue.flush(connection, STALL_TIMEOUT_S)
                 except TimeoutError:
                     self._give_up(link)
                     return
                 except NoStreamGranted:
                     logger.info("%s grants no stream for another topic", link.peer.short())
-                    self._counts["dropped"] += lane.clear()
+                    self._counts["dropped"] += queue.clear()
                 except DialkeyError as error:
                     # With the connection, `_serve` deals. A stream alone ends when the peer wants
                     # no more of it; the next message opens another one.
@@ -257,15 +260,15 @@ class Links:
                     if connection in link.connections and connection.is_closed:
                         return
         finally:
-            lane.task = None
+            queue.task = None
             self._drained.set()
 
     def _give_up(self, link: _Link) -> None:
         """Close all connections to a peer that takes nothing."""
         logger.info("peer %s takes nothing; letting it go", link.peer.short())
         self._counts["slow"] += 1
-        for lane in link.lanes.values():
-            lane.clear()
+        for queue in link.queues.values():
+            queue.clear()
         self._drained.set()
         for connection in link.connections:
             connection.close(CLOSE_TOO_SLOW, b"too slow")
@@ -324,8 +327,8 @@ class Links:
         self._dialler.reached(connection)
         link.connections.append(connection)
         link.heard_at = self._loop.time()
-        for lane in link.lanes.values():
-            self._flush(link, lane)
+        for queue in link.queues.values():
+            self._flush(link, queue)
         self.release(peer)
         is_clean = False
         try:
@@ -347,8 +350,8 @@ class Links:
         if self._links.get(link.id) is not link:
             return
         if link.connections:
-            for lane in link.lanes.values():
-                self._flush(link, lane)
+            for queue in link.queues.values():
+                self._flush(link, queue)
             return
         if link.dial is not None:
             return  # it ends soon, one way or the other
@@ -384,7 +387,7 @@ class Links:
     async def _part(self, link: _Link) -> None:
         await self._finish(link)
         if self._owner.uses(link.id) or not link.is_idle:
-            return  # changed its mind meanwhile; its lanes open new streams
+            return  # changed its mind meanwhile; its queues open new streams
         for connection in link.connections:
             connection.close(CLOSE_DONE, CLOSE_DONE_REASON)
 
@@ -392,10 +395,10 @@ class Links:
         """Wait a moment until a peer has everything that was queued for it."""
         try:
             async with asyncio.timeout(_FINISH_TIMEOUT_S):
-                while tasks := [lane.task for lane in link.lanes.values() if lane.task]:
+                while tasks := [queue.task for queue in link.queues.values() if queue.task]:
                     await asyncio.wait(tasks)
-                for lane in list(link.lanes.values()):
-                    await lane.finish()
+                for queue in list(link.queues.values()):
+                    await queue.finish()
         except (TimeoutError, DialkeyError) as error:
             logger.debug("%s may not have everything: %r", link.peer.short(), error)
 
@@ -435,7 +438,9 @@ class Links:
         return LinkStats(
             peers=len(self._links),
             connections=sum(len(link.connections) for link in links),
-            queued_bytes=sum(lane.queued_bytes for link in links for lane in link.lanes.values()),
+            queued_bytes=sum(
+                queue.queued_bytes for link in links for queue in link.queues.values()
+            ),
             dials=self._dialler.dials,
             failed_dials=counts["failed_dials"],
             dropped_messages=counts["dropped"],

@@ -1,7 +1,7 @@
 """What one topic sends to one peer: a bounded queue and the stream that empties it.
 
-Topics have lanes of their own so that a peer's stream limit, or its refusal to read one topic, stops
-nothing else. A lane never blocks who fills it.
+Topics have queues of their own so that a peer's stream limit, or its refusal to read one topic, stops
+nothing else. A queue never blocks who fills it.
 
 Source: docs/wire/gossip.md 1.2, 1.3 and 5.
 """
@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from dialkey.errors import DialkeyError
-from dialkey.limits import MAX_GOSSIP_LANE_BYTES
+from dialkey.limits import MAX_GOSSIP_QUEUE_BYTES
 from dialkey_gossip.framing import frame, frame_header
 from dialkey_gossip.ids import TopicId
 from dialkey_gossip.messages import Disconnect, Gossip, IHave, Message
@@ -21,10 +21,10 @@ from dialkey_gossip.messages import Disconnect, Gossip, IHave, Message
 if TYPE_CHECKING:
     from dialkey import Connection, SendStream
 
-__all__ = ["Lane", "NoStreamGranted"]
+__all__ = ["NoStreamGranted", "SendQueue"]
 
-PACE_BYTES: Final = MAX_GOSSIP_LANE_BYTES // 4
-"""Above this, publishers and readers wait a moment for the lane."""
+PACE_BYTES: Final = MAX_GOSSIP_QUEUE_BYTES // 4
+"""Above this, publishers and readers wait a moment for the queue."""
 
 STREAM_TIMEOUT_S: Final = 10.0
 """How long a peer may grant no further stream; those with more than a hundred topics run out."""
@@ -38,7 +38,7 @@ class NoStreamGranted(Exception):
     """The peer allows no further stream now; it may read all others well."""
 
 
-class Lane:
+class SendQueue:
     """A queue of frames for one peer in one topic.
 
     Args:
@@ -53,7 +53,7 @@ class Lane:
         self.dropped = 0
         self.is_slow = False
         self._max_message_bytes = max_message_bytes
-        self._queue: deque[tuple[bytes, bool]] = deque()
+        self._frames: deque[tuple[bytes, bool]] = deque()
         self._connection: Connection | None = None
         self._stream: SendStream | None = None
         self._ended: SendStream | None = None
@@ -62,35 +62,35 @@ class Lane:
     @property
     def is_empty(self) -> bool:
         """Whether nothing waits to be written."""
-        return not self._queue
+        return not self._frames
 
     @property
     def is_full(self) -> bool:
-        """Whether those who produce messages should wait for this lane."""
+        """Whether those who produce messages should wait for this queue."""
         return self.queued_bytes > PACE_BYTES and not self.is_slow
 
     def put(self, message: Message) -> bool:
         """Queue a message.
 
         Returns:
-            False if the lane is so full that the peer should be given up. Content and announcements
+            False if the queue is so full that the peer should be given up. Content and announcements
             are dropped and counted before that.
         """
-        if self.queued_bytes > MAX_GOSSIP_LANE_BYTES:
+        if self.queued_bytes > MAX_GOSSIP_QUEUE_BYTES:
             if isinstance(message, Gossip | IHave):
                 self.dropped += 1
                 return True
-            if self.queued_bytes > 2 * MAX_GOSSIP_LANE_BYTES:
+            if self.queued_bytes > 2 * MAX_GOSSIP_QUEUE_BYTES:
                 return False
         data = frame(message, self._max_message_bytes)
-        self._queue.append((data, isinstance(message, Disconnect)))
+        self._frames.append((data, isinstance(message, Disconnect)))
         self.queued_bytes += len(data)
         return True
 
     def clear(self) -> int:
         """Drop what waits, and say how many messages that were."""
-        count = len(self._queue)
-        self._queue.clear()
+        count = len(self._frames)
+        self._frames.clear()
         self.queued_bytes = 0
         return count
 
@@ -108,7 +108,7 @@ class Lane:
                 the next call opens another stream.
         """
         try:
-            while self._queue:
+            while self._frames:
                 header = await self._open(connection)
                 async with asyncio.timeout(stall_timeout_s):
                     await self._write(header)
@@ -163,8 +163,8 @@ class Lane:
         frames: list[bytes] = []
         size = 0
         is_last = False
-        while self._queue and size < _BATCH_BYTES and not is_last:
-            data, is_last = self._queue.popleft()
+        while self._frames and size < _BATCH_BYTES and not is_last:
+            data, is_last = self._frames.popleft()
             frames.append(data)
             size += len(data)
         self.queued_bytes -= size
