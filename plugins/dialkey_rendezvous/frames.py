@@ -238,11 +238,6 @@ class FrameReader:
     def __init__(self) -> None:
         self._pending = bytearray()
 
-    @property
-    def is_between(self) -> bool:
-        """Whether nothing of an unfinished frame has come."""
-        return not self._pending
-
     def feed(self, data: bytes) -> list[Frame]:
         """Take bytes in, and return the frames that are complete now.
 
