@@ -56,8 +56,7 @@ while deadline is None or time.monotonic() < deadline:
     at.append(now)
     if len(came) == count:
         break
-seconds = at[-1] - at[0] if at else 0
-print(json.dumps({"trips": list(came.values()), "order": order, "seconds": seconds}))
+print(json.dumps({"trips": list(came.values()), "order": order, "at": at}))
 """
 
 
@@ -137,13 +136,21 @@ async def test_the_loss_is_what_was_asked_for() -> None:
 
 
 async def test_the_rate_is_what_was_asked_for() -> None:
-    """Twice as much is offered as the link carries; the rest finds no room in its queue."""
-    async with wire("--rate", "8", "--queue", "100") as link:
-        found = await link.ask(4000, 972, 0.0005)
-        carried = (len(found["order"]) - 1) * 1000 * 8 / found["seconds"]
-        assert carried == pytest.approx(8e6, rel=0.05)
+    """Three times as much is offered as the link carries; the rest finds no room in its queue."""
+    # Half a second of packets waits in the queue, so the link does not fall idle when a busy machine
+    # wakes somebody late.
+    async with wire("--rate", "8", "--queue", "500") as link:
+        found = await link.ask(3000, 972, 0.0003)
+        at, trips = found["at"], found["trips"]
+        half = len(at) // 2
+        # Medians, because anybody is woken late now and then.
+        step = statistics.median(
+            later - earlier for earlier, later in zip(at, at[half:], strict=False)
+        )
+        assert half * 1000 * 8 / step == pytest.approx(8e6, rel=0.05)
+        assert len(at) < 3000
         # A full queue there; back there is none, for it comes at the rate.
-        assert max(found["trips"]) == pytest.approx(0.1, abs=0.05)
+        assert statistics.median(trips[-len(trips) // 3 :]) == pytest.approx(0.5, abs=0.05)
 
 
 async def test_jitter_reorders_unless_it_must_not() -> None:
