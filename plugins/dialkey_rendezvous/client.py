@@ -144,7 +144,11 @@ async def _stream(
         error.hint = "an endpoint answers there, but it is not a rendezvous server"
         raise
     async with connection:
-        send, recv = await connection.open_bi()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                send, recv = await connection.open_bi()
+        except TimeoutError:
+            raise PartnerLeft("the rendezvous server did not answer in time") from None
         yield send, recv
 
 

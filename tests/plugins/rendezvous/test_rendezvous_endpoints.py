@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from dialkey import Endpoint, Router
+from dialkey import Connection, Endpoint, Router
 from dialkey.errors import AlpnMismatch
 from dialkey.testing import MemoryNetwork, in_virtual_time
 from dialkey_rendezvous import (
@@ -22,6 +22,7 @@ from dialkey_rendezvous import (
     offer,
     take,
 )
+from dialkey_rendezvous.client import ANSWER_S
 from dialkey_rendezvous.frames import Claim, encode
 from dialkey_rendezvous.handler import ALPN
 from dialkey_rendezvous.limits import FIRST_FRAME_S
@@ -230,3 +231,36 @@ async def test_a_caller_that_asks_nothing_is_closed() -> None:
         await send.write(b"\x01")
         assert "nothing was asked" in str(await connection.closed())
         assert asyncio.get_running_loop().time() - began <= 4 * FIRST_FRAME_S
+
+
+@pytest.mark.parametrize("calls", ["offer", "take"])
+@in_virtual_time
+async def test_a_server_that_allows_no_stream_is_given_up(
+    calls: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(connection: Connection) -> None:
+        await connection.closed()
+
+    monkeypatch.setattr(Connection, "open_bi", wait)
+    network = MemoryNetwork(seed=1)
+    async with (
+        bind(network, "server") as server,
+        Router(server) as router,
+        bind(network, "bob") as bob,
+    ):
+
+        class Waiting:
+            """Takes the connection, and nothing else."""
+
+            async def accept(self, connection: Connection) -> None:
+                await connection.closed()
+
+        router.accept(ALPN, Waiting())
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(PartnerLeft, match="did not answer in time"):
+            if calls == "offer":
+                await offer(bob, server.addr(), TICKET, on_code=lambda *_: None)
+            else:
+                await take(bob, server.addr(), Code.parse("7-apple-anchor"))
+        assert loop.time() - began == pytest.approx(ANSWER_S, abs=2)
