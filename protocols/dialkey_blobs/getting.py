@@ -125,11 +125,10 @@ async def observe(connection: Connection, hash: Hash) -> AsyncGenerator[Bitfield
         ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, StreamReset: it cannot go on.
         WireError: the answer is malformed.
     """
-    send, recv = await connection.open_bi()
+    recv = await _ask(connection, encode_request(ObserveRequest(hash)), STALL_TIMEOUT_S)
     reader = ObserveReader()
     current: Bitfield | None = None
     try:
-        await send.write(encode_request(ObserveRequest(hash)), finish=True)
         while chunk := await recv.read():
             for item in reader.feed(chunk):
                 current = item if current is None else current.combine(item)
@@ -155,8 +154,16 @@ async def push(
     """
     is_single = content.format is BlobFormat.RAW
     sequence = ChunkRangesSeq.single() if is_single else ChunkRangesSeq.all()
+    try:
+        async with asyncio.timeout(STALL_TIMEOUT_S):
+            send, recv = await connection.open_bi()
+    except TimeoutError as late:
+        raise ConnectionLost(
+            f"the other side did not allow a stream for our push for {STALL_TIMEOUT_S:g} s",
+            endpoint_id=connection.remote_id,
+            hint="try again later",
+        ) from late
     responder = Responder(GetRequest(content.hash, sequence), caches)
-    send, recv = await connection.open_bi()
     recv.stop(StreamCode.NONE)
     try:
         await send.write(encode_request(PushRequest(content.hash, sequence)))

@@ -258,9 +258,10 @@ async def test_a_server_that_allows_no_stream_is_given_up(
         router.accept(ALPN, Waiting())
         loop = asyncio.get_running_loop()
         began = loop.time()
+        if calls == "offer":
+            call = offer(bob, server.addr(), TICKET, on_code=lambda *_: None)
+        else:
+            call = take(bob, server.addr(), Code.parse("7-apple-anchor"))
         with pytest.raises(PartnerLeft, match="did not answer in time"):
-            if calls == "offer":
-                await offer(bob, server.addr(), TICKET, on_code=lambda *_: None)
-            else:
-                await take(bob, server.addr(), Code.parse("7-apple-anchor"))
+            await call
         assert loop.time() - began == pytest.approx(ANSWER_S, abs=2)

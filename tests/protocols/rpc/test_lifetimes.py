@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import dialkey_rpc as rpc
-from dialkey import limits
+from dialkey import Connection, limits
 from dialkey.errors import ConnectionClosed, ConnectionClosedByPeer, ConnectionLost, InvalidInput
 from dialkey.testing import in_virtual_time
 
@@ -274,6 +274,25 @@ async def test_the_caller_is_gone(in_memory: InMemory) -> None:
 
 
 # --- deadlines ----------------------------------------------------------------------------------
+
+
+@in_virtual_time
+async def test_a_deadline_holds_where_the_service_allows_no_stream(
+    in_memory: InMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(connection: Connection) -> None:
+        await connection.closed()
+
+    async with working(in_memory) as (_, worker, client, _service):
+        monkeypatch.setattr(Connection, "open_bi", wait)
+        hasty = rpc.with_options(client, timeout=2)
+        began = now()
+        with pytest.raises(rpc.DeadlineExceeded):
+            await hasty.work(0)
+        with pytest.raises(rpc.DeadlineExceeded):
+            await anext(aiter(hasty.tick(0)))
+        assert now() - began == pytest.approx(4, abs=0.01)
+        assert worker.began == []
 
 
 @in_virtual_time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from dialkey.cli import Output
 from dialkey.errors import ConnectionLost
 from dialkey.identity import IpAddr
 from dialkey.testing import MemoryNetwork, in_virtual_time
-from dialkey_blobs import ALPN, BlobFormat, BlobTicket, Hash
+from dialkey_blobs import ALPN, BlobFormat, Blobs, BlobTicket, Hash
 from dialkey_blobs.fetching import fetch
 from dialkey_blobs.targets import Target
 
@@ -104,3 +105,32 @@ async def test_a_provider_without_room_for_a_request_is_given_up(
 
         with pytest.raises(ConnectionLost, match="did not take our request for 30 s"):
             await fetch(said, opened, ticket, Target.parse("-"), overwrite=False)
+
+
+@pytest.mark.parametrize("is_push", [False, True])
+@in_virtual_time
+async def test_an_observer_or_a_pusher_without_a_stream_does_not_wait_for_ever(
+    is_push: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(connection: Connection) -> None:
+        await connection.closed()
+
+    monkeypatch.setattr(Connection, "open_bi", wait)
+    network = MemoryNetwork(seed=1)
+    async with (
+        Endpoint.bind(transports=[network.transport(PROVIDER)], entry_points=False) as a,
+        Endpoint.bind(transports=[network.transport(GETTER)], entry_points=False) as b,
+        Router(a, grace_s=0) as router,
+        Router(b, grace_s=0) as asking,
+    ):
+        router.accept(ALPN, Provider("is silent"))
+        blobs = asking.add(Blobs.memory())
+        content = await blobs.add_bytes(b"content")
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        states = blobs.observe(a.addr(), content.hash)
+        async with aclosing(states):
+            call = blobs.push(a.addr(), content) if is_push else anext(states)
+            with pytest.raises(ConnectionLost, match="for 30 s"):
+                await call
+        assert 30 <= loop.time() - began < 35
