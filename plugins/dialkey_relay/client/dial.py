@@ -254,6 +254,10 @@ class Dialer:
         if self.proxy:
             HttpProxy.parse(self.proxy)
 
+    def guarded(self, guard: Callable[[], MayReach | None]) -> Dialer:
+        """Return a dialer like this one that asks `guard`."""
+        return attrs.evolve(self, guard=guard)
+
     async def open(self, target: Target, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """Connect; the protocol's `connection_made` gets the transport.
 

@@ -501,7 +501,7 @@ class RelayTransport:
                 url,
                 self._secret_key,
                 token=config.token if config is not None else None,
-                dialer=attrs.evolve(self._dialer, guard=lambda: self._guard(url)),
+                dialer=self._dialer.guarded(lambda: self._guard(url)),
                 on_datagrams=lambda batches: self._on_datagrams(url, batches),
                 on_status=lambda status: self._on_status(url, status),
                 random=self._random,

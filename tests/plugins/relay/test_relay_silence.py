@@ -110,6 +110,9 @@ class MemoryDialer:
     def __init__(self, relays) -> None:
         self._relays = {relay.url.host: relay for relay in relays}
 
+    def guarded(self, guard):
+        return self
+
     async def open(self, target, protocol):
         relay = self._relays[target.host]
         await asyncio.sleep(2 * relay.one_way_s)
