@@ -105,7 +105,7 @@ def _ticket(sender: subprocess.Popen[str]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run and print; a target missed is no error."""
+    """Run and print; a missed target is not an error."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--size", type=int, default=300, metavar="MB", help="default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")

@@ -1,6 +1,6 @@
 """What can go wrong with signed packets and the servers that keep them, in the tree of `dialkey.errors`::
 
-WireError     ─ InvalidPacket     bytes that are no signed packet, or records that are not an endpoint's
+WireError     ─ InvalidPacket     not a signed packet, or not the records of an endpoint
 InvalidInput  ─ RecordTooLarge    what is to be published does not fit
               ├ ServerConfigError a server's configuration cannot be used
 ResolveError  ─ ServerFailed      a server cannot be reached, or answers with an error

@@ -168,7 +168,7 @@ def test_what_has_arrived_is_written_also_after_the_sender_has_gone(start: Start
     assert listening.wait(TIMEOUT_S) == 0
 
 
-def test_a_pipe_serves_one_and_an_interrupted_one_is_no_success(start: Start) -> None:
+def test_a_pipe_serves_one_and_an_interrupted_one_is_not_a_success(start: Start) -> None:
     listening, ticket = listen(start)
     first = start("connect", ticket, "--bind", "127.0.0.1:0")
     first.stdin.write(b"1")  # type: ignore[union-attr]

@@ -128,7 +128,7 @@ def test_odd_encodings_that_are_keys(raw):
 
 
 @pytest.mark.parametrize("raw", [little(2), with_sign(little(2)), little(P + 2)])
-def test_bytes_that_are_no_point_are_refused(raw):
+def test_bytes_that_are_not_a_point_are_refused(raw):
     for make in (EndpointId, lambda r: EndpointId.parse(r.hex())):
         with pytest.raises(InvalidKey, match="not a point"):
             make(raw)

@@ -143,7 +143,7 @@ def test_damaged_first_flights(seed: int) -> None:
     pair.run(seconds=0.1)
 
 
-def test_what_strangers_send_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_strangers_send_is_not_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     for seed in range(20):
         pair = Pair(alpns=["other/1"], seed=seed)
         pair.run(seconds=0.1)

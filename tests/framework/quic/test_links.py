@@ -204,7 +204,7 @@ def test_cubic_uses_clean_links(name: str) -> None:
     assert outcome.rate >= link.floor * link.rate, outcome
 
 
-def test_loss_that_is_no_congestion_costs_bbr_little_and_cubic_nearly_everything() -> None:
+def test_loss_that_is_not_congestion_costs_bbr_little_and_cubic_nearly_everything() -> None:
     link = LINKS["one per cent lost"]
     assert transfer(link).rate > 8 * transfer(link, Cubic).rate
 

@@ -97,7 +97,7 @@ def test_nothing_in_a_grant_can_be_changed(change) -> None:
         GrantVerifier([ISSUER.id]).check(str(forged), forged.endpoint_id, NOW)
 
 
-def test_the_same_bytes_signed_for_something_else_are_no_grant() -> None:
+def test_the_same_bytes_signed_for_something_else_are_not_a_grant() -> None:
     genuine = grant()
     body = genuine._body()
     forged = attrs.evolve(genuine, signature=bytes(ISSUER.sign(body)))
@@ -146,7 +146,7 @@ def test_grants_that_make_no_sense_are_not_issued(options, match) -> None:
 
 @settings(deadline=None)
 @given(st.text(max_size=60) | st.binary(max_size=200).map(lambda raw: raw.hex()))
-def test_arbitrary_text_is_no_grant(text) -> None:
+def test_arbitrary_text_is_not_a_grant(text) -> None:
     for candidate in (text, "dkg1_" + text):
         with pytest.raises(InvalidGrant):
             GrantVerifier([ISSUER.id]).check(candidate, A, NOW)

@@ -445,7 +445,7 @@ def test_an_admission_brings_its_own_rate() -> None:
     assert link.pauses[-1] == 0
 
 
-def test_a_pause_is_no_silence() -> None:
+def test_a_pause_is_not_silence() -> None:
     link = Link().join()
     link.later(20)
     link.frames()

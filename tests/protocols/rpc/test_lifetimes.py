@@ -364,7 +364,7 @@ async def test_a_deadline_within_a_frame(in_memory: InMemory) -> None:
 
 
 @in_virtual_time
-async def test_a_timeout_of_the_method_itself_is_no_deadline(in_memory: InMemory) -> None:
+async def test_a_timeout_of_the_method_itself_is_not_a_deadline(in_memory: InMemory) -> None:
     async with working(in_memory) as (_, _worker, client, _service):
         with pytest.raises(rpc.InternalError):
             await rpc.with_options(client, timeout=30).own_timeout()
@@ -572,7 +572,7 @@ class Sleeper:
 
 @pytest.mark.parametrize("seconds", [math.inf, 1e300, 1e9, 2**80])
 @in_virtual_time
-async def test_a_time_that_never_comes_is_no_limit(in_memory: InMemory, seconds: float) -> None:
+async def test_a_time_that_never_comes_is_not_a_limit(in_memory: InMemory, seconds: float) -> None:
     async with (
         in_memory(rpc.Rpc(Sleeper())) as world,
         world.connect(Sleeper, timeout=seconds) as client,
