@@ -645,9 +645,8 @@ async def test_a_restart_is_noticed_on_loopback() -> None:
         bob._udp._sockets.clear()
         async with Endpoint.bind(bind=address, alpns=[ALPN], secret_key=KEY, entry_points=False):
             await send.write(b"are you there?")
-            async with asyncio.timeout(5):
-                error = await here.closed()
-            assert "restarted" in str(error)
+            # If it does not learn of it, the connection ends as well, but says that nobody answered.
+            assert "restarted" in str(await here.closed())
         await bob.close()
 
 
