@@ -1,6 +1,6 @@
 """HTTP/1.1 with small bodies, and the paths of a discovery server. Sans-IO but for the records.
 
-Source: RFC 8484, 9110 and 9112; docs/wire/discovery.md 6.4.
+Source: RFC 8484, 9110 and 9112; docs/wire/discovery.md 8.1 and 8.2.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ A name is ``<inside>.<z-base-32 key>.<origin>``; the records are those that the 
 key does not have is NXDOMAIN, and NODATA where the name has records of other types, both with the SOA
 that says for how long this may be believed.
 
-Source: RFC 1035, 2308 and 6891; docs/wire/discovery.md 7.1.
+Source: RFC 1035, 2308 and 6891; docs/wire/discovery.md 7.1 and 8.3.
 """
 
 from __future__ import annotations
