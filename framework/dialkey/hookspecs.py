@@ -50,7 +50,7 @@ class HookRules:
     Attributes:
         first_result: the first plugin that answers is the last one that is asked.
         while_binding: asked only while an endpoint binds; a plugin that comes later has missed it.
-        backwards: called in reverse order of registration, so that what was begun last ends first.
+        backwards: called in reverse order of registration, so that what started last ends first.
     """
 
     first_result: bool = False
@@ -222,7 +222,7 @@ class HookSpecs:
 
     @hookspec()
     def dialkey_endpoint_started(self, endpoint: Endpoint) -> Awaitable[None] | None:
-        """Begin work: the endpoint is bound and can dial and accept.
+        """Start work: the endpoint is bound and can dial and accept.
 
         An exception here fails `Endpoint.bind` and names the plugin. A plugin that a router adds
         later is called when the router starts to serve. The result is ignored.

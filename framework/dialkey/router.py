@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 __all__ = ["ProtocolHandler", "Router", "RouterStats"]
 
 CLOSE_SHUTDOWN: Final = 0
-"""The router shut down before the handler was done; what iroh's router closes with, too."""
+"""The router shut down before the handler was done; iroh's router closes with it, too."""
 
 CLOSE_INTERNAL_ERROR: Final = 1
 CLOSE_VIOLATION: Final = 2
@@ -193,7 +193,7 @@ class Router(AsyncOnly):
     def add(self, plugin: P) -> P:
         """Add a plugin to the running endpoint, serve its protocols, and return it.
 
-        Its `dialkey_endpoint_started`, and a `dialkey_protocols` that is a coroutine, begin to run
+        Its `dialkey_endpoint_started`, and a `dialkey_protocols` that is a coroutine, start to run
         beside the caller; `serve` waits for them, and raises what they raise. A plugin that was
         passed to `Endpoint.bind` already is only returned.
 

@@ -62,7 +62,7 @@ class Book:
         """Note what a source says; return whether that is new.
 
         Args:
-            wanted: ids that somebody looks for; they give way to nobody.
+            wanted: ids that somebody is looking for; they never give way.
         """
         key = (info.id, source)
         entry = self._entries.pop(key, None)

@@ -71,7 +71,7 @@ SENDS_BURST: Final = 12.0
 # --- timers ---------------------------------------------------------------------------------------
 
 ANSWER_AGAIN_S: Final = 1.0
-"""Between two answers on one link (RFC 6762 section 6): whoever missed the last one asks again."""
+"""Between two answers on one link (RFC 6762 section 6): those who missed the last one ask again."""
 
 ANSWER_AGAIN_PER_PEER_S: Final = 0.3
 """And at least this for each endpoint in the network, when nobody in particular was asked for. Together
@@ -95,7 +95,7 @@ SEARCH_AT_S: Final = (0.0, 0.3, 1.0, 2.0)
 """When somebody looked for is asked for, since the search began; then at intervals that double."""
 
 SEARCH_MOST_S: Final = 30.0
-"""Between two questions of a search that goes on, as between two to any other lookup."""
+"""Between two questions of a continuing search, as between two to any other lookup."""
 
 SEARCH_ANSWERED_S: Final = 3.0
 """Then a search has said all that it knows: whoever is there was asked four times."""

@@ -77,7 +77,7 @@ class MdnsLookup:
         self._troubles: dict[Link, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop
-        self._epoch: float  # what the loop's clock lacks to Unix time
+        self._epoch: float  # Unix time minus the loop's clock
         self._wake = asyncio.Event()
         self._watchers: dict[EndpointId, set[asyncio.Event]] = {}
         self._rescan_at = -math.inf

@@ -137,7 +137,7 @@ def _parsed(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
     found = tuple((name.decode("ascii"), value.decode("latin-1")) for name, value in headers)
     if len(found) > MAX_RELAY_HEADERS:
         raise RelayWireError(f"a head has more than {MAX_RELAY_HEADERS} headers")
-    # h11 lets control characters pass that no header has a use for and logs would choke on.
+    # h11 accepts control characters that no header needs and that would garble logs.
     for _, value in found:
         if not all(character >= " " or character == "\t" for character in value) or "\x7f" in value:
             raise RelayWireError("a header holds a control character")
@@ -157,12 +157,12 @@ class _Http:
         self._connection = h11.Connection(
             role, max_incomplete_event_size=MAX_RELAY_REQUEST_HEAD_BYTES
         )
-        # What to answer to what cannot be read.
+        # How to answer what cannot be read.
         self._status = HTTPStatus.BAD_REQUEST
 
     def feed(self, data: bytes | memoryview) -> None:
         """Take the next bytes; the memory can be reused afterwards."""
-        # To h11 no bytes mean the end.
+        # To h11, no bytes mean the end.
         if data:
             self._connection.receive_data(bytes(data))
 
@@ -329,7 +329,7 @@ class ClientHttp(_Http):
                 return False
 
     def next_cycle(self) -> bool:
-        """Make ready for another request on this connection; tell whether that can be."""
+        """Prepare for another request on this connection; return whether there can be one."""
         connection = self._connection
         if connection.our_state is not h11.DONE or connection.their_state is not h11.DONE:
             return False

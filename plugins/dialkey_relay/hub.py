@@ -66,14 +66,14 @@ class Outlet(Protocol):
         """Send what the peer has, as far as the socket takes it."""
 
     def end(self, reason: str) -> None:
-        """End the connection when what is due has been sent."""
+        """End the connection once its output has been sent."""
 
 
 class Mesh(Protocol):
     """Other processes that share our port, and know other clients."""
 
     def changed(self, entry: Entry | None, key: bytes) -> None:
-        """Note that the newest connection of an id is another one now, or None."""
+        """Note that an id has another newest connection now, or none."""
 
     def is_newer(self, key: bytes, joined_at: int) -> bool:
         """Return whether another process has a newer connection of this id."""
@@ -192,7 +192,7 @@ class Hub:
         self._ready: list[Peer] = []
         self._seen: dict[bytes, None] = {}
         self._shares: FairShares[Hashable] = FairShares(max_queued_bytes)
-        # The queue of somebody who keeps up, for the most part, is not worth an account.
+        # The queue of a client that keeps up is usually too small to be worth an account.
         self._free_bytes = max_queued_bytes // FREE_PART
         self.queued_bytes = 0
         self.mesh: Mesh | None = None
@@ -271,7 +271,7 @@ class Hub:
             self.mesh.changed(self._entries.get(peer.key), peer.key)
 
     def reconsider(self, key: bytes) -> None:
-        """See whether a connection elsewhere is newer than ours, after that has changed."""
+        """Check again whether a connection elsewhere is newer than ours."""
         entry = self._entries.get(key)
         if entry is None or self.mesh is None:
             return
@@ -400,7 +400,7 @@ class Hub:
             self.drop("dropped_queues_full", peer.queue.clear())
 
     def _remember(self, sender: Peer, destination: Entry) -> None:
-        """Note who has to hear of it when the sender's last connection ends."""
+        """Note who must be told when the sender's last connection ends."""
         source = sender.entry
         if source is None:
             return
@@ -484,7 +484,7 @@ class Hub:
         counters.bytes_sent += sent
         claim = peer._claim
         if claim is not None:
-            # It is kept, empty: to make one for each burst would cost more than the rest of it.
+            # It is kept, empty: making one for each burst would cost more than everything else.
             claim.give(claim.amount - queue.size)
         if not queue:
             peer.queue = None

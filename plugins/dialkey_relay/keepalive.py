@@ -125,6 +125,6 @@ class KeepAlive:
         return True
 
     def resume(self, now: float) -> None:
-        """Forget an outstanding ping and start the interval anew: we did not listen meanwhile."""
+        """Forget an outstanding ping and restart the interval: we did not listen meanwhile."""
         self._payload = None
         self.last_frame_at = now

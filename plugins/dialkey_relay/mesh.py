@@ -47,7 +47,7 @@ class Sibling(Protocol):
     """The stream to another process."""
 
     def send(self, data: bytes) -> bool:
-        """Send; say whether there was room. Small messages always find room."""
+        """Send; return whether there was room. There is always room for small messages."""
 
 
 def encode(kind: int, body: bytes) -> bytes:
@@ -103,7 +103,7 @@ class ProcessMesh:
         hub.mesh = self
 
     def add(self, number: int, sibling: Sibling) -> None:
-        """Take up contact with another process."""
+        """Start talking to another process."""
         self._siblings[number] = sibling
         for peer in self._hub.peers():
             if peer.active:

@@ -50,7 +50,7 @@ class FairQueue:
         max_frames: int = MAX_RELAY_QUEUE_FRAMES,
         max_bytes: int = MAX_RELAY_QUEUE_BYTES,
     ) -> None:
-        # In the order of turns: the first line is the one being served.
+        # In order: the first line is the one being served.
         self._lines: dict[bytes, _Line] = {}
         self._max_frames = max_frames
         self._max_bytes = max_bytes
@@ -118,7 +118,7 @@ class FairQueue:
                 del lines[sender]
             elif line.credit <= 0:
                 line.credit += QUANTUM_BYTES
-                # To the end of the row.
+                # To the end of the line.
                 del lines[sender]
                 lines[sender] = line
         self.size -= taken

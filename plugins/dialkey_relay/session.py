@@ -90,7 +90,7 @@ class Settings:
 
     Attributes:
         rate: bytes that one client may send, where its admission says nothing else; None for any.
-        relays: whether this listener serves the relay itself, or only what lives beside TLS.
+        relays: whether this listener serves the relay itself, or only what is served without TLS.
         random: for challenges and the times of pings.
     """
 
@@ -208,7 +208,7 @@ class Session:
         return pause
 
     def resumed(self, now: float) -> None:
-        """Note that reading goes on after a pause: silence meanwhile was our doing."""
+        """Note that reading resumes after a pause: we caused the silence in between."""
         if self._keepalive is not None:
             self._keepalive.resume(now)
 
@@ -356,7 +356,7 @@ class Session:
         self.close(f"denied: {reason}")
 
     def set_rate(self, rate: Rate | None, now: float) -> None:
-        """Change how many bytes the client may send; the bucket begins full."""
+        """Change how many bytes the client may send; the bucket starts full."""
         self._bucket = None if rate is None else Bucket(rate, now)
 
     # --- open -----------------------------------------------------------------------------------
@@ -422,7 +422,7 @@ class Session:
 
     @property
     def deadline(self) -> float | None:
-        """When to call `on_timer`; it may only have moved later since one last looked."""
+        """When to call `on_timer`; since the last look it can only have moved later."""
         if self.closing is not None:
             return None
         if self._keepalive is None:
@@ -432,7 +432,7 @@ class Session:
         return self._keepalive.deadline
 
     def on_timer(self, now: float) -> None:
-        """Do what is due. Calling too early does no harm."""
+        """Do what is due. Calling it too early is harmless."""
         if self.closing is not None:
             return
         counters = self._hub.counters

@@ -12,7 +12,7 @@ from dialkey_rendezvous.limits import MAX_CALLERS
 __all__ = ["Allowances"]
 
 OTHERS: Final = object()
-"""Whoever comes when there are too many to be told apart."""
+"""Stands for everybody when there are too many to tell apart."""
 
 
 class Allowances:
@@ -44,7 +44,7 @@ class Allowances:
             if len(self._of) >= self._most:
                 self._forget(now)
             if len(self._of) >= self._most:
-                # Never empty, because whoever came first made it; and as strict as for one.
+                # Never empty, because the first to come made it; and as strict as for one.
                 caller = OTHERS
                 found = self._of.get(caller)
             if found is None:

@@ -326,7 +326,7 @@ class Desk:
             self._send(partner, frame)
             return
         self._counts["delivered"] += 1
-        # Whoever had a right code has not tried one out.
+        # Somebody who had the right code was not guessing.
         claimer = seat if seat._stage == "claiming" else partner
         for holder, rate in _rates(claimer._caller, _CLAIM_RATES):
             self._claims.give_back(holder, rate, self._now)

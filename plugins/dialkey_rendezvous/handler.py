@@ -26,7 +26,7 @@ CLOSE_DONE: Final = 0
 class Rendezvous:
     """The plugin that lets people hand over tickets by codes.
 
-    A server is an endpoint with a router that serves it; whoever offers and whoever takes dials its key.
+    A server is an endpoint with a router that serves it; both sides of a code dial its key.
     What it knows is who meets whom, and when: it hears no words and sees no ticket.
 
     Args:
@@ -86,7 +86,7 @@ class Rendezvous:
             del self._seats[seat]
             self._desk.leave(seat, _now())
             self._act()
-            # Whoever is told the end need say nothing more.
+            # Those who have been told the outcome have nothing more to say.
             recv.stop()
             reading.cancel()
             await asyncio.wait({reading})

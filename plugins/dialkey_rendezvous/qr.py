@@ -45,7 +45,7 @@ def qr_code(text: str, *, columns: int, lines: int) -> str | None:
 def draw(output: Output, ticket: str) -> None:
     """Show a ticket as a QR code, if standard error is a terminal that can show it.
 
-    Nobody asked for it, so where the extra that draws it is not installed there is none.
+    It is a bonus: without the extra that draws it there is none.
     """
     stream = output.stderr
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")

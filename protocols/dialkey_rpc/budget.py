@@ -96,5 +96,5 @@ class Account:
             self._claim.release()
             self._claim = None
         self._handed_on = 0
-        # It leads back to whoever owns this: without the cycle a call is freed at once.
+        # It refers back to the owner: without the cycle a call is freed at once.
         self._give_way = _nothing

@@ -80,7 +80,7 @@ class CallOptions:
 
     Attributes:
         timeout_s: how long each call may take, seconds; None for ever.
-        metadata: text by text, beside the arguments of each call.
+        metadata: text by text, sent with the arguments of each call.
     """
 
     timeout_s: float | None = None

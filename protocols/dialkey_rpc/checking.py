@@ -181,7 +181,7 @@ class _Checks:
         is_kind: Callable[[object], bool] = (
             (lambda value: type(value) is origin)
             if origin in _CONCRETE
-            # Text is a sequence of its characters, which nobody means.
+            # Text is a sequence of its characters, but nobody means that.
             else lambda value: isinstance(value, origin) and not isinstance(value, (str, *_BUFFERS))
         )
         if origin in MAPS:

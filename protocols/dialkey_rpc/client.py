@@ -59,7 +59,7 @@ def connect(
     the methods that can be called from afar. When the connection is lost, the next call dials again.
 
     Args:
-        service: its class; an abstract class or a `typing.Protocol` will do.
+        service: its class, an abstract class, or a `typing.Protocol`.
         endpoint: ours.
         remote: who serves it: a ticket, an address, an endpoint id, or one of them as text.
         name: overrides the name of the service.
@@ -246,7 +246,7 @@ def _checked_upload(upload: object) -> AsyncIterable[object] | None:
 class StreamCall:
     """A call whose result streams down, as its caller sees it: an asynchronous iterator.
 
-    Like a generator it begins with the first item that is asked for. It ends with the last item, an
+    Like a generator it starts when the first item is asked for. It ends with the last item, an
     error, `aclose`, or when nobody holds it any more; then the service is told to stop. Use it from
     one task at a time. Awaiting it returns it, for services that declare a coroutine which returns
     an iterator.
@@ -332,5 +332,5 @@ class StreamCall:
     def __del__(self) -> None:
         if self._is_over or self._loop is None or self._loop.is_closed():
             return
-        # A loop left by `break` gets here; by chance in another thread, so not at once.
+        # A loop left by `break` gets here, perhaps in another thread, so not at once.
         self._loop.call_soon_threadsafe(self._end, "cancelled", StopCode.CANCELLED)

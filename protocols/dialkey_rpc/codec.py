@@ -66,7 +66,7 @@ class CallRequest:
         method: the name of the method.
         arguments: plain values by the names of the parameters.
         timeout_s: how long the caller waits from now on, or None.
-        metadata: text by text, beside the arguments.
+        metadata: text by text, sent along with the arguments.
     """
 
     method: str
@@ -191,10 +191,10 @@ class MethodCodec:
         timeout_s: float | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> Buffers:
-        """Return the frame that begins the call. `arguments` are plain.
+        """Return the frame that starts the call. `arguments` are plain.
 
         Raises:
-            CannotSend: there is no form on the wire for one of them.
+            CannotSend: one of them has no form on the wire.
         """
         call: list[object] = [self.spec.name, arguments]
         if timeout_s is not None or metadata:

@@ -10,7 +10,7 @@
     │   ├── MethodNotFound     4   the service has no such method
     │   ├── PermissionDenied   5   the caller may not call it
     │   ├── ResourceExhausted  6   a limit of the service was met; try less, or later
-    │   ├── Unavailable        7   the service did not begin the call; it may be repeated
+    │   ├── Unavailable        7   the service did not start the call; it may be repeated
     │   ├── InternalError      8   the service failed, and does not say more
     │   └── ApplicationError   9   an error of the application that the caller's class does not declare
     ├── WireError ← MalformedMessage

@@ -75,7 +75,7 @@ class RpcLimits:
             as far as they have come, and the values that envelopes above 1 KiB unfold to.
         total_buffered_bytes: the same for all callers of a service. When it is reached, the endpoint
             with most gives way: one of its calls ends with `ResourceExhausted`.
-        parts: byte strings beside one envelope.
+        parts: byte strings that belong to one envelope.
         depth: containers within containers.
     """
 

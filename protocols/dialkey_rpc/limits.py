@@ -19,13 +19,13 @@ MAX_RPC_TOTAL_BUFFERED_BYTES: Final = 256 << 20
 """The same for one service: four endpoints with all they may have. Beyond it the fullest gives way."""
 
 MAX_RPC_PARTS: Final = 4096
-"""Byte strings beside the envelope of one message: 16 MiB in pieces of 4 KiB."""
+"""Byte strings sent outside the envelope of one message: 16 MiB in pieces of 4 KiB."""
 
 MAX_RPC_DEPTH: Final = 64
-"""Containers within containers; nobody designs a message deeper than ten."""
+"""Nested containers; nobody designs a message deeper than ten."""
 
 MAX_RPC_METADATA_ENTRIES: Final = 64
-"""Pairs of text beside a call: a trace id, a token, a tenant."""
+"""Pairs of text sent with a call: a trace id, a token, a tenant."""
 
 MAX_RPC_CALLS: Final = 1024
 """Calls in progress on one service; each costs a task and its arguments. One endpoint may have a quarter

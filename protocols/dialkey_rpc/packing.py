@@ -36,7 +36,7 @@ _MAX_KEPT_BYTES: Final = 65_536
 
 
 class Part:
-    """Marks bytes that travel beside the envelope."""
+    """Marks bytes that travel outside the envelope."""
 
     __slots__ = ("data",)
 
@@ -161,7 +161,7 @@ class _Scanner:
 
 
 def _new_scanner(size: int) -> Any:
-    # By itself it would make room for a megabyte at once.
+    # By default it would allocate a megabyte at once.
     return msgpack.Unpacker(read_size=min(size, 4096), max_buffer_size=size)
 
 
@@ -198,7 +198,7 @@ def _resolve(left: list[bytes | None], code: int, data: bytes) -> bytes:
 
 def _check_depth(envelope: bytes, value: object, max_depth: int) -> None:
     if len(envelope.translate(None, _NOT_CONTAINERS)) <= max_depth:
-        return  # fewer bytes than that could even begin a container
+        return  # too few bytes even to start a container
     level = [value]
     for _ in range(max_depth):
         deeper: list[object] = []

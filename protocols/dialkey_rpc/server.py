@@ -236,7 +236,7 @@ class _Peer:
         self._sweeper: asyncio.TimerHandle | None = None
 
     def arriving(self, task: asyncio.Task[Any], now: float) -> None:
-        """Note that a call has begun to arrive."""
+        """Note that a call has started to arrive."""
         self._arriving[task] = now
         if self._sweeper is None:
             self._sweep_later()

@@ -2,7 +2,7 @@
 
 Every public method that is a coroutine function is a call. Where its result is an asynchronous
 iterator, items stream down; where one of its parameters is one, items stream up; with both it is a
-dialogue. Methods whose names begin with an underscore, and those marked `@local`, stay at home.
+dialogue. Methods whose names begin with an underscore, and those marked `@local`, are not offered.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def method(
 
 
 def local(function: F) -> F:
-    """Keep a public method of a service at home."""
+    """Do not offer a public method of a service to callers."""
     setattr(function, _METHOD_MARK, _Marks(local=True))
     return function
 

@@ -146,7 +146,7 @@ class StopWatch:
         self.fired = False
 
     def start(self) -> None:
-        """Begin to watch, or go on."""
+        """Start or resume watching."""
         if not self.fired:
             self._waiting = waiting = self._send.stopped()
             self._step(waiting, None)

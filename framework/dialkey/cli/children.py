@@ -63,7 +63,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     process.stdin.close()
     try:
         async with asyncio.timeout(ENDING_S):
-            # Output that nobody wants any more must not keep it from ending.
+            # Unread output must not keep it from ending.
             while await process.stdout.read(READ_BYTES):
                 pass
             await process.wait()

@@ -36,7 +36,7 @@ ONLINE_TIMEOUT_S: Final = 10.0
 """A relay is reached within a second or two, or it has trouble."""
 
 PRESET_ONLINE_TIMEOUT_S: Final = 5.0
-"""For relays that nobody named: whoever is offline waits no longer before a command goes on."""
+"""For relays that nobody named: while offline, commands wait no longer than this before they go on."""
 
 PUBLISHED_TIMEOUT_S: Final = 3.0
 """One request to a discovery server; after that a ticket says where we are itself."""
@@ -266,7 +266,7 @@ class Options:
         from dialkey.errors import InvalidInput
 
         if self.relay_token is None:
-            # Without --relay it has nobody to be shown to, and is not missed.
+            # Without --relay there is nobody to show it to, so it is not needed.
             return os.environ.get(TOKEN_VARIABLE) or None if self.relays else None
         if not self.relays:
             raise InvalidInput(

@@ -2,8 +2,8 @@
 
 Standard output carries results only, so that it can be piped; remarks, progress and errors go to
 standard error. With ``--json``, standard output carries one JSON object in each line, each with an
-``event``, and remarks are not written at all. What the encoding of a stream lacks is escaped: in JSON
-as JSON does, else with a backslash.
+``event``, and remarks are not written at all. What the encoding of a stream cannot express is escaped:
+in JSON as JSON does, else with a backslash.
 """
 
 from __future__ import annotations
@@ -64,12 +64,12 @@ class Output:
         try:
             _print(printable(text), self.stderr)
         except OSError:
-            # Nobody hears it, which is no reason to fail.
+            # Nobody reads it, which is not a reason to fail.
             pass
 
     @property
     def has_lost_reader(self) -> bool:
-        """Whether who read standard output has gone, as ``head`` does when it has enough.
+        """Whether the reader of standard output has gone, as ``head`` goes when it has enough.
 
         Results are dropped from then on. A command that does nothing but write results ends.
         """

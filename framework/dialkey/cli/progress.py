@@ -25,10 +25,10 @@ REPORT_INTERVAL_S: Final = {"json": 0.25, "lines": 5.0}
 
 MIN_BAR: Final = 10
 MAX_BAR: Final = 40
-"""A shorter bar says nothing, a longer one no more."""
+"""A shorter bar says nothing, a longer one says no more."""
 
 MAX_LEFT_S: Final = 100 * 3600
-"""Beyond this nobody waits for it, and it is a guess."""
+"""Longer estimates are guesses, and nobody waits that long."""
 
 
 class Progress:
@@ -193,7 +193,7 @@ def progress_line(
         full = min(cells, cells * done_bytes // total_bytes)
         line = f"{what} {'━' * full}{'╌' * (cells - full)}{line.removeprefix(what)}"
     left = width - len(line) - 1
-    # Of a way the first word is what counts: direct, or relay.
+    # Of a path only the first word matters: direct, or relay.
     if note and left >= len(note.split()[0]):
         line += f" {shortened(note, left)}"
     return line

@@ -109,7 +109,7 @@ def _remove_stale(place: Path) -> None:
     with os.scandir(place) as entries:
         found = [Path(entry.path) for entry in entries if entry.name.startswith(PREFIX)]
     for folder in found:
-        # Another process may be at it, too.
+        # Another process may be doing the same.
         with contextlib.suppress(OSError):
             state = folder.lstat()
             if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid():

@@ -1,6 +1,6 @@
 """The standard streams of a command: whatever they are connected to, no command fails for it.
 
-What cannot be encoded is written as a backslash escape. What is said to nobody (a stream that was
+What cannot be encoded is written as a backslash escape. What nobody can read (a stream that was
 closed before the start, a pipe whose reader has left, a terminal that is gone) is dropped. A remark
 on standard error is never worth failing for. Only a *result* that cannot be stored, because the disk
 behind standard output is full, is an error, which is raised once.

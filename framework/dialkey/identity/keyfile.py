@@ -132,7 +132,7 @@ def _create(path: Path, text: str) -> None:
 def _publish(temporary: Path, path: Path) -> None:
     """Give a finished file its name unless the name is taken."""
     if os.name == "nt":
-        # There, rename refuses an existing target by itself.
+        # There, rename itself refuses an existing target.
         os.rename(temporary, path)
         return
     try:

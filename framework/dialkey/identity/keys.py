@@ -71,7 +71,7 @@ def _y_coordinate(raw: bytes) -> int:
 
 @lru_cache(maxsize=8192)
 def _is_point(raw: bytes) -> bool:
-    """Return whether `raw` decompresses; the sign bit and y >= p are no reason to refuse.
+    """Return whether `raw` decompresses; the sign bit and y >= p are not a reason to refuse it.
 
     Cached: one id is parsed many times, and the exponentiation takes some 50 us. Holds about 1 MiB
     at most.

@@ -58,7 +58,7 @@ class Transport(Protocol):
     name: str
 
     async def start(self, receiver: Receiver) -> None:
-        """Begin to carry.
+        """Start carrying.
 
         Raises:
             BindError: it cannot.
@@ -70,7 +70,7 @@ class Transport(Protocol):
     def path_addresses(self, id: EndpointId, addr: TransportAddr) -> list[PathAddress]:
         """Return the path addresses of this transport that lead to an address of an endpoint.
 
-        Empty when the address is of another kind, or of a family that this transport lacks.
+        Empty when the address is of another kind, or of a family that this transport does not have.
         """
 
     def owns(self, remote: PathAddress) -> bool:
@@ -94,12 +94,12 @@ class Transport(Protocol):
         ...
 
     def network_changed(self) -> None:
-        """Look at addresses and connections anew: the machine's network may have changed."""
+        """Look at addresses and connections again: the machine's network may have changed."""
 
 
 @runtime_checkable
 class ExplainingTransport(Protocol):
-    """A transport that can say more of an address than that nobody answers there."""
+    """A transport that can say more about an address than that it does not answer."""
 
     def owns(self, remote: PathAddress) -> bool: ...
 

@@ -325,7 +325,7 @@ class UdpTransport:
         self._last_remote: IpAddr | None = None
         self._last_target: tuple[UdpSocket, SocketAddress, Ancillary] | None = None
         # Where those who spoke first reached us; None for those to whom we spoke first: there the
-        # kernel's choice, made anew with each route, is right.
+        # kernel's choice, made again with each route, is right.
         self._locals: dict[IpAddr, bytes | None] = {}
         self._last_heard: tuple[IpAddr, bytes] | None = None
         self._local: list[IpAddr] | None = None

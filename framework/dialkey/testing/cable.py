@@ -23,7 +23,7 @@ class Cable(UdpTransport):
 
     Args:
         bind: local addresses, such as "127.0.0.1:0".
-        is_cut: whether it begins so.
+        is_cut: whether it starts out cut.
     """
 
     def __init__(self, *bind: IpAddr | str, is_cut: bool = False) -> None:

@@ -25,7 +25,7 @@ class Deadlock(RuntimeError):
 class VirtualClock(asyncio.SelectorEventLoop):
     """An event loop in virtual time.
 
-    `time()` begins at 0 and stands still while there is something to do; then it jumps to the next
+    `time()` starts at 0 and stands still while there is something to do; then it jumps to the next
     timer. When there is no timer either, `Deadlock` is raised out of the loop and names the tasks that
     wait. Sockets work, but their data arrives at no virtual time in particular; use
     `dialkey.testing.MemoryNetwork`. Work in threads (`run_in_executor`, `asyncio.to_thread`, and what

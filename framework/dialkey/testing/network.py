@@ -286,7 +286,7 @@ class MemoryTransport:
             self._receiver.on_addresses_changed()
 
     def learn_from(self, observer: IpAddr) -> None:
-        """Learn anew from somebody outside which address the outside sees, and tell the endpoint."""
+        """Learn again from somebody outside which address the outside sees, and tell the endpoint."""
         self._observer = observer
         if self._receiver is not None:
             self._receiver.on_candidates_changed()

@@ -131,7 +131,7 @@ class RelayClient:
     # --- life -----------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to connect; `connected` waits for it. Needs a running event loop."""
+        """Start connecting; `connected` waits for it. Needs a running event loop."""
         if self._main is None and not self._closed:
             self._main = asyncio.create_task(self._run(), name=f"relay {self.url.redacted}")
             self._watchdog = asyncio.create_task(
@@ -371,7 +371,7 @@ class RelayClient:
 
     def _log_failure(self, error: DialkeyError) -> None:
         # One line for an outage, not one for each of its attempts; and being offline is not a fault,
-        # while a wrong token or a wrong URL waits for somebody to mend it.
+        # while a wrong token or a wrong URL waits for somebody to fix it.
         level = logging.DEBUG
         if type(error) is not type(self._status.error) or self._status.attempts == 1:
             is_away = isinstance(error, NetworkError)

@@ -299,7 +299,7 @@ class ClientMachine:
         return self._deadline if self._keepalive is None else self._keepalive.deadline
 
     def on_timer(self, now: float) -> None:
-        """Do what is due. Calling too early does no harm.
+        """Do what is due. Calling it too early is harmless.
 
         Raises:
             RelayUnreachable: the relay did not accept us in time.

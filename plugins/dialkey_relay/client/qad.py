@@ -263,7 +263,7 @@ class AddressDiscovery:
         self.varies: bool | None = None
 
     def ask_again(self) -> None:
-        """Ask all relays anew: the network, or the list of relays, may have changed."""
+        """Ask all relays again: the network, or the list of relays, may have changed."""
         self._wake.set()
 
     async def run(self) -> None:

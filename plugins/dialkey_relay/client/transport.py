@@ -108,7 +108,7 @@ class RelayConfig:
     )
 
     def __attrs_post_init__(self) -> None:
-        # Now, while somebody can mend it, rather than as a relay that never answers.
+        # Now, while somebody can still fix it, rather than as a relay that never answers.
         Target.of(self.url)
 
 
@@ -284,7 +284,7 @@ class RelayTransport:
     def _trust(self, url: RelayUrl, may_reach: MayReach | None) -> None:
         self._reach.pop(url, None)
         if len(self._reach) >= MAX_PATHS:
-            # Those of strangers first: what is not known here is not trusted either.
+            # Those named by strangers first: what is unknown here is not trusted either.
             heard = (each for each, reach in self._reach.items() if reach is not None)
             del self._reach[next(heard, None) or next(iter(self._reach))]
         self._reach[url] = may_reach
@@ -310,7 +310,7 @@ class RelayTransport:
                 return
         client.send(bytes(remote.endpoint_id), data, segment_bytes)
         if self._keeps_us_out(client.status):
-            # It may rest for seconds, and somebody waits now; what it says will be told.
+            # It may pause for seconds, and somebody is waiting now; they are told what it says.
             now = asyncio.get_running_loop().time()
             if now - client.attempted_at > ASK_AGAIN_S:
                 client.retry()
@@ -321,7 +321,7 @@ class RelayTransport:
             self._receiver.on_unreachable(remote, trouble)
 
     def _keeps_us_out(self, status: ClientStatus) -> bool:
-        # Once may be a mishap of a restart.
+        # A single refusal may come from a restart.
         return (
             status.state is ClientState.WAITING
             and status.attempts >= ATTEMPTS_TO_BELIEVE
@@ -354,7 +354,7 @@ class RelayTransport:
 
     @property
     def port_varies(self) -> bool | None:
-        """Whether the NAT before us gives each destination another port; None while nobody knows."""
+        """Whether the NAT before us uses another port for each destination; None while unknown."""
         return self._discovery.varies if self._discovery is not None else None
 
     def _discovery_places(self) -> Iterator[Place]:
@@ -375,7 +375,7 @@ class RelayTransport:
         self._discovery.ask_again()
 
     def network_changed(self) -> None:
-        """Check all connections at once, and measure all relays anew."""
+        """Check all connections at once, and measure all relays again."""
         for client in self._clients.values():
             client.network_changed()
         self._full_report = True
@@ -468,7 +468,7 @@ class RelayTransport:
         return {url: client.status for url, client in self._clients.items()}
 
     def insert(self, config: RelayConfig) -> None:
-        """Add a relay, or change its token; home is chosen anew."""
+        """Add a relay, or change its token; home is chosen again."""
         previous = self._configs.get(config.url)
         self._configs[config.url] = config
         client = self._clients.get(config.url)
@@ -554,7 +554,7 @@ class RelayTransport:
             try:
                 path = self._path(url, batch.peer)
             except InvalidKey:
-                # A relay admits nobody without a key, so this one is making things up.
+                # A relay admits nobody without a key, so this one invents things.
                 self.dropped += 1
                 continue
             receiver.on_datagrams(memoryview(content), batch.segment_size or len(content), path)
@@ -656,7 +656,7 @@ class RelayTransport:
         report = Report(https=await probe_all(urls, self._dialer))
         choice = self._selector.add(report, loop.time(), full=full)
         if choice is None:
-            # Nobody answers. Some day one of them will; until then try the first.
+            # None of them answers. One will some day; until then try the first.
             choice = self._home if self._home is not None else urls[0]
         home = self._home
         if choice == home:
@@ -676,7 +676,7 @@ class RelayTransport:
         for client in clients.values():
             if client is not None:
                 if not client.is_connected:
-                    # It may be resting after failures.
+                    # It may be pausing after failures.
                     client.network_changed()
                 waits.append(asyncio.create_task(client.connected()))
         try:

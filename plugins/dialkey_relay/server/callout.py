@@ -22,7 +22,7 @@ __all__ = ["HttpCallout"]
 TIMEOUT_S: Final = 5.0
 YES: Final = b"true"
 MAX_CALLS: Final = 64
-"""Calls under way at once. Further clients wait, those of the addresses with the fewest calls go first,
+"""Calls under way at once. Further clients wait, those from addresses with the fewest calls go first,
 and whoever waits too long is denied."""
 
 

@@ -106,7 +106,7 @@ def _words(kind: type) -> str:
 
 
 class _Table:
-    """A TOML table from which keys are taken; what is left at the end is unknown."""
+    """A TOML table that keys are taken from; those left at the end are unknown."""
 
     def __init__(self, values: Mapping[str, object], name: str = "") -> None:
         self._values = dict(values)

@@ -164,7 +164,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         return pause
 
     def _look_around(self, session: Session) -> None:
-        """Do what only matters while a connection begins or ends."""
+        """Do what matters only while a connection starts or ends."""
         if session.request is not None:
             request, session.request = session.request, None
             self._stop_reading()
@@ -246,7 +246,7 @@ class ClientConnection(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(RELAY_WRITE_TIMEOUT_S, transport.abort)
 
     def end(self, reason: str) -> None:
-        """End the connection when what is due has been sent."""
+        """End the connection once its output has been sent."""
         if self.session is not None:
             self.session.end(reason)
             self.flush()

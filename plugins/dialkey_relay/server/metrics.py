@@ -135,7 +135,7 @@ def _families(snapshot: Snapshot) -> Iterator[Metric]:
 def prefers_openmetrics(accept: str) -> bool:
     """Return whether a reader with this ``Accept`` header gets OpenMetrics, or else Prometheus text.
 
-    Source: RFC 9110 section 12.5.1. Whoever names neither gets the older format: all can read it.
+    Source: RFC 9110 section 12.5.1. A reader that names neither gets the older format, which all read.
     """
     qualities = {"openmetrics": 0.0, "plain": 0.0}
     for member in accept.lower().split(","):

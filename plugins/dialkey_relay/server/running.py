@@ -98,7 +98,7 @@ class RunningRelay:
         except BindError as error:
             if self.config.needs_metrics:
                 raise
-            # Nobody asked for this port: another relay on this machine may have it, or Prometheus.
+            # This is only the default port: another relay on this machine may have it, or Prometheus.
             logger.warning(
                 "%s; no metrics are served (metrics_bind_addr gives them another port, "
                 "enable_metrics = false ends this warning)",

@@ -56,7 +56,7 @@ class RelayOptions:
 
     Attributes:
         http: where to listen without TLS: for everything if there is no TLS, else for what must
-            live beside it. None for not at all.
+            be served without it. None for not at all.
         https: where to listen with TLS; needs `tls`.
         tls: the certificate.
         client_rate: bytes that one client may send, where its grant says nothing; None for as many as
@@ -122,7 +122,7 @@ class Listener:
         self.server: asyncio.Server | None = None
 
     async def open(self, address: Address, reuse_port: bool) -> None:
-        """Begin to listen.
+        """Start listening.
 
         Raises:
             BindError: the address cannot be used.
@@ -152,7 +152,7 @@ class RelayServer(AsyncOnly):
             await relay.serve_forever()
 
     Args:
-        rules: who may use it; all must agree, and no rules admit nobody.
+        rules: who may use it; all must agree; without rules nobody gets in.
         options: addresses and limits.
         plugins: asked in hook `dialkey_relay_admit` after the rules; made with
             ``Plugins(RelayHookSpecs)``, or with the relay plugin in it.
@@ -364,11 +364,11 @@ class RelayServer(AsyncOnly):
         is_rare = per_address is not None and per_address.is_rare(address, now)
         if per_address is not None and not per_address.allow(address, now):
             return False
-        # Many addresses that each keep to their rate can use up that of all; who seldom comes passes.
+        # Many addresses within their own rates can use up the total; those that rarely connect get in.
         return self._accept is None or self._accept.take(now) or is_rare
 
     def _give_way(self, connection: ClientConnection) -> None:
-        """End a connection, because those of its network are most and places are short."""
+        """End a connection, because its network has the most and places are short."""
         self.hub.counters.http_connections_displaced += 1
         # Not at once: another one is just arriving.
         self.loop.call_soon(connection.abort, "other networks have fewer connections")
@@ -385,7 +385,7 @@ class RelayServer(AsyncOnly):
             self._gone.set()
 
     def flush_ready(self) -> None:
-        """Send to all clients for which something came in."""
+        """Send to all clients that something came in for."""
         for peer in self.hub.take_ready():
             peer.outlet.flush()
 

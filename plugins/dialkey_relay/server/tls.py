@@ -76,9 +76,9 @@ class TlsFiles:
             ) from None
 
     def reload_if_changed(self) -> bool:
-        """Read the files again if they have changed; tell whether they had.
+        """Read the files again if they have changed; return whether they had.
 
-        Connections that exist keep the certificate they began with.
+        Existing connections keep the certificate that they started with.
 
         Raises:
             RelayConfigError: the new files cannot be used; the old certificate stays in use.
@@ -91,9 +91,9 @@ class TlsFiles:
         return True
 
     def use(self, other: TlsFiles) -> bool:
-        """Take the place of other files, which have been read already; tell whether that changes any.
+        """Use other files, which have been read already; return whether that changes anything.
 
-        Connections that exist keep the certificate they began with.
+        Existing connections keep the certificate that they started with.
         """
         before = (self.certificate, self.key, self._stamps)
         self.certificate, self.key = other.certificate, other.key
@@ -122,7 +122,7 @@ class TlsFiles:
 
 
 def _words(error: BaseException) -> str:
-    """Return what OpenSSL says of an error; what it says first is nearest to the cause."""
+    """Return what OpenSSL says about an error; the first entry is closest to the cause."""
     details = error.args[0] if error.args else None
     if isinstance(details, list) and details and isinstance(details[0], tuple):
         return str(details[0][-1])

@@ -38,7 +38,7 @@ START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
 ASK_INTERVAL_S: Final = 2.0
 MAX_WAITING_BYTES: Final = 8 << 20
-"""Datagrams that wait for a sibling; more are dropped. It reads as fast as it can."""
+"""Datagrams that may wait for a sibling; further ones are dropped. It reads as fast as it can."""
 
 SMALL_MESSAGE_BYTES: Final = 256
 """Messages about who is where are never dropped."""
@@ -156,7 +156,7 @@ class MeshLinks:
         self._numbers[number] = json.loads(answer)
 
     def collect(self) -> None:
-        """Begin to ask the others for their numbers now and then."""
+        """Start asking the others for their numbers now and then."""
         self._asking = asyncio.create_task(self._ask())
 
     async def _ask(self) -> None:
