@@ -140,7 +140,8 @@ class HookSpecs:
         Called once while an endpoint binds that was given ``relays=``, with what it was given: each a
         `RelayUrl`, a `RelayAccess`, or what else the plugin itself takes. Empty means to dial through
         the relays that addresses name, and to be reached through none. Return a transport; the
-        first plugin to do so wins, and the endpoint closes it.
+        first plugin to do so wins, and the endpoint closes it. A `LocalError` about one of the values,
+        such as `InvalidAddress`, reaches the caller as it is.
         """
 
     @hookspec(while_binding=True)
@@ -162,6 +163,7 @@ class HookSpecs:
         Called while an endpoint binds, for each member of its preset's ``discovery``: a
         `presets.DiscoveryServer`, a `presets.LocalDiscovery`, or what else the plugin itself takes.
         Return an address lookup or an iterable of them, or None for a service that is not yours.
+        A `LocalError` about the service reaches the caller as it is.
         """
 
     @hookspec()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, TextIO, cast
@@ -148,6 +149,7 @@ class Endpoint(AsyncOnly):
 
         Raises:
             BindError: a socket cannot be opened. PluginError: a plugin failed to start.
+            LocalError: a plugin cannot use what `relays` or the preset's `discovery` says.
             InvalidInput: there is no such `congestion` (raised by the call itself).
             InvalidAddress: text among `relays` is not a URL (raised by the call itself).
             LocalError: `relays` was given, but there is no plugin for relays.
@@ -284,9 +286,11 @@ class Endpoint(AsyncOnly):
         return self
 
     async def _relay_transport(self, relays: tuple[RelayChoice, ...]) -> list[Transport]:
-        for answer in await self._plugins.call(
-            "dialkey_relays", must_succeed=True, endpoint=self, relays=relays
-        ):
+        with _what_was_given():
+            answers = await self._plugins.call(
+                "dialkey_relays", must_succeed=True, endpoint=self, relays=relays
+            )
+        for answer in answers:
             _check_has(answer, "a transport", ("start", "close", "send", "owns"))
             return [cast("Transport", answer.value)]
         if not relays:
@@ -297,7 +301,10 @@ class Endpoint(AsyncOnly):
         )
 
     async def _lookups_for(self, service: object) -> list[AddressLookup]:
-        answers = await self._plugins.collect("dialkey_discovery", endpoint=self, service=service)
+        with _what_was_given():
+            answers = await self._plugins.collect(
+                "dialkey_discovery", endpoint=self, service=service
+            )
         for answer in answers:
             _check_has(answer, "an address lookup", ("resolve", "publish", "close"))
         if not answers and not isinstance(service, LocalDiscovery):
@@ -638,6 +645,22 @@ class Endpoint(AsyncOnly):
     async def __aiter__(self) -> AsyncIterator[Connection]:
         while (connection := await self.accept()) is not None:
             yield connection
+
+
+@contextlib.contextmanager
+def _what_was_given() -> Iterator[None]:
+    """Raise what a hook says about the caller's own values as it is, without plugin and hook.
+
+    Only for hooks whose arguments are what the caller gave. Whatever else a plugin raises there stays a
+    fault of the plugin.
+    """
+    try:
+        yield
+    except PluginError as error:
+        cause = error.__cause__
+        if isinstance(cause, LocalError) and not isinstance(cause, PluginError):
+            raise cause from cause.__cause__
+        raise
 
 
 def _check_has(answer: Answer, what: str, methods: tuple[str, ...]) -> None:

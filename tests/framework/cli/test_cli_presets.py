@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dialkey import presets
-from dialkey.cli import Options, Output
+from dialkey.cli import Options, Output, main
 from dialkey.errors import InvalidInput, Offline
 
 PRESET_OF_TESTS = os.environ.get("DIALKEY_PRESET")
@@ -140,3 +140,30 @@ def test_offline_a_command_neither_waits_nor_nags() -> None:
     assert said[0].startswith("Using iroh's public relays")
     assert said[1] == "No relay can be reached: for now the ticket works in this network only."
     assert len(said) <= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "variables", "sentence"),
+    [
+        (["--relay", "ftp://x"], {}, "ftp://x/ cannot be dialled"),
+        (["--services", "ftp://x"], {}, "the URL of services begins with"),
+        ([], {"DIALKEY_SERVICES": "ftp://x"}, "the URL of services begins with"),
+        (["--relay", "https://x"], {"DIALKEY_RELAY_CA": "gone"}, "gone cannot be read"),
+    ],
+)
+def test_what_the_user_gave_is_refused_in_one_plain_sentence(
+    options: list[str],
+    variables: dict[str, str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The plugin and the hook that find the fault are not what is wrong."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(["gossip", "a-topic", "--bind", "127.0.0.1:0", *options])
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith(f"dialkey: {sentence}")
+    assert not [line for line in lines if "plugin" in line or "hook" in line]
