@@ -100,9 +100,12 @@ async def _serve(output: Output, options: Options) -> None:
         )
         if options.secret_key is None:
             output.remark("It is another server after a restart; --secret-key FILE keeps its key.")
-        await router.serve()
-        stats = rendezvous.stats()
-        output.remark(
-            f"{stats.given} codes given, {stats.delivered} tickets handed over,"
-            f" {stats.burnt} burnt by wrong words, {stats.expired} expired"
-        )
+        try:
+            await router.serve()
+        finally:
+            # The command line cancels this on Ctrl-C and SIGTERM, which is how a server ends.
+            stats = rendezvous.stats()
+            output.remark(
+                f"{stats.given} codes given, {stats.delivered} tickets handed over,"
+                f" {stats.burnt} burnt by wrong words, {stats.expired} expired"
+            )

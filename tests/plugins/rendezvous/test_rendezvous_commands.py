@@ -122,3 +122,15 @@ def until_question(terminal: int) -> str:
     while "? [Y/n]" not in shown:
         shown += os.read(terminal, 4096).decode()
     return shown.rpartition("see the same words: ")[2].partition("?")[0]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_server_that_is_ended_says_what_it_did(
+    start: Start, number: signal.Signals, code: int
+) -> None:
+    process = start("rendezvous", "serve", *LOCAL)
+    process.line()
+    process.popen.send_signal(number)
+    done = process.end()
+    assert done.code in (0, code)
+    assert "0 codes given, 0 tickets handed over" in done.err
