@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from dialkey import Connection, RecvStream
 from dialkey.errors import ConnectionLost, RemoteError, StreamReset, StreamStopped
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dialkey_blobs.store import Store
 
 __all__ = ["get", "observe", "push"]
+
+PUSH_STALL_TIMEOUT_S: Final = 600.0
+"""How long the receiver of a push may take nothing: its application may ask a person first."""
 
 
 async def get(
@@ -149,7 +152,8 @@ async def push(
     Raises:
         StreamStopped: it refuses, or did not accept the content; `error_code` says which.
         BlobMissing, BlobIncomplete, RangeMissing: the store does not hold it (in full).
-        ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first.
+        ConnectionClosed, ConnectionClosedByPeer, ConnectionLost: the connection ended first, or nothing
+            was taken for `PUSH_STALL_TIMEOUT_S`.
         StorageError: the store failed.
     """
     is_single = content.format is BlobFormat.RAW
@@ -166,16 +170,18 @@ async def push(
     responder = Responder(GetRequest(content.hash, sequence), caches)
     recv.stop(StreamCode.NONE)
     try:
-        await send.write(encode_request(PushRequest(content.hash, sequence)))
-        over = False
-        while not over:
-            pieces, _, error, over = await store.run(responder.step)
-            for piece in pieces:
-                await send.write(piece)
-            if error is not None:
-                raise error.reason if isinstance(error, CannotServe) else error
-        await send.finish()
-        stopped = await send.stopped()
+        async with asyncio.timeout(PUSH_STALL_TIMEOUT_S) as patience:
+            await send.write(encode_request(PushRequest(content.hash, sequence)))
+            over = False
+            while not over:
+                pieces, _, error, over = await store.run(responder.step)
+                for piece in pieces:
+                    await send.write(piece)
+                    patience.reschedule(asyncio.get_running_loop().time() + PUSH_STALL_TIMEOUT_S)
+                if error is not None:
+                    raise error.reason if isinstance(error, CannotServe) else error
+            await send.finish()
+            stopped = await send.stopped()
         if stopped is not None:
             raise StreamStopped(
                 "the other side does not accept pushes"
@@ -184,6 +190,12 @@ async def push(
                 error_code=stopped,
                 endpoint_id=connection.remote_id,
             )
+    except TimeoutError as late:
+        raise ConnectionLost(
+            f"the other side took nothing of our push for {PUSH_STALL_TIMEOUT_S:g} s",
+            endpoint_id=connection.remote_id,
+            hint="try again later",
+        ) from late
     finally:
         # Has no effect after a complete push.
         send.reset(StreamCode.INTERNAL)

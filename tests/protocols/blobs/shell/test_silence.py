@@ -134,3 +134,22 @@ async def test_an_observer_or_a_pusher_without_a_stream_does_not_wait_for_ever(
             with pytest.raises(ConnectionLost, match="for 30 s"):
                 await call
         assert 30 <= loop.time() - began < 35
+
+
+@in_virtual_time
+async def test_a_pusher_gives_up_on_whoever_takes_the_stream_and_nothing_else() -> None:
+    network = MemoryNetwork(seed=1)
+    async with (
+        Endpoint.bind(transports=[network.transport(PROVIDER)], entry_points=False) as a,
+        Endpoint.bind(transports=[network.transport(GETTER)], entry_points=False) as b,
+        Router(a, grace_s=0) as router,
+        Router(b, grace_s=0) as asking,
+    ):
+        router.accept(ALPN, Provider("is silent"))
+        blobs = asking.add(Blobs.memory())
+        content = await blobs.add_bytes(bytes(4 << 20))
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(ConnectionLost, match="took nothing of our push for 600 s"):
+            await blobs.push(a.addr(), content)
+        assert 600 <= loop.time() - began < 610
