@@ -94,7 +94,8 @@ async def test_many_of_its_dials_at_once_all_get_in() -> None:
         assert len(theirs) == 60
         assert all(each is not None for each in accepted)
         assert endpoint._driver.demux.counts["retries"] > 0
-        assert endpoint._driver.demux.counts["incoming"] == 60
+        # No fewer; on a slow machine some have to make room while they are unfinished, and come again.
+        assert endpoint._driver.demux.counts["incoming"] >= 60
         for each in theirs:
             each.close(0, b"")
 
