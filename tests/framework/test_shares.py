@@ -149,6 +149,23 @@ def test_negative_limits_are_refused() -> None:
         FairShares[str](-1)
 
 
+def must_make_room(claims: dict[int, list[int]], wanted: int, missing: int) -> bool:
+    """Return whether the fullest, losing whole claims, can make room without falling behind the taker.
+
+    Of several that are equally full any may be the one; here all of them have to do.
+    """
+    if missing <= 0:
+        return True
+    most = max((sum(parts) for parts in claims.values()), default=0)
+    if most <= wanted:
+        return False
+    return all(
+        must_make_room({**claims, holder: sorted(parts)[:-1]}, wanted, missing - max(parts))
+        for holder, parts in claims.items()
+        if sum(parts) == most
+    )
+
+
 class Shares(RuleBasedStateMachine):
     """Takes and gives in any order, against the plain definition of the rules."""
 
@@ -200,7 +217,12 @@ class Shares(RuleBasedStateMachine):
         else:
             fits = sum(others.values()) + wanted <= self.TOTAL
             assert wanted > self.MOST or not fits, "refused though there was room"
-            assert wanted > self.MOST or wanted >= max(others.values(), default=0)
+            missing = sum(others.values()) + wanted - self.TOTAL
+            claims: dict[int, list[int]] = {}
+            for other, part in self.held.values():
+                if other != holder:
+                    claims.setdefault(other, []).append(part)
+            assert wanted > self.MOST or not must_make_room(claims, wanted, missing)
 
     @rule(claim=claims, amount=st.integers(0, 40))
     def give(self, claim: Claim, amount: int) -> None:
