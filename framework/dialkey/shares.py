@@ -15,13 +15,14 @@ While there is room, nothing is refused and nobody gives way, and a claim costs 
 from __future__ import annotations
 
 import heapq
+import ipaddress
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any, Final, Generic, TypeVar
 
 from dialkey.errors import InvalidInput
 
-__all__ = ["Claim", "FairShares"]
+__all__ = ["Claim", "FairShares", "network_of"]
 
 Holder = TypeVar("Holder", bound=Hashable)
 
@@ -329,3 +330,19 @@ class Claim:
         self.release()
         self._gave_way = True
         self._give_way()
+
+
+def network_of(address: str) -> str | int:
+    """Return what counts as one subscriber: an IPv4 address, or the /64 of an IPv6 one.
+
+    Text that is not an IP address counts as it is.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return int(ip) >> 64

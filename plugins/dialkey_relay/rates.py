@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from typing import Final
 
 import attrs
 
 from dialkey.allowance import Allowance
+from dialkey.shares import network_of
 
 __all__ = ["AddressLimiter", "Bucket", "Rate"]
 
@@ -101,16 +101,3 @@ class AddressLimiter:
         allowance = self._seen.get(network_of(address))
         some = min(RARE, self._rate.burst / 2)
         return allowance is None or allowance.left(now) >= self._rate.burst - some
-
-
-def network_of(address: str) -> str | int:
-    """Return what counts as one subscriber: an IPv4 address, or the /64 of an IPv6 one."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return int(ip) >> 64

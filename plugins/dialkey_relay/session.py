@@ -31,6 +31,7 @@ from dialkey.limits import (
     RELAY_HANDSHAKE_TIMEOUT_S,
     RELAY_HTTP_TIMEOUT_S,
 )
+from dialkey.shares import network_of
 from dialkey_relay import handshake, routes
 from dialkey_relay.access import Admission, AdmitRequest
 from dialkey_relay.errors import RelayViolation, RelayWireError
@@ -53,7 +54,7 @@ from dialkey_relay.http1 import (
 )
 from dialkey_relay.hub import Hub, Outlet, Peer
 from dialkey_relay.keepalive import KeepAlive
-from dialkey_relay.rates import Bucket, Rate, network_of
+from dialkey_relay.rates import Bucket, Rate
 from dialkey_relay.websocket import BINARY, PONG, FrameReader, encode_close, encode_frame
 
 __all__ = ["Exporter", "Session", "Settings", "State"]

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import typer
 
-from dialkey.cli import Ask, CommandLine, Options, Output, endpoint_options, run
+from dialkey.cli import (
+    RENDEZVOUS_VARIABLE,
+    Ask,
+    CommandLine,
+    Options,
+    Output,
+    endpoint_options,
+    run,
+)
 
 if TYPE_CHECKING:
     from dialkey import Endpoint
-
-VARIABLE: Final = "DIALKEY_RENDEZVOUS"
 
 
 def add_commands(cli: CommandLine) -> None:
@@ -96,7 +102,7 @@ async def _serve(output: Output, options: Options) -> None:
         ticket = str(EndpointTicket(await options.own_addr(endpoint)))
         output.result("ready", ticket, ticket=ticket, endpoint_id=str(endpoint.id))
         output.remark(
-            f"Codes can meet here. Elsewhere: --rendezvous or {VARIABLE}=<the line above>"
+            f"Codes can meet here. Elsewhere: --rendezvous or {RENDEZVOUS_VARIABLE}=<the line above>"
         )
         if options.secret_key is None:
             output.remark("It is another server after a restart; --secret-key FILE keeps its key.")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from dialkey.cli.output import Output
     from dialkey.endpoint import Endpoint
 
-__all__ = ["Ask", "RendezvousOption", "TicketCodes"]
+__all__ = ["RENDEZVOUS_VARIABLE", "Ask", "RendezvousOption", "TicketCodes"]
 
 RENDEZVOUS_VARIABLE: Final = "DIALKEY_RENDEZVOUS"
 

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Hashable
 
 from dialkey.allowance import Allowance
 from dialkey_pkarr.limits import MAX_NETWORKS
 
-__all__ = ["Places", "Quota", "network_of"]
-
-
-def network_of(address: str) -> Hashable:
-    """Return what counts as one subscriber: an IPv4 address, or the /64 of an IPv6 one."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    if ip.ipv4_mapped is not None:
-        return str(ip.ipv4_mapped)
-    return int(ip) >> 64
+__all__ = ["Places", "Quota"]
 
 
 class Quota:

@@ -21,6 +21,7 @@ import dns.rcode
 
 from dialkey.errors import BindError
 from dialkey.identity import EndpointId
+from dialkey.shares import network_of
 from dialkey_pkarr.errors import InvalidPacket, ServerConfigError, StoreFailed
 from dialkey_pkarr.limits import (
     IDLE_TIMEOUT_S,
@@ -36,7 +37,7 @@ from dialkey_pkarr.limits import (
 )
 from dialkey_pkarr.packets import SignedPacket
 from dialkey_pkarr.server.metrics import CONTENT_TYPE, render
-from dialkey_pkarr.server.quotas import Places, Quota, network_of
+from dialkey_pkarr.server.quotas import Places, Quota
 from dialkey_pkarr.server.records import Records
 from dialkey_pkarr.server.store import RecordStore
 from dialkey_pkarr.server.web import (

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from dialkey.identity import EndpointId
 from dialkey.places import Places
+from dialkey.shares import network_of
 from dialkey_relay.access import Admission, AdmitRequest, Denial
 from dialkey_relay.errors import RelayConfigError
-from dialkey_relay.rates import network_of
 
 if TYPE_CHECKING:
     import aiohttp

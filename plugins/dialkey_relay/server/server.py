@@ -20,13 +20,13 @@ from dialkey.identity import EndpointId
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED, RELAY_WRITE_TIMEOUT_S
 from dialkey.opening import AsyncOnly, check_loop
 from dialkey.printable import printable, printable_traceback
-from dialkey.shares import Claim, FairShares
+from dialkey.shares import Claim, FairShares, network_of
 from dialkey_relay.access import AccessRule, Admission, AdmitRequest, Denial, check_all, recheck_all
 from dialkey_relay.errors import RelayConfigError, cannot_listen
 from dialkey_relay.frames import Restarting
 from dialkey_relay.hookspecs import RelayHookSpecs
 from dialkey_relay.hub import Hub
-from dialkey_relay.rates import AddressLimiter, Rate, network_of
+from dialkey_relay.rates import AddressLimiter, Rate
 from dialkey_relay.server.listener import ClientConnection
 from dialkey_relay.server.tls import TlsFiles
 from dialkey_relay.session import Session, Settings, State

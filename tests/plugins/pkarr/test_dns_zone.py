@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from dialkey.errors import InvalidInput
 from dialkey.identity import SecretKey
+from dialkey.shares import network_of
 from dialkey_pkarr import SignedPacket
 from dialkey_pkarr.limits import NEGATIVE_TTL_S
-from dialkey_pkarr.server.quotas import Places, Quota, network_of
+from dialkey_pkarr.server.quotas import Places, Quota
 from dialkey_pkarr.server.zone import Question, Zone
 
 KEY = SecretKey(b"\x01" * 32)

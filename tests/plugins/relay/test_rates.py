@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dialkey_relay.rates import AddressLimiter, Bucket, Rate, network_of
+from dialkey.shares import network_of
+from dialkey_relay.rates import AddressLimiter, Bucket, Rate
 
 
 def test_a_full_bucket_lets_a_burst_pass_and_then_holds_the_rate() -> None:
