@@ -96,7 +96,7 @@ class _Table:
         if text == "off":
             return None
         host, colon, port = text.rpartition(":")
-        digits = port.isascii() and port.isdigit()
+        digits = port.isascii() and port.isdigit() and len(port) <= 5
         if not colon or not host or not digits or int(port) > 65_535:
             raise self.error(key, f"{text!r} is not an address", "write it like [::]:443, or off")
         return host.strip("[]"), int(port)

@@ -179,7 +179,8 @@ class _Table:
         if text is None:
             return default
         host, colon, port = text.rpartition(":")
-        if not colon or not host or not port.isdigit() or int(port) > 65_535:
+        digits = port.isascii() and port.isdigit() and len(port) <= 5
+        if not colon or not host or not digits or int(port) > 65_535:
             raise self.error(key, f"{text!r} is not an address", "write it like [::]:443")
         return host.strip("[]"), int(port)
 

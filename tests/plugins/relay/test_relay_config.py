@@ -164,6 +164,8 @@ def test_dev_ignores_tls_and_unlimited_is_possible(certificate, tmp_path) -> Non
         ('[access.http]\nurl = "ftp://x"', "http or https"),
         ('access = "everyone"\nhttp_bind_addr = "80"', "http_bind_addr: '80' is not an address"),
         ('access = "everyone"\nhttp_bind_addr = "a:99999"', "is not an address"),
+        ('access = "everyone"\nhttp_bind_addr = "a:\u00b2"', "is not an address"),
+        (f'access = "everyone"\nhttp_bind_addr = "a:{"9" * 5000}"', "is not an address"),
         ('access = "everyone"\nenable_relay = false', "enable_relay"),
         (
             'access = "everyone"\nenable_metrics = 1',
