@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from dialkey.cli import Ask, Options, Output
+from dialkey.cli import NEEDS_RENDEZVOUS, Ask, Options, Output
 from dialkey.errors import DialkeyError, InvalidInput, NetworkError
 from dialkey.identity import EndpointAddr, parse_remote
 from dialkey_rendezvous import client
@@ -26,10 +26,6 @@ _OVER: Final = (WrongCode, PartnerLeft, ExpiredCode)
 
 MAX_WAIT_S: Final = 120.0
 """How long a server that was asked too often is waited for."""
-
-NEEDS_SERVER: Final = (
-    "give --rendezvous, or set DIALKEY_RENDEZVOUS; 'dialkey rendezvous serve' runs a server"
-)
 
 
 async def offer(
@@ -130,7 +126,7 @@ async def take(
 
 def _server(text: str | None) -> EndpointAddr:
     if not text:
-        raise InvalidInput("a code needs a rendezvous server", hint=NEEDS_SERVER)
+        raise InvalidInput("a code needs a rendezvous server", hint=NEEDS_RENDEZVOUS)
     return parse_remote(text)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialkey import presets
-from dialkey.cli import Ask, Options, Output, TicketCodes, read_ticket
+from dialkey.cli import NEEDS_RENDEZVOUS, Ask, Options, Output, TicketCodes, read_ticket
 from dialkey.errors import InvalidInput, InvalidTicket
 from dialkey_blobs.stdin import can_ask, confirm
 from dialkey_blobs.ticket import BlobTicket
@@ -63,8 +63,7 @@ class Telling:
         if not self._server:
             raise InvalidInput(
                 "--code needs a rendezvous server",
-                hint="give --rendezvous, or set DIALKEY_RENDEZVOUS; "
-                "'dialkey rendezvous serve' runs one",
+                hint=NEEDS_RENDEZVOUS,
             )
         _question(output, self._verify)
 

@@ -12,7 +12,13 @@ from __future__ import annotations
 
 from dialkey.cli.app import CommandLine, build, main
 from dialkey.cli.children import child
-from dialkey.cli.codes import RENDEZVOUS_VARIABLE, Ask, RendezvousOption, TicketCodes
+from dialkey.cli.codes import (
+    NEEDS_RENDEZVOUS,
+    RENDEZVOUS_VARIABLE,
+    Ask,
+    RendezvousOption,
+    TicketCodes,
+)
 from dialkey.cli.exits import ExitCode, explain
 from dialkey.cli.options import (
     BindOption,
@@ -31,6 +37,7 @@ from dialkey.cli.scratch import scratch_folder
 from dialkey.cli.units import format_bytes, format_rate
 
 __all__ = [
+    "NEEDS_RENDEZVOUS",
     "RENDEZVOUS_VARIABLE",
     "Ask",
     "BindOption",

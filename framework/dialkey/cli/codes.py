@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from dialkey.cli.output import Output
     from dialkey.endpoint import Endpoint
 
-__all__ = ["RENDEZVOUS_VARIABLE", "Ask", "RendezvousOption", "TicketCodes"]
+__all__ = ["NEEDS_RENDEZVOUS", "RENDEZVOUS_VARIABLE", "Ask", "RendezvousOption", "TicketCodes"]
 
 RENDEZVOUS_VARIABLE: Final = "DIALKEY_RENDEZVOUS"
+NEEDS_RENDEZVOUS: Final = (
+    f"give --rendezvous, or set {RENDEZVOUS_VARIABLE}; 'dialkey rendezvous serve' runs a server"
+)
+"""The hint where a code has no server."""
 
 RendezvousOption = Annotated[
     str | None,
