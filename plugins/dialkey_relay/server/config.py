@@ -9,18 +9,17 @@ Source: docs/wire/relay.md 4.7 and 4.8.
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
-import tomllib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import attrs
 
-from dialkey.errors import DialkeyError, InvalidKey
-from dialkey.identity import EndpointId
+from dialkey.configuration import Table, read, root_of
+from dialkey.errors import DialkeyError
 from dialkey.limits import MAX_RELAY_UNAUTHENTICATED
 from dialkey_relay.access import (
     AccessRule,
@@ -44,8 +43,6 @@ from dialkey_relay.server.server import (
 from dialkey_relay.server.tls import TlsFiles
 
 __all__ = ["QadConfig", "ServerConfig", "load", "parse"]
-
-T = TypeVar("T")
 
 ACCESS_TOKEN_VARIABLES: Final = ("DIALKEY_RELAY_ACCESS_TOKEN", "IROH_RELAY_ACCESS_TOKEN")
 CALLOUT_TOKEN_VARIABLES: Final = (
@@ -91,108 +88,6 @@ class ServerConfig:
     files: tuple[Path, ...]
 
 
-_KINDS: Final = {
-    dict: "a table",
-    list: "a list",
-    str: "text",
-    int: "a whole number",
-    float: "a number with a fraction",
-    bool: "true or false",
-}
-
-
-def _words(kind: type) -> str:
-    return _KINDS.get(kind, "a date or time")
-
-
-class _Table:
-    """A TOML table that keys are taken from; those left at the end are unknown."""
-
-    def __init__(self, values: Mapping[str, object], name: str = "") -> None:
-        self._values = dict(values)
-        self._known: list[str] = []
-        self._name = name
-
-    def path(self, key: str) -> str:
-        return f"{self._name}.{key}" if self._name else key
-
-    def error(self, key: str, message: str, hint: str | None = None) -> RelayConfigError:
-        return RelayConfigError(f"{self.path(key)}: {message}", hint=hint)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def peek(self, key: str) -> object:
-        """Look at a value without taking it."""
-        return self._values.get(key)
-
-    def take(self, key: str, kind: type[T]) -> T | None:
-        """Take a value of a type, None where it is missing."""
-        self._known.append(key)
-        value = self._values.pop(key, None)
-        if value is None:
-            return None
-        # TOML's true is not a number, although Python's is.
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if wrong_bool or not isinstance(value, kind):
-            raise self.error(key, f"is {_words(type(value))}, not {_words(kind)}")
-        return value
-
-    def table(self, key: str) -> _Table | None:
-        """Take a table."""
-        values = self.take(key, dict)
-        return _Table(values, self.path(key)) if values is not None else None
-
-    def strings(self, key: str) -> list[str] | None:
-        """Take a list of texts."""
-        values = self.take(key, list)
-        if values is not None and not all(isinstance(each, str) for each in values):
-            raise self.error(key, "is not a list of texts")
-        return values
-
-    def positive(self, key: str) -> int | None:
-        """Take a number above 0."""
-        value = self.take(key, int)
-        if value is not None and value < 1:
-            raise self.error(key, "has to be above 0")
-        return value
-
-    def number(self, key: str) -> float | None:
-        """Take a number with or without fraction."""
-        if isinstance(self.peek(key), float):
-            return self.take(key, float)
-        return self.take(key, int)
-
-    def ids(self, key: str) -> list[EndpointId] | None:
-        """Take a list of endpoint ids."""
-        texts = self.strings(key)
-        if texts is None:
-            return None
-        try:
-            return [EndpointId.parse(text) for text in texts]
-        except InvalidKey as error:
-            raise self.error(key, error.message, error.hint) from None
-
-    def address(self, key: str, default: Address) -> Address:
-        """Take ``host:port``; IPv6 addresses stand in brackets."""
-        text = self.take(key, str)
-        if text is None:
-            return default
-        host, colon, port = text.rpartition(":")
-        digits = port.isascii() and port.isdigit() and len(port) <= 5
-        if not colon or not host or not digits or int(port) > 65_535:
-            raise self.error(key, f"{text!r} is not an address", "write it like [::]:443")
-        return host.strip("[]"), int(port)
-
-    def done(self) -> None:
-        """Fail if any keys are left."""
-        for key in self._values:
-            near = difflib.get_close_matches(key, self._known, n=1)
-            raise self.error(
-                key, "is unknown", f"did you mean {self.path(near[0])}?" if near else None
-            )
-
-
 def load(path: str | Path, *, dev: bool = False) -> ServerConfig:
     """Read and check a configuration file.
 
@@ -203,16 +98,7 @@ def load(path: str | Path, *, dev: bool = False) -> ServerConfig:
         RelayConfigError: it cannot be read or used; the message names the key.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RelayConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise RelayConfigError(f"{path} is not UTF-8") from None
-    try:
-        config = parse(text, dev=dev, folder=path.parent)
-    except RelayConfigError as error:
-        raise RelayConfigError(f"{path}: {error.message}", hint=error.hint) from None
+    config = read(path, partial(parse, dev=dev, folder=path.parent), RelayConfigError)
     return attrs.evolve(config, files=(path, *config.files))
 
 
@@ -233,10 +119,7 @@ def parse(
     Raises:
         RelayConfigError: it cannot be used; the message names the key.
     """
-    try:
-        root = _Table(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise RelayConfigError(f"the configuration is not TOML: {error}") from None
+    root = root_of(text, RelayConfigError)
     environment = os.environ if environment is None else environment
     folder = folder if folder is not None else Path()
     root.take("key_cache_capacity", int)  # ours keeps no such cache
@@ -252,7 +135,7 @@ def parse(
     workers = root.positive("workers") or 1
     if workers > MAX_WORKERS:
         raise root.error("workers", f"are {MAX_WORKERS} at most", "one for each core is enough")
-    limits = _limits(root.table("limits") or _Table({}, "limits"))
+    limits = _limits(root.table("limits") or Table({}, RelayConfigError, "limits"))
     root.done()
     if wants_qad and tls is None:
         raise root.error("enable_quic_addr_discovery", "needs [tls]: QUIC has no other mode")
@@ -294,7 +177,7 @@ class _Tls:
     reload_s: float | None
 
 
-def _tls(root: _Table, folder: Path) -> _Tls | None:
+def _tls(root: Table, folder: Path) -> _Tls | None:
     table = root.table("tls")
     if table is None:
         return None
@@ -336,7 +219,7 @@ class _Limits:
     max_unauthenticated: int
 
 
-def _limits(table: _Table) -> _Limits:
+def _limits(table: Table) -> _Limits:
     client = table.table("client")
     rate = None
     if client is not None:
@@ -355,7 +238,7 @@ def _limits(table: _Table) -> _Limits:
     return limits
 
 
-def _client_rate(client: _Table) -> Rate | None:
+def _client_rate(client: Table) -> Rate | None:
     if isinstance(client.peek("rx"), str):
         if client.take("rx", str) != UNLIMITED:
             raise client.error("rx", f'is a table or "{UNLIMITED}"')
@@ -372,7 +255,7 @@ def _client_rate(client: _Table) -> Rate | None:
     return Rate.of_bytes(rate, burst)
 
 
-def _event_rate(table: _Table, limit_key: str, burst_key: str, default: Rate) -> Rate | None:
+def _event_rate(table: Table, limit_key: str, burst_key: str, default: Rate) -> Rate | None:
     if isinstance(table.peek(limit_key), str):
         if table.take(limit_key, str) != UNLIMITED or table.take(burst_key, int) is not None:
             raise table.error(limit_key, f'is a number, or "{UNLIMITED}" without a burst')
@@ -394,7 +277,7 @@ def _first(environment: Mapping[str, str], names: Iterable[str]) -> str | None:
 
 
 def _access(
-    root: _Table, folder: Path, environment: Mapping[str, str]
+    root: Table, folder: Path, environment: Mapping[str, str]
 ) -> tuple[tuple[AccessRule, ...], tuple[Path, ...]]:
     if "access" not in root:
         raise root.error(
@@ -439,7 +322,7 @@ def _access(
     return tuple(rules), tuple(files)
 
 
-def _grants(table: _Table, folder: Path, files: list[Path]) -> GrantRule:
+def _grants(table: Table, folder: Path, files: list[Path]) -> GrantRule:
     issuers = table.ids("issuers")
     if not issuers:
         raise table.error("issuers", "has to name the keys that sign grants")
@@ -460,7 +343,7 @@ def _grants(table: _Table, folder: Path, files: list[Path]) -> GrantRule:
     return GrantRule(verifier, time.time)
 
 
-def _callout(table: _Table, environment: Mapping[str, str]) -> HttpCallout:
+def _callout(table: Table, environment: Mapping[str, str]) -> HttpCallout:
     url = table.take("url", str)
     token = table.take("bearer_token", str)
     replaced = _first(environment, CALLOUT_TOKEN_VARIABLES)
