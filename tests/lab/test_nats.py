@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from certificates import write_certificate
 from lab import Lab, Program, why_not
-from lab_nat import Home, Internet, write_certificate
+from lab_nat import Home, Internet
 
 from dialkey.testing import NAT_KINDS, NatKind, are_punchable
 
@@ -41,10 +42,12 @@ async def world(folder: Path) -> AsyncIterator[World]:
     async with Lab() as lab:
         internet = Internet(lab)
         cloud = internet.server("cloud")
-        chain, key = write_certificate(folder, cloud.public)
-        relay = await cloud.host.start("relay", cloud.public, str(chain), str(key), agent=AGENT)
+        files = write_certificate(folder, "lab", [cloud.public])
+        relay = await cloud.host.start(
+            "relay", cloud.public, str(files.chain), str(files.key), agent=AGENT
+        )
         await said(relay, "relay")
-        yield World(lab, internet, cloud, chain)
+        yield World(lab, internet, cloud, files.chain)
 
 
 async def said(program: Program, event: str) -> dict[str, object]:

@@ -15,14 +15,7 @@ the host itself has the public address.
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
-from pathlib import Path
-
 import attrs
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from lab import Host, Lab
 
 from dialkey.testing import NatKind
@@ -122,33 +115,3 @@ class Internet:
         host.ip("route", "add", "default", "via", "192.168.1.1")
         router.nft(nat_rules(nat, wan))
         return Home(host, router, address, nat)
-
-
-def write_certificate(folder: Path, address: str) -> tuple[Path, Path]:
-    """Make a self-signed certificate for an address; return the files of it and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lab")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.IPAddress(ipaddress.ip_address(address))]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain, secret = folder / "lab.crt", folder / "lab.key"
-    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return chain, secret
